@@ -1,0 +1,87 @@
+"""The command line: one thin file a command, which parses, calls and writes.
+
+Exit codes: 0 done; 1 the work failed; 2 wrong usage; 130 Ctrl-C; 143 terminated. A closed pipe
+ends quietly with 0. Nothing here imports torch before a command runs.
+"""
+
+import os
+import signal
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from memtool import MemtoolError, __version__
+
+
+class Group(TyperGroup):
+    """The one place where errors become messages and exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+        except MemtoolError as error:
+            print(f"memtool: error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from error
+        except BrokenPipeError:
+            # Whoever read our output has seen enough. Python would complain once more when it
+            # flushes stdout at exit, so stdout goes nowhere from here on.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
+app = typer.Typer(
+    name="memtool",
+    cls=Group,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        print(f"memtool {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _memtool(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version"),
+    ] = False,
+) -> None:
+    """Show where in a neural network memorization lives
+
+    Make noisy labels, train classifiers on them, compare checkpoints layer by layer with CKA,
+    stitch the front of one network to the back of another, and draw the figures.
+
+    \b
+    Examples:
+      memtool reproduce digits -o out
+      memtool make-noisy digits -r 25% -o labels/r25.safetensors
+      memtool train --model digits-cnn --data digits \\
+          --labels labels/r25.safetensors -o runs/r25.safetensors
+      memtool cka runs/r25.safetensors runs/r0.safetensors --layers all
+    """
+
+
+def main() -> None:
+    """The console script. SIGTERM ends it as Ctrl-C does: temporary files are removed."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    app()
+
+
+from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `app`)
+    cka,
+    info,
+    make_noisy,
+    plot,
+    stitch,
+    train,
+)

@@ -1,0 +1,82 @@
+"""memtool cka"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memtool.choices import Pairs
+from memtool.cli import app, options
+from memtool.cli.console import Console
+
+
+@app.command()
+def cka(
+    checkpoints: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="CHECKPOINT... REFERENCE",
+            help="Checkpoints, each compared with the last one named",
+            show_default=False,
+        ),
+    ],
+    layers: options.Layers = ["all"],  # noqa: B006 (typer copies it)
+    pairs: Annotated[
+        Pairs,
+        typer.Option(
+            "--pairs",
+            metavar="PAIRS",
+            help="same: corresponding layers; all: the full layer x layer matrix",
+        ),
+    ] = Pairs.same,
+    dataset: options.Data = None,
+    batch_size: options.BatchSize = 256,
+    output: options.Output = None,
+    table_format: options.TableFormat = None,
+    device: options.Device = "auto",
+    quiet: options.Quiet = False,
+) -> None:
+    """Compare checkpoints layer by layer with CKA
+
+    Each checkpoint is compared with the last one named, over the whole test split. Prints one row
+    a pair of layers, in order of execution; exact linear CKA, in [0, 1].
+
+    \b
+    Examples:
+      memtool cka runs/r25.safetensors runs/r0.safetensors --layers all
+      memtool cka runs/r25/*.safetensors runs/r25.safetensors --layers 'block?' -o cka.csv
+      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o heatmap.png
+    """
+    import torch
+
+    from memtool import comparison, table
+    from memtool.checkpoint import Checkpoint
+    from memtool.device import choose
+    from memtool.files import check_writable
+
+    if len(checkpoints) < 2:
+        raise typer.BadParameter("name a checkpoint and a reference", param_hint="CHECKPOINT")
+    path = options.output_path(output)
+    if path:
+        table.format_of(path, table_format)
+        check_writable(path)
+    where = choose(device)
+    opened = [Checkpoint.open(checkpoint) for checkpoint in checkpoints]
+    *selections, reference = comparison.selections(opened, options.comma_separated(layers))
+    for selection in selections:
+        comparison.paired(selection, reference, pairs)
+    set_ = options.load_dataset(dataset, reference.checkpoint)
+    images = torch.from_numpy(set_.test.images).to(where)
+    console = Console(quiet)
+    batches = len(opened) * -(-len(images) // batch_size)
+    with (
+        table.writer(table.CKA, path, table_format) as write,
+        console.progress("comparing", batches) as advance,
+    ):
+        for row in comparison.compare(selections, reference, images, pairs, batch_size, advance):
+            write(row)
+            if row["cka"] is None:
+                console.warn(
+                    f"{row['checkpoint']}: no CKA of {row['layer']} with {row['reference_layer']}: "
+                    "one of them is constant over the images"
+                )

@@ -1,0 +1,69 @@
+"""memtool plot"""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from memtool.cli import app
+
+
+@app.command()
+def plot(
+    output: Annotated[
+        list[Path],
+        typer.Option(
+            "-o",
+            "--output",
+            metavar="FILE",
+            help="Figure, .png, .pdf or .svg, or the rows drawn, .csv, .tsv or .jsonl; may repeat",
+            show_default=False,
+        ),
+    ],
+    tables: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="[KIND] TABLE...",
+            help="convergence, stitching, divergence, heatmap or training (found from the columns "
+            "when left out), and tables of train, cka or stitch; - or none is stdin",
+            show_default=False,
+        ),
+    ] = None,
+) -> None:
+    """Draw the figures of the paper from tables
+
+    Rows that share all conditions but the seed are averaged, and their spread is drawn.
+
+    \b
+    Examples:
+      memtool plot stitching.csv -o figure2.pdf
+      memtool plot convergence tables/convergence-*.csv -o figure1.png -o figure1.pdf
+      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o heatmap.png
+    """
+    import sys
+
+    from memtool import plot, table
+    from memtool.files import check_writable, replacing
+
+    names = list(tables or [])
+    kind = plot.Kind(names.pop(0)) if names and names[0] in set(plot.Kind) else None
+    if not names and sys.stdin.isatty():
+        raise typer.BadParameter("name a table, or pipe one in", param_hint="TABLE")
+    for path in output:
+        suffix = path.suffix.removeprefix(".")
+        if suffix not in plot.METADATA:
+            table.format_of(path, None)
+        check_writable(path)
+    rows = [
+        row for name in names or ["-"] for row in table.read(None if name == "-" else Path(name))
+    ]
+    figure = plot.draw(kind or plot.recognize(rows), rows)
+    for path in output:
+        suffix = path.suffix.removeprefix(".")
+        if suffix in plot.METADATA:
+            with replacing(path) as temporary, open(temporary, "wb") as stream:
+                plot.save(figure, stream, suffix)
+        else:
+            with table.writer(list(rows[0]), path, None) as write:
+                for row in rows:
+                    write(row)

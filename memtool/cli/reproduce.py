@@ -1,0 +1,1 @@
+"""memtool reproduce"""

@@ -1,0 +1,59 @@
+"""Output files that are whole or absent: written beside their target, then renamed."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from memtool import MemtoolError
+
+
+def _is_special(path: Path) -> bool:
+    """A device or a pipe, such as /dev/null: written in place, since a rename would replace it."""
+    return path.exists() and not path.is_file() and not path.is_dir()
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` if the block ends well.
+
+    On any error, Ctrl-C included, the temporary file is removed and `path` stays as it was. Folders
+    are made as needed; a symbolic link keeps pointing where it points. Raises MemtoolError if the
+    disk says no.
+    """
+    target = Path(os.path.realpath(path))
+    if _is_special(target):
+        yield target
+        return
+    temporary = _temporary(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        os.replace(temporary, target)
+    except OSError as error:
+        raise MemtoolError(f"{path}: cannot be written ({error.strerror or error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path) -> None:
+    """Prove that `path` can be made, before long work starts; leaves nothing behind.
+
+    Raises MemtoolError, naming `path`, if it cannot, or if it is a folder.
+    """
+    target = Path(os.path.realpath(path))
+    if target.is_dir():
+        raise MemtoolError(f"{path}: is a folder; name a file")
+    if _is_special(target):
+        return
+    folder = next(parent for parent in target.parents if parent.exists())
+    probe = _temporary(folder / target.name)
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise MemtoolError(f"{path}: cannot be written ({error.strerror or error})") from error
