@@ -30,6 +30,9 @@ def cka(
         ),
     ] = Pairs.same,
     dataset: options.Data = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
     output: options.Output = None,
     table_format: options.TableFormat = None,
@@ -65,9 +68,11 @@ def cka(
     *selections, reference = comparison.selections(opened, options.comma_separated(layers))
     for selection in selections:
         comparison.paired(selection, reference, pairs)
-    set_ = options.load_dataset(dataset, reference.checkpoint)
-    images = torch.from_numpy(set_.test.images).to(where)
     console = Console(quiet)
+    set_ = options.load_dataset(
+        dataset, reference.checkpoint, data_dir, console, image_size=image_size, samples=samples
+    )
+    images = torch.from_numpy(set_.test.images).to(where)
     batches = len(opened) * -(-len(images) // batch_size)
     with (
         table.writer(table.CKA, path, table_format) as write,

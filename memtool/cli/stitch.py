@@ -62,6 +62,9 @@ def stitch(
         ),
     ] = None,
     dataset: options.Data = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    split_at: options.SplitAt = None,
     output: options.Output = None,
     table_format: options.TableFormat = None,
     device: options.Device = "auto",
@@ -123,8 +126,10 @@ def stitch(
         settings = {"back": str(back.path), "cuts": named, "start": start, **asdict(config)}
         print(json.dumps(settings))
         return
-    set_ = options.load_dataset(dataset, back)
     console = Console(quiet)
+    set_ = options.load_dataset(
+        dataset, back, data_dir, console, image_size=image_size, split_at=split_at, training=True
+    )
     total = len(directions) * sum(map(len, cuts.values()))
     with (
         table.writer(table.STITCHING, path, table_format) as write,
