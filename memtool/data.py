@@ -18,8 +18,7 @@ import math
 import os
 import sys
 import warnings
-import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import (
     AbstractContextManager,
     nullcontext,
@@ -30,14 +29,15 @@ from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from memtool import MemtoolError
-from memtool.images import SUFFIXES, Images, check_memory, decoded, last_line, resized
+from memtool import MemtoolError, arrays
+from memtool.images import SUFFIXES, Images, decoded, last_line, resized
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +46,6 @@ Labels = NDArray[np.int64]
 # Opens a bar with a description and a number of steps; gives the function that advances it.
 Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 
-ARRAY_SUFFIXES = {".npz", ".safetensors"}
 TORCHVISION = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
@@ -55,9 +54,7 @@ TORCHVISION = {
     "fashion-mnist": "FashionMNIST",
 }
 NAMES = ("digits", *TORCHVISION, "folder:PATH", "FILE.npz", "FILE.safetensors")
-KEYS = ("images", "labels")
 DIGITS_TEST_SIZE = 500
-MAX_CLASSES = 100_000  # a label beyond is a mistake, and would become as many names
 CHUNK = 256  # images counted at a time
 
 
@@ -269,8 +266,8 @@ def _listed(source: str, folder: Path | None, progress: Progress | None) -> _Lis
         return _torchvision(source, folder or default_folder(), progress)
     if source.startswith("folder:"):
         return _folder(Path(source.removeprefix("folder:")).expanduser(), source)
-    if Path(source).suffix in ARRAY_SUFFIXES:
-        return _arrays(Path(source).expanduser())
+    if Path(source).suffix in arrays.SUFFIXES:
+        return _file(Path(source).expanduser())
     nearest = get_close_matches(source, ["digits", *TORCHVISION, "folder:"], n=1)
     hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
     if source and Path(source).is_dir():
@@ -332,8 +329,8 @@ def _digits() -> _Listing:
     """
     from safetensors.numpy import load
 
-    arrays = load(resources.files("memtool").joinpath("digits.safetensors").read_bytes())
-    images, labels = arrays["images"][:, None], arrays["labels"].astype(np.int64)
+    content = load(resources.files("memtool").joinpath("digits.safetensors").read_bytes())
+    images, labels = content["images"][:, None], content["labels"].astype(np.int64)
     test = _stratified(labels, DIGITS_TEST_SIZE)
     return _Listing(
         classes=tuple("0123456789"),
@@ -351,6 +348,10 @@ def _torchvision(name: str, folder: Path, progress: Progress | None) -> _Listing
     """One of torchvision's data sets, downloaded into `folder` if it is not there."""
     from torchvision import datasets  # type: ignore[import-untyped]
 
+    if name == "svhn" and find_spec("scipy") is None:
+        raise MemtoolError(
+            "svhn: is in MATLAB files, which scipy reads (python -m pip install 'memtool[svhn]')"
+        )
     kind = getattr(datasets, TORCHVISION[name])
     # torchvision tells of downloads on either stream; here they go to stderr or nowhere.
     stream = sys.stderr if progress else io.StringIO()
@@ -365,10 +366,6 @@ def _torchvision(name: str, folder: Path, progress: Progress | None) -> _Listing
                 )
                 for part in ("train", "test")
             ]
-    except ImportError as error:
-        raise MemtoolError(
-            f"{name}: is in MATLAB files, which scipy reads (python -m pip install 'memtool[svhn]')"
-        ) from error
     except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
         raise MemtoolError(
             f"{name}: neither in {folder} nor to be downloaded ({last_line(error)}); put there "
@@ -376,7 +373,7 @@ def _torchvision(name: str, folder: Path, progress: Progress | None) -> _Listing
         ) from error
     train, test = [
         (
-            _nchw(np.asarray(part.data), f"{name}: its images"),
+            arrays.nchw(np.asarray(part.data), f"{name}: its images"),
             np.asarray(part.labels if name == "svhn" else part.targets, dtype=np.int64),
         )
         for part in parts
@@ -416,7 +413,7 @@ def _folder(root: Path, source: str) -> _Listing:
 
 
 def _class_names(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in _entries(folder) if entry.is_dir())
+    names = sorted(entry.name for entry in _entries(folder) if os.path.isdir(entry))
     if not names:
         raise MemtoolError(f"{folder}: should hold one folder for each class, and holds none")
     return names
@@ -459,128 +456,15 @@ def _image_files(folder: Path) -> list[str]:
     return sorted(
         entry.path
         for entry in _entries(folder)
-        if os.path.splitext(entry.name)[1].lower() in SUFFIXES and not entry.is_dir()
+        if os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry)
     )
 
 
-# Arrays
-
-
-def _arrays(path: Path) -> _Listing:
-    """Arrays of images and labels, in one of the layouts of the module's docstring."""
-    read = _read_npz if path.suffix == ".npz" else _read_safetensors
-    arrays = read(path)
-    parts = [("train_", "test_"), ("",)]
-    prefixes = next(
-        (names for names in parts if all(f"{n}{key}" in arrays for n in names for key in KEYS)),
-        None,
-    )
-    if prefixes is None:
-        raise MemtoolError(
-            f"{path}: needs images and labels, or train_images, train_labels, test_images and "
-            f"test_labels (it has: {', '.join(arrays) or 'nothing'})"
-        )
-    images = _bytes({f"{name}images": arrays[f"{name}images"] for name in prefixes}, path)
-    splits = []
-    for name in prefixes:
-        pictures = _nchw(images[f"{name}images"], f"{path}: {name}images")
-        labels = _labels(arrays[f"{name}labels"], f"{path}: {name}labels")
-        if len(pictures) != len(labels) or not len(labels):
-            raise MemtoolError(f"{path}: {len(pictures)} {name}images, {len(labels)} {name}labels")
-        splits.append((pictures, labels))
-    shapes = [pictures.shape[1:] for pictures, _ in splits]
-    if shapes[0] != shapes[-1]:
-        raise MemtoolError(f"{path}: training images are {shapes[0]}, test images {shapes[-1]}")
-    classes = max(int(labels.max()) for _, labels in splits) + 1
-    train = splits[0] if len(splits) == 2 else None
-    return _Listing(tuple(map(str, range(classes))), train, splits[-1])
-
-
-def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="numpy") as file:
-            names = [name for name in file.keys() if name.endswith(KEYS)]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}
-    except FileNotFoundError as error:
-        raise MemtoolError(f"{path}: no such file") from error
-    except (OSError, SafetensorError, TypeError, ValueError, MemoryError) as error:
-        raise MemtoolError(f"{path}: cannot be read ({last_line(error)})") from error
-
-
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays named like images and labels; objects, which would run code, are refused."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {
-                member.filename.removesuffix(".npy"): member
-                for member in archive.infolist()
-                if member.filename.removesuffix(".npy").endswith(KEYS)
-            }
-            check_memory(sum(member.file_size for member in members.values()), str(path))
-            return {name: _read_npy(archive, member) for name, member in members.items()}
-    except FileNotFoundError as error:
-        raise MemtoolError(f"{path}: no such file") from error
-    except MemtoolError:
-        raise
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for broken files
-        raise MemtoolError(f"{path}: cannot be read ({last_line(error)})") from error
-
-
-def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """One array; not read beyond what the archive says, whatever its own header claims."""
-    with archive.open(member) as stream:
-        array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
-    return array
-
-
-def _bytes(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Images]:
-    """Images as uint8: whole numbers in 0..255 as they are, floats in [0, 1] times 255."""
-    if all(array.dtype == np.uint8 for array in arrays.values()):
-        return dict(arrays)
-    for name, array in arrays.items():
-        if array.dtype.kind not in "uif" or not array.size:
-            raise MemtoolError(f"{path}: {name} is {array.dtype} {array.shape}, not uint8 or float")
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 255):
-            raise MemtoolError(
-                f"{path}: {name} has values from {low:g} to {high:g}; "
-                "save them as uint8, or as floats in [0, 1]"
-            )
-    floats = all(array.dtype.kind == "f" for array in arrays.values())
-    if floats and max(array.max() for array in arrays.values()) <= 1:
-        return {name: np.rint(array * 255).astype(np.uint8) for name, array in arrays.items()}
-    for name, array in arrays.items():
-        if not (array == np.rint(array)).all():
-            raise MemtoolError(
-                f"{path}: {name} has fractions and values above 1; "
-                "save them as uint8, or as floats in [0, 1]"
-            )
-    return {name: array.astype(np.uint8) for name, array in arrays.items()}
-
-
-def _nchw(images: NDArray[Any], what: str) -> NDArray[Any]:
-    """(n, h, w), (n, h, w, c) or (n, c, h, w) as (n, c, h, w); c is 1 or 3."""
-    if images.ndim == 3:
-        return images[:, None]
-    first, last = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (1, 3))
-    if first == last:
-        told = "may be (n, c, h, w) or (n, h, w, c)" if first else "is neither"
-        raise MemtoolError(
-            f"{what} of shape {images.shape}: {told}; "
-            "channels are 1 or 3, height and width something else"
-        )
-    return images if first else images.transpose(0, 3, 1, 2)
-
-
-def _labels(labels: NDArray[Any], what: str) -> Labels:
-    """Class numbers as int64 (n,)."""
-    if labels.dtype.kind not in "ui" or labels.shape not in ((labels.size,), (labels.size, 1)):
-        raise MemtoolError(f"{what} are {labels.dtype} {labels.shape}, not whole numbers (n,)")
-    if labels.size and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
-        raise MemtoolError(f"{what} go from {labels.min()} to {labels.max()}; classes count from 0")
-    return labels.reshape(-1).astype(np.int64)
+def _file(path: Path) -> _Listing:
+    """Arrays in a file: class k is named 'k'."""
+    *train, test = arrays.read(path)
+    classes = max(int(labels.max()) for _, labels in [*train, test]) + 1
+    return _Listing(tuple(map(str, range(classes))), train[0] if train else None, test)
 
 
 def _images(

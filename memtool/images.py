@@ -22,7 +22,7 @@ Images = NDArray[np.uint8]
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 THREADED_FILE_SIZE = 16_000  # bytes
-CHUNK = 256  # steps of progress
+CHUNK = 256  # images from one step of progress to the next
 
 
 def _allocated(images: int, channels: int, height: int, width: int) -> Images:
@@ -89,6 +89,7 @@ def decoded(paths: list[str], size: int | None, advance: Callable[[int], None]) 
                 _place(images, index, picture)
             if index % CHUNK == CHUNK - 1:
                 advance(CHUNK)
+    advance(len(paths) % CHUNK)
     if broken or images is None:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise MemtoolError(
@@ -174,7 +175,10 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
 
 
 def _square(image: "Image.Image", size: int) -> "Image.Image":
-    """The middle square, its side being the shorter one of the image, resized; antialiased."""
+    """The middle square, its side being the shorter one of the image, resized; antialiased.
+
+    Its outermost pixels take in a little of what is cut off, as if it were cut after resizing.
+    """
     from PIL import Image
 
     if image.size == (size, size):
