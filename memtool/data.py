@@ -18,12 +18,15 @@ import math
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import (
     AbstractContextManager,
+    ExitStack,
+    contextmanager,
     nullcontext,
     redirect_stderr,
     redirect_stdout,
+    suppress,
 )
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -356,7 +359,12 @@ def _torchvision(name: str, folder: Path, progress: Progress | None) -> _Listing
     # torchvision tells of downloads on either stream; here they go to stderr or nowhere.
     stream = sys.stderr if progress else io.StringIO()
     try:
-        with redirect_stdout(stream), redirect_stderr(stream), warnings.catch_warnings():
+        with (
+            _locked(folder),
+            redirect_stdout(stream),
+            redirect_stderr(stream),
+            warnings.catch_warnings(),
+        ):
             warnings.simplefilter("ignore")  # old pickles, new numpy
             parts = [
                 kind(
@@ -380,6 +388,20 @@ def _torchvision(name: str, folder: Path, progress: Progress | None) -> _Listing
     ]
     classes = [str(label).split(" - ")[0] for label in getattr(parts[0], "classes", range(10))]
     return _Listing(tuple(classes), train, test)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other processes from downloading to `folder` meanwhile, where that is possible."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        with suppress(ImportError, OSError):  # no such locks on Windows and some network drives
+            import fcntl
+
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 def _files(kind: Any) -> list[str]:

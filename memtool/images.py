@@ -136,12 +136,11 @@ def _picture(path: str, size: int | None) -> Images | str:
     from PIL import Image
 
     try:
-        with open(path, "rb", opener=_nonblocking) as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                return "not a regular file"
-            with Image.open(file) as image:
-                picture = _eight_bits(image)
-                return np.asarray(_square(picture, size) if size else picture)
+        if not stat.S_ISREG(os.stat(path).st_mode):  # a named pipe would wait forever
+            return "not a regular file"
+        with Image.open(path) as image:
+            picture = _eight_bits(image)
+            return np.asarray(_square(picture, size) if size else picture)
     except OSError as error:
         return error.strerror or "not an image"
     except Exception as error:  # broken files make PIL raise nearly anything
@@ -151,10 +150,6 @@ def _picture(path: str, size: int | None) -> Images | str:
 def last_line(error: BaseException) -> str:
     """What an error says in the end, without its line breaks; its kind if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
-
-
-def _nonblocking(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # a named pipe would wait forever
 
 
 def _eight_bits(image: "Image.Image") -> "Image.Image":

@@ -341,6 +341,7 @@ LABELS = np.array([0, 1, 2, 0, 1, 2])
 def test_arrays_of_each_layout_and_type(tmp_path: Path, pixels: np.ndarray, suffix: str) -> None:
     found = data.load(str(saved(tmp_path / f"x.{suffix}", images=pixels, labels=LABELS)))
     assert (found.test.images == PIXELS).all()
+    assert found.test.images.flags.writeable and found.test.images.flags.c_contiguous
     assert (found.test.labels == LABELS).all()
     assert (len(found.train), found.classes) == (0, ("0", "1", "2"))
 
@@ -517,6 +518,15 @@ def test_without_network_the_files_are_named(
     assert result.stderr.count("\n") == 1
 
 
+def test_downloads_to_one_folder_wait_for_each_other(tmp_path: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    other = os.open(tmp_path, os.O_RDONLY)
+    with data._locked(tmp_path), pytest.raises(BlockingIOError):
+        fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    os.close(other)
+
+
 # In commands
 
 
@@ -529,9 +539,21 @@ def folder_run(tmp_path_factory, run) -> Path:
         for number in range(20):
             image = picture(10, 12, 20 * label + number)
             image.save(root / f"images/{label}/{number:02d}.png")
+    labels = run(
+        *(
+            "make-noisy",
+            f"folder:{root / 'images'}",
+            "-r",
+            "50%",
+            "-o",
+            root / "labels.safetensors",
+        ),
+        *("--image-size", 8, "--split-at", "50%"),
+    )
+    assert labels.code == 0, labels.stderr
     result = run(
-        *("train", "--model", "digits-cnn", "--data", f"folder:{root / 'images'}"),
-        *("--image-size", 8, "--split-at", "50%", "--epochs", 1, "-o", root / "a.safetensors"),
+        *("train", "--model", "digits-cnn", "--labels", root / "labels.safetensors"),
+        *("--epochs", 1, "-o", root / "a.safetensors"),
     )
     assert result.code == 0, result.stderr
     return root / "a.safetensors"
