@@ -1,5 +1,6 @@
 """Image files become one uint8 array."""
 
+import logging
 import math
 import os
 import stat
@@ -68,7 +69,7 @@ def decoded(paths: list[str], size: int | None, advance: Callable[[int], None]) 
     images: Images | None = None
     first = ""
     broken: list[str] = []
-    with _strict_warnings(), _mapped(partial(_picture, size=size), paths) as pictures:
+    with _strict(), _mapped(partial(_picture, size=size), paths) as pictures:
         for index, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
             if isinstance(picture, str):
                 broken.append(f"{path} ({picture})")
@@ -99,10 +100,11 @@ def decoded(paths: list[str], size: int | None, advance: Callable[[int], None]) 
 
 
 @contextmanager
-def _strict_warnings() -> Iterator[None]:
-    """Images too large to be true are errors; what else PIL warns of (metadata) is no matter."""
+def _strict() -> Iterator[None]:
+    """Images too large to be true are errors; what else PIL says (of metadata) is no matter."""
     from PIL import Image
 
+    logging.getLogger("PIL").addHandler(logging.NullHandler())  # else stderr gets its errors
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
@@ -148,8 +150,9 @@ def _picture(path: str, size: int | None) -> Images | str:
 
 
 def last_line(error: BaseException) -> str:
-    """What an error says in the end, without its line breaks; its kind if it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[-1].strip()
+    """What an error says in the end, at most 120 characters of it; its kind if it says nothing."""
+    said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return said if len(said) <= 120 else said[:117] + "..."
 
 
 def _eight_bits(image: "Image.Image") -> "Image.Image":

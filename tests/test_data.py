@@ -6,13 +6,14 @@ import sys
 import zipfile
 from contextlib import nullcontext
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from safetensors.numpy import save_file
@@ -413,6 +414,25 @@ def test_an_npz_header_may_claim_anything(tmp_path: Path, shape: str) -> None:
         archive.writestr("images.npy", content)
         archive.writestr("labels.npy", content)
     assert "cannot be read" in refused(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_damaged_files_give_one_clear_error_or_arrays(suffix: str, drawn: st.DataObject) -> None:
+    with TemporaryDirectory() as folder:
+        path = saved(Path(folder) / f"x.{suffix}", images=PIXELS, labels=LABELS)
+        content = bytearray(path.read_bytes())
+        where = st.integers(0, len(content) - 1)
+        for position, byte in drawn.draw(st.dictionaries(where, st.integers(0, 255))).items():
+            content[position] = byte
+        path.write_bytes(content[: drawn.draw(st.one_of(st.just(len(content)), where))])
+        try:
+            found = data.load(str(path))
+        except MemtoolError as error:
+            assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 500
+        else:
+            assert len(found.test) == len(found.test.images) > 0
 
 
 # torchvision's
