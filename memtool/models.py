@@ -314,6 +314,38 @@ def _check_options(spec: ModelSpec) -> None:
             )
 
 
+def image_shape(spec: ModelSpec) -> "tuple[int, int, int]":
+    """(channels, height, width) of the images that a model is meant for, as far as its spec or its
+    library says; else (3, 224, 224)."""
+    if spec.name == STITCHED:
+        return image_shape(spec.parts[0])
+    source, _, name = spec.name.rpartition(":")
+    known = dict(spec.options)
+    known |= {key: value for key, value in _defaults(spec).items() if key not in known}
+    channels = known.get("channels", known.get("in_chans", 3))
+    size = known.get("image_size", known.get("img_size", 32 if name in _ours() else 224))
+    if source == "torchvision" and not {"image_size", "input_size"} & spec.options.keys():
+        size = _trained_size(name)
+    if source == "timm" and "img_size" not in spec.options:
+        config = _timm().models.get_pretrained_cfg(name)
+        size = config.input_size[-1] if config else size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return channels, height, width
+
+
+def _defaults(spec: ModelSpec) -> dict[str, Any]:
+    parameters = inspect.signature(_factory(spec)).parameters.items()
+    return {key: value.default for key, value in parameters if value.default is not value.empty}
+
+
+def _trained_size(name: str) -> int:
+    """The size of the images that torchvision's own weights of a model were trained for."""
+    import torchvision
+
+    weights = list(torchvision.models.get_model_weights(name))
+    return int(weights[-1].transforms.keywords["crop_size"]) if weights else 224
+
+
 def fitted(spec: ModelSpec, image_shape: tuple[int, int, int], classes: int) -> ModelSpec:
     """`spec` with the options that the data set settles, as far as its factory takes them.
 
@@ -371,35 +403,70 @@ def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-class _TooLarge(MemtoolError):
-    """A spec whose model cannot be that of the file which names it."""
+class Refused(MemtoolError):
+    """What `admit` raises to stop the building of a skeleton."""
 
 
-def skeleton(spec: ModelSpec, tensors: float = math.inf, elements: float = math.inf) -> "nn.Module":
+Shape = tuple[int, ...]
+
+
+def at_most(spec: ModelSpec, shapes: Mapping[str, Shape]) -> Callable[[Shape], None]:
+    """An `admit` for the model of a file that holds tensors of these shapes: it stops a model with
+    more than twice as many parameters, or elements in them (and some more: a factory may replace
+    what it has built).
+
+    Raises Refused at once if the user did not type the spec, and it has a number beyond the count
+    of elements: a factory might make a list of as many.
+    """
+    tensors = 2 * len(shapes) + 1000
+    elements = 2 * sum(map(math.prod, shapes.values())) + 10_000_000
+    if not spec.trusted:
+        for number in _numbers(dict(spec.options)):
+            if not abs(number) <= elements:
+                raise Refused(f"model {str(spec)!r:.200} is far larger than what it holds")
+
+    def admit(shape: Shape) -> None:
+        nonlocal tensors, elements
+        tensors -= 1
+        elements -= math.prod(shape)
+        if tensors < 0 or elements < 0:
+            raise Refused(f"model {str(spec)!r:.200} is far larger than what it holds")
+
+    return admit
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
+
+
+def skeleton(spec: ModelSpec, admit: Callable[[Shape], None] = lambda shape: None) -> "nn.Module":
     """The model without weights: its parameters on the meta device, its buffers as they are.
 
-    Takes next to no memory and time, whatever `spec` says: raises MemtoolError once the model has
-    more than twice as many parameters as `tensors`, or `elements` in them (and some more, since a
-    factory may replace what it has built). The few models that look at their parameters while they
-    are built, get real ones.
+    Takes next to no memory and time: `admit` gets the shape of each parameter before that has cost
+    anything, and may raise Refused. The few models that look at their parameters while they are
+    built get real ones.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         try:
-            with _watched_parameters(2 * tensors + 1e3, 2 * elements + 1e7, to_meta=True):
+            with _watched_parameters(admit, to_meta=True):
                 return build(spec)
-        except _TooLarge:
+        except Refused:
             raise
         except MemtoolError:
-            with _watched_parameters(2 * tensors + 1e3, 2 * elements + 1e7, to_meta=False):
+            with _watched_parameters(admit, to_meta=False):
                 return build(spec)
 
 
 @contextmanager
-def _watched_parameters(tensors: float, elements: float, to_meta: bool) -> Iterator[None]:
-    """Within the block each parameter is counted, and moved to the meta device, as a module takes
-    it: before it has been filled, so that even a huge one has not cost any memory.
+def _watched_parameters(admit: Callable[[Shape], None], to_meta: bool) -> Iterator[None]:
+    """Within the block each parameter is shown to `admit`, and moved to the meta device, as a
+    module takes it: before it has been filled, so that even a huge one has not cost any memory.
 
     Better than torch.device("meta") around the block: buffers, and what a model computes while it
     is built (regnet its widths, swin its position indices), keep their values.
@@ -407,16 +474,10 @@ def _watched_parameters(tensors: float, elements: float, to_meta: bool) -> Itera
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    count = size = 0
-
     def see(module: Any, name: str, parameter: Any) -> Any:
-        nonlocal count, size
         if parameter is None:
             return None
-        count += 1
-        size += parameter.numel()
-        if count > tensors or size > elements:
-            raise _TooLarge("the model in its metadata is far larger than what it holds")
+        admit(tuple(parameter.shape))
         if parameter.is_meta or not to_meta:
             return None
         return torch.nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
