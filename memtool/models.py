@@ -152,7 +152,7 @@ def _from_file(path: Path) -> ModelSpec:
 # --- Sources of architectures ---------------------------------------------------------------------
 
 
-def _ours() -> "dict[str, Factory]":
+def ours() -> "dict[str, Factory]":
     from memtool import nets
 
     return {
@@ -164,7 +164,7 @@ def _ours() -> "dict[str, Factory]":
     }
 
 
-def _torchvision_names() -> list[str]:
+def torchvision_names() -> list[str]:
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
@@ -201,9 +201,9 @@ def _factory(spec: ModelSpec) -> "Factory":
     source, _, name = spec.name.rpartition(":")
     if _code_file(spec.name):
         return _own_factory(spec)
-    if not source and name in (ours := _ours()):
-        return ours[name]
-    if source == "torchvision" and name in _torchvision_names():
+    if not source and name in ours():
+        return ours()[name]
+    if source == "torchvision" and name in torchvision_names():
         import torchvision
 
         builder: Factory = torchvision.models.get_model_builder(name)
@@ -217,8 +217,8 @@ def _factory(spec: ModelSpec) -> "Factory":
 
 def _unknown(name: str) -> str:
     """What to say of a name that no source has: the nearest ones, and where was looked."""
-    known = {bare: bare for bare in _ours()}
-    known |= {f"torchvision:{bare}": bare for bare in _torchvision_names()}
+    known = {bare: bare for bare in ours()}
+    known |= {f"torchvision:{bare}": bare for bare in torchvision_names()}
     if find_spec("timm"):
         known |= {f"timm:{bare}": bare for bare in _timm_names()}
         timm = "timm:NAME"
@@ -232,7 +232,7 @@ def _unknown(name: str) -> str:
         or [full for full, its in known.items() if its.startswith(bare)]
     )[:3]
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-    places = f"{', '.join(_ours())}, torchvision:NAME, FILE.py:FACTORY, FILE.json, {timm}"
+    places = f"{', '.join(ours())}, torchvision:NAME, FILE.py:FACTORY, FILE.json, {timm}"
     return f"unknown model {name!r}{hint} (looked in: {places})"
 
 
@@ -256,7 +256,7 @@ def _own_factory(spec: ModelSpec) -> "Factory":
     try:
         exec(compile(source, path, "exec"), namespace)
     except Exception as error:
-        raise MemtoolError(f"{path}: cannot be run ({_first_line(error)})") from error
+        raise MemtoolError(f"{path}: cannot be run ({one_line(error)})") from error
     if not callable(factory := namespace.get(wanted)):
         callables = [key for key, value in namespace.items() if inspect.isfunction(value)]
         nearest = get_close_matches(wanted, callables, n=3) or callables[:3]
@@ -323,7 +323,7 @@ def image_shape(spec: ModelSpec) -> "tuple[int, int, int]":
     known = dict(spec.options)
     known |= {key: value for key, value in _defaults(spec).items() if key not in known}
     channels = known.get("channels", known.get("in_chans", 3))
-    size = known.get("image_size", known.get("img_size", 32 if name in _ours() else 224))
+    size = known.get("image_size", known.get("img_size", 32 if name in ours() else 224))
     if source == "torchvision" and not {"image_size", "input_size"} & spec.options.keys():
         size = _trained_size(name)
     if source == "timm" and "img_size" not in spec.options:
@@ -359,7 +359,7 @@ def fitted(spec: ModelSpec, image_shape: tuple[int, int, int], classes: int) -> 
     if channels != 3 and spec.name.startswith("torchvision:"):
         raise MemtoolError(
             f"model {spec.name!r} takes images of 3 channels, these have {channels}; one of ours "
-            f"takes any ({', '.join(_ours())})"
+            f"takes any ({', '.join(ours())})"
         )
     settled = {"num_classes": classes, "channels": channels, "in_chans": channels, **sizes}
     known = {key: value for key, value in settled.items() if key in names}
@@ -381,7 +381,7 @@ def build(spec: ModelSpec) -> "nn.Module":
     except MemtoolError:
         raise
     except Exception as error:  # whatever a factory makes of its options
-        raise MemtoolError(f"model {str(spec)!r} cannot be built: {_first_line(error)}") from error
+        raise MemtoolError(f"model {str(spec)!r} cannot be built: {one_line(error)}") from error
 
 
 def _built(spec: ModelSpec) -> "nn.Module":
@@ -398,7 +398,8 @@ def _built(spec: ModelSpec) -> "nn.Module":
     return model
 
 
-def _first_line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
+    """An error of someone else's code, its type and the first line of what it says."""
     text = str(error).strip().partition("\n")[0]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 

@@ -79,6 +79,7 @@ def main() -> None:
 
 from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `app`)
     cka,
+    convert,
     info,
     make_noisy,
     plot,

@@ -1,16 +1,19 @@
 """Options that several commands share, declared once, and the parsing of their values."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memtool import MemtoolError
+from memtool.cli.console import Console
 from memtool.table import Format
 
 if TYPE_CHECKING:
     from memtool.checkpoint import Checkpoint
     from memtool.data import Dataset
+    from memtool.models import ModelSpec
 
 Output = Annotated[
     Path | None,
@@ -48,6 +51,24 @@ Data = Annotated[
         metavar="DATASET",
         help="digits, or folder:PATH; else the one in the last checkpoint's metadata",
         show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="What model the checkpoints are of: a name of ours, torchvision:NAME, timm:NAME, "
+        "FILE.py:FACTORY or FILE.json, each with options as in resnet18?width=16; else as their "
+        "metadata say, or as can be recognized",
+        show_default=False,
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the FILE.py that a checkpoint's metadata name, if it is the very file recorded",
     ),
 ]
 BatchSize = Annotated[
@@ -102,6 +123,34 @@ def epochs(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def model_spec(text: str | None) -> "ModelSpec | None":
+    """What `--model` says."""
+    from memtool import models
+
+    return models.parse(text) if text else None
+
+
+def open_checkpoints(
+    paths: Sequence[Path],
+    console: Console,
+    model: str | None = None,
+    last_model: str | None = None,
+    trust: bool = False,
+) -> "list[Checkpoint]":
+    """The checkpoints at `paths`, of the `model` typed if any, the last one of `last_model`.
+
+    What was assumed of them is told on stderr. Raises MemtoolError.
+    """
+    from memtool.checkpoint import Checkpoint
+
+    spec = model_spec(model)
+    specs = [spec] * (len(paths) - 1) + [model_spec(last_model) or spec]
+    opened = [Checkpoint.open(path, its, trust) for path, its in zip(paths, specs, strict=True)]
+    for note in dict.fromkeys(note for checkpoint in opened for note in checkpoint.notes):
+        console.note(note)
+    return opened
+
+
 def load_dataset(spec: str | None, checkpoint: "Checkpoint") -> "Dataset":
     """The data set typed, else the one that `checkpoint` was trained on.
 
@@ -111,8 +160,12 @@ def load_dataset(spec: str | None, checkpoint: "Checkpoint") -> "Dataset":
     from memtool import data
 
     recorded = checkpoint.data
+    if not spec and "name" not in recorded:
+        raise MemtoolError(
+            f"{checkpoint.path}: does not say what it was trained on; name a data set (--data)"
+        )
     dataset = data.load(spec or recorded["name"])
-    if list(dataset.image_shape) != recorded["image_shape"]:
+    if recorded.get("image_shape", list(dataset.image_shape)) != list(dataset.image_shape):
         raise MemtoolError(
             f"{checkpoint.path}: takes images of (channels, height, width) = "
             f"{tuple(recorded['image_shape'])}, those of {dataset.name} are {dataset.image_shape}"
