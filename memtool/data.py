@@ -349,7 +349,7 @@ def default_folder() -> Path:
 
 def _torchvision(name: str, folder: Path, progress: Progress | None) -> _Listing:
     """One of torchvision's data sets, downloaded into `folder` if it is not there."""
-    from torchvision import datasets  # type: ignore[import-untyped]
+    from torchvision import datasets
 
     if name == "svhn" and find_spec("scipy") is None:
         raise MemtoolError(

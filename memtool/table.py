@@ -33,8 +33,9 @@ STITCHING = (
     "back_accuracy agreement"
 ).split()
 FILES = (
-    "file kind model data train test classes epoch steps noise_ratio noise_kind seed tensors "
-    "elements bytes loss given_accuracy true_accuracy mislabelled_accuracy test_accuracy"
+    "file kind model model_from parameters tensors types bytes data train test classes image_shape "
+    "mean std fingerprint epoch steps noise_ratio noise_kind seed loss given_accuracy "
+    "true_accuracy mislabelled_accuracy test_accuracy"
 ).split()
 LAYERS = "checkpoint layer type shape cut same_as".split()
 
@@ -168,11 +169,19 @@ def render(rows: Sequence[Row], columns: Sequence[str], width: int | None = None
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
+def block(row: Row, columns: Sequence[str]) -> str:
+    """One row for a terminal, a column a line, without those that are empty."""
+    cells = {_title(name): _short(row[name]) for name in columns if row.get(name) is not None}
+    width = max(map(len, cells))
+    return "\n".join(f"{name:<{width}}  {cell}" for name, cell in cells.items())
+
+
 # What a narrow terminal leaves out, the first one first.
 MINOR = (
-    "bytes elements tensors loss classes train test kind parameters connector agreement "
-    "reference_epoch reference_seed reference_noise_ratio back_layer true_accuracy "
-    "back_noise_ratio front_noise_ratio noise_kind seed same_as steps noise_ratio back model"
+    "fingerprint mean std types bytes image_shape model_from tensors loss classes train test kind "
+    "parameters connector agreement reference_epoch reference_seed reference_noise_ratio "
+    "back_layer true_accuracy back_noise_ratio front_noise_ratio noise_kind seed same_as steps "
+    "noise_ratio back model"
 ).split()
 
 

@@ -623,11 +623,10 @@ def test_a_data_set_that_changed_is_noticed(folder_run: Path, run) -> None:
 
 
 def test_a_checkpoint_without_a_data_set_asks_for_one() -> None:
-    from memtool.checkpoint import Checkpoint
     from memtool.cli import options
     from memtool.cli.console import Console
 
-    unknown = Checkpoint(Path("a.safetensors"), {"data": {}})
+    unknown = SimpleNamespace(path=Path("a.safetensors"), data={})
     with pytest.raises(MemtoolError, match="a.safetensors: .*--data"):
         options.load_dataset(None, unknown, None, Console(True))
     found = options.load_dataset("digits", unknown, None, Console(True), samples=30)

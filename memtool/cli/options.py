@@ -1,17 +1,19 @@
 """Options that several commands share, declared once, and the parsing of their values."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memtool import MemtoolError
+from memtool.cli.console import Console
 from memtool.table import Format
 
 if TYPE_CHECKING:
     from memtool.checkpoint import Checkpoint
-    from memtool.cli.console import Console
     from memtool.data import Dataset
+    from memtool.models import ModelSpec
 
 Output = Annotated[
     Path | None,
@@ -94,6 +96,24 @@ Samples = Annotated[
         show_default=False,
     ),
 ]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="What model the checkpoints are of: a name of ours, torchvision:NAME, timm:NAME, "
+        "FILE.py:FACTORY or FILE.json, each with options as in resnet18?width=16; else as their "
+        "metadata say, or as can be recognized",
+        show_default=False,
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the FILE.py that a checkpoint's metadata name, if it is the very file recorded",
+    ),
+]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", metavar="N", min=1, help="Examples in a batch")
 ]
@@ -146,6 +166,34 @@ def epochs(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def model_spec(text: str | None) -> "ModelSpec | None":
+    """What `--model` says."""
+    from memtool import models
+
+    return models.parse(text) if text else None
+
+
+def open_checkpoints(
+    paths: Sequence[Path],
+    console: Console,
+    model: str | None = None,
+    last_model: str | None = None,
+    trust: bool = False,
+) -> "list[Checkpoint]":
+    """The checkpoints at `paths`, of the `model` typed if any, the last one of `last_model`.
+
+    What was assumed of them is told on stderr. Raises MemtoolError.
+    """
+    from memtool.checkpoint import Checkpoint
+
+    spec = model_spec(model)
+    specs = [spec] * (len(paths) - 1) + [model_spec(last_model) or spec]
+    opened = [Checkpoint.open(path, its, trust) for path, its in zip(paths, specs, strict=True)]
+    for note in dict.fromkeys(note for checkpoint in opened for note in checkpoint.notes):
+        console.note(note)
+    return opened
+
+
 def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None = None) -> str:
     """`spec` with the flags typed beside it, as options of its own: they are recorded with it."""
     from memtool import data
@@ -154,7 +202,7 @@ def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None 
 
 
 def load_data(
-    spec: str, folder: Path | None, console: "Console", training: bool = False
+    spec: str, folder: Path | None, console: Console, training: bool = False
 ) -> "Dataset":
     """`data.load` with progress on stderr."""
     from memtool import data
@@ -166,7 +214,7 @@ def load_dataset(
     spec: str | None,
     checkpoint: "Checkpoint",
     folder: Path | None,
-    console: "Console",
+    console: Console,
     *,
     image_size: int | None = None,
     split_at: str | None = None,
@@ -177,7 +225,7 @@ def load_dataset(
 
     Raises MemtoolError if there is neither, if the images are not of the shape that the model
     takes, if the data set on record is not what it was, and, where it is for `training`, if it has
-    no training images or not as many classes as the one on record.
+    no training images or not as many classes as the model.
     """
     from memtool import data
 
@@ -195,12 +243,8 @@ def load_dataset(
             f"{checkpoint.path}: takes images of (channels, height, width) = "
             f"{tuple(shape)}, those of {dataset.name} are {dataset.image_shape}"
         )
-    classes = recorded.get("classes") or dataset.classes
-    if training and len(classes) != len(dataset.classes):
-        raise MemtoolError(
-            f"{checkpoint.path}: tells {len(classes)} classes apart, {dataset.name} has "
-            f"{len(dataset.classes)}; name the data set that it was trained on (--data)"
-        )
+    if training:
+        _check_classes(checkpoint, dataset)
     known = recorded.get("fingerprint") or dataset.fingerprint
     if full == recorded.get("name") and spec is None and dataset.fingerprint != known:
         raise MemtoolError(
@@ -208,6 +252,18 @@ def load_dataset(
             f"if that is meant, pass --data {name!r}"
         )
     return dataset
+
+
+def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
+    """Raise MemtoolError if `checkpoint` is known to tell another number of classes apart."""
+    classes = len(dataset.classes)
+    on_record = checkpoint.data.get("classes")
+    known = len(on_record) if on_record else checkpoint.spec.options.get("num_classes", classes)
+    if known != classes:
+        raise MemtoolError(
+            f"{checkpoint.path}: tells {known} classes apart, {dataset.name} has {classes}; "
+            "name the data set that it was trained on (--data)"
+        )
 
 
 def check_file(path: Path) -> None:

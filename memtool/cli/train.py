@@ -14,7 +14,13 @@ from memtool.cli.console import Console
 def train(
     model: Annotated[
         str,
-        typer.Option("--model", metavar="SPEC", help="Model spec: digits-cnn", show_default=False),
+        typer.Option(
+            "--model",
+            metavar="SPEC",
+            help="digits-cnn, cnn, resnet18, resnet34, resnet50, torchvision:NAME, timm:NAME, "
+            "FILE.py:FACTORY or FILE.json, each with options as in resnet18?width=16",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path,
