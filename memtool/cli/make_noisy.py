@@ -120,6 +120,8 @@ def _read(path: Path, classes: int) -> Matrix:
 
     try:
         text = path.read_text(encoding="utf-8").replace(",", " ")
+        if not text.strip():
+            raise ValueError("it is empty")
         matrix = np.loadtxt(text.splitlines(), ndmin=2)
         noise.check_transition_matrix(matrix, classes)
     except OSError as error:
