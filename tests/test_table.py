@@ -236,7 +236,8 @@ def test_a_terminals_table_reads_well():
         for epoch, loss, cut in ((1, 2.0, True), (10, 0.0123456, False), (20, None, None))
     ]
     assert table.render(rows, ["checkpoint", "seed", "epoch", "loss", "cut"], 80) == (
-        "checkpoint runs/r50, seed 0\n\nepoch    loss  cut\n    1       2  yes\n   10  0.0123\n   20\n"
+        "checkpoint runs/r50, seed 0\n\n"
+        + "epoch    loss  cut\n    1       2  yes\n   10  0.0123\n   20\n"
     )
 
 

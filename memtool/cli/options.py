@@ -129,6 +129,6 @@ def load_dataset(spec: str | None, checkpoint: "Checkpoint") -> "Dataset":
 
 
 def check_file(path: Path) -> None:
-    """Raise MemtoolError unless `path` names a file rather than stdout."""
-    if path == Path("-"):
-        raise MemtoolError("-: this output is binary and several files long; name a file")
+    """A usage error unless `path` names a safetensors file, rather than stdout or a figure."""
+    if path.suffix != ".safetensors":
+        raise typer.BadParameter(f"{path}: name a file that ends in .safetensors", param_hint="-o")

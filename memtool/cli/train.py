@@ -44,7 +44,10 @@ def train(
         ),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=1, help="Epochs")] = 20,
-    batch_size: options.BatchSize = 64,
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", metavar="N", min=2, help="Examples in a batch"),
+    ] = 64,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", metavar="RATE", min=0, help="Peak, for AdamW")
     ] = 3e-3,
@@ -155,6 +158,8 @@ def train(
         epochs_to_save=saved,
     )
     where = choose(device)
+    for epoch in saved:
+        check_writable(run.epoch_path(epoch))
     if dry_run:
         print(json.dumps({"output": str(output), **run.metadata({"epoch": 0})}, sort_keys=True))
         return
