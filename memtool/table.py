@@ -129,8 +129,10 @@ def render(
 
     Numbers have four digits and checkpoints lose their suffix; columns that hold one value
     throughout are told once, above the table; where it would be too wide, MINOR columns are left
-    out, which is told below it.
+    out, which is told below it. A single row is a line for each of its values.
     """
+    if len(rows) == 1:
+        return _list(rows[0], columns)
     from rich.console import Console
     from rich.table import Table
 
@@ -144,7 +146,7 @@ def render(
         emoji=False,
     )
     cells = {column: [_short(row.get(column)) for row in rows] for column in columns}
-    constant = [column for column in columns if len(rows) > 1 and len(set(cells[column])) == 1]
+    constant = [column for column in columns if len(set(cells[column])) == 1]
     if told := [f"{_title(name)} {cells[name][0]}" for name in constant if cells[name][0]]:
         console.print(", ".join(told) + "\n")
     shown = [column for column in columns if column not in constant]
@@ -170,6 +172,13 @@ def render(
     if left_out:
         console.print(f"\n(not shown for want of width: {', '.join(left_out)})")
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _list(row: Row, columns: Sequence[str]) -> str:
+    """The values of one row that has them, each below the other."""
+    values = {_title(column): _short(row.get(column)) for column in columns}
+    width = max(map(len, values), default=0)
+    return "".join(f"{title:{width}}  {value}\n" for title, value in values.items() if value)
 
 
 # What a narrow terminal leaves out, the first one first.

@@ -40,7 +40,7 @@ def info(
     if path:
         table.format_of(path, table_format)
         check_writable(path)
-    rows = description.layers(files) if layers else description.files(files)
+    rows = list(description.layers(files) if layers else description.files(files))
     with table.writer(table.LAYERS if layers else table.FILES, path, table_format) as write:
         for row in rows:
             write(row)

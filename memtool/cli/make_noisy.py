@@ -59,7 +59,7 @@ def make_noisy(
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Replace a part of a data set's training labels by random ones
+    """Replace part of a data set's training labels by random ones
 
     Exactly round(RATIO * n) training examples have their label redrawn. One seed gives nested
     sets: what is mislabelled at 5 % is so at 10 %, with the same given label.

@@ -134,6 +134,7 @@ def train(
         raise typer.BadParameter("pass --data, or --labels that know theirs", param_hint="--data")
     options.check_file(output)
     check_writable(output)
+    rows_to = options.output_path(rows_to)  # stdout has them anyway
     if rows_to:
         table.format_of(rows_to, None)
         check_writable(rows_to)
@@ -164,10 +165,11 @@ def train(
         print(json.dumps({"output": str(output), **run.metadata({"epoch": 0})}, sort_keys=True))
         return
     with ExitStack() as stack:
+        # The bar first: on a terminal, the rows then stand above it.
+        advance = stack.enter_context(Console(quiet).progress(f"training {output}", epochs))
         writers = [stack.enter_context(table.writer(table.TRAINING, None, table_format))]
         if rows_to:
             writers.append(stack.enter_context(table.writer(table.TRAINING, rows_to, None)))
-        advance = stack.enter_context(Console(quiet).progress(f"training {output}", epochs))
         for row in run.train(where, resume):
             for write in writers:
                 write(row)
