@@ -54,18 +54,15 @@ def info(
     from memtool.files import check_writable
 
     path = options.output_path(output)
-    chosen = table.format_of(path, table_format)
     if path:
+        table.format_of(path, table_format)
         check_writable(path)
     console = Console(quiet)
     if layers:
         checkpoints = options.open_checkpoints(files, console, model, trust=trust)
-        rows = description.layers(checkpoints, image_size)
+        rows = list(description.layers(checkpoints, image_size))
     else:
-        rows = description.files(files, options.model_spec(model), console.note)
-    if len(files) == 1 and chosen is table.Format.table and not path and not layers:
-        print(table.block(next(rows), table.FILES))
-        return
+        rows = list(description.files(files, options.model_spec(model), console.note))
     with table.writer(table.LAYERS if layers else table.FILES, path, table_format) as write:
         for row in rows:
             write(row)
