@@ -80,6 +80,16 @@ def is_pickle(path: Path) -> bool:
     )
 
 
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """`replacing`, for safetensors to write to: it has an exception of its own for a full disk."""
+    with replacing(path) as temporary:
+        try:
+            yield temporary
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
 def _encoded(kind: str, metadata: Metadata) -> dict[str, str]:
     content = {"format": FORMAT, "kind": kind, **metadata}
     return {METADATA_KEY: json.dumps(content, sort_keys=True, allow_nan=False)}
@@ -151,7 +161,7 @@ def save_tensors(
     from safetensors.torch import save_file
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with _replacing(path) as temporary:
         save_file(copies, temporary, _encoded(kind, metadata))
 
 
@@ -466,7 +476,7 @@ class LabelFile:
         from safetensors.numpy import save_file
 
         arrays = {"given": self.given, "true": self.true, "mislabelled": self.mislabelled}
-        with replacing(path) as temporary:
+        with _replacing(path) as temporary:
             save_file(arrays, temporary, _encoded("labels", self.metadata))
 
     @staticmethod

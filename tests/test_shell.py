@@ -43,6 +43,30 @@ def test_a_full_disk_is_an_error_of_one_line(runs):
     assert done.stderr == "memtool: error: No space left on device\n"
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "make-noisy digits -r 5% -o a.safetensors",
+        "train --model digits-cnn --data digits --epochs 1 -o a.safetensors",
+    ],
+    ids=["labels", "checkpoint"],
+)
+def test_a_disk_that_takes_no_more_is_an_error_that_leaves_nothing(tmp_path, command):
+    # ulimit's unit is 1,024 bytes; Python sees an error in place of the signal.
+    done = shell(f"cd {tmp_path}; ulimit -f 5; memtool {command}", PYTHONPATH=os.getcwd())
+    assert done.returncode == 1
+    assert done.stderr.startswith("memtool: error: a.") and done.stderr.count("\n") == 1
+    assert "File too large" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_without_stdout_or_stderr_a_command_does_its_work(runs, tmp_path):
+    make = "memtool make-noisy digits -r 5% -o"
+    done = shell(f"memtool info {runs.clean} >&- && {make} {tmp_path}/a.safetensors 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "a.safetensors").exists()
+
+
 def test_stdout_by_name_and_stdin_by_a_dash(runs, tmp_path):
     rows = f"memtool cka {runs.noisy} {runs.clean} --layers 'block?' -o /dev/stdout --pairs all"
     done = shell(f"{rows} | memtool plot - -o {tmp_path}/heatmap.png")
@@ -106,14 +130,14 @@ def terminal(command, **variables):
 def test_a_terminal_gets_a_table_colored_unless_told_not_to(runs, variables, colored):
     command = [sys.executable, "-m", "memtool", "cka", runs.noisy, runs.clean, "--layers", "block?"]
     written = terminal(command, **variables)
-    assert "0/" in written and "layer" in written and "layer," not in written
+    assert "━" in written and "layer" in written and "layer," not in written
     assert ("\x1b[3" in written or "\x1b[38;" in written) == colored
 
 
 def test_quiet_means_no_bar(runs):
     command = [sys.executable, "-m", "memtool", "cka", runs.noisy, runs.clean, "--layers", "block?"]
     written = terminal([*command, "-q"])
-    assert "0/" not in written and "block1" in written
+    assert "━" not in written and "block1" in written
 
 
 @pytest.mark.parametrize(

@@ -31,13 +31,13 @@ class Group(TyperGroup):
             _tell(error)
             raise typer.Exit(1) from error
         except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ENOSPC):
+                raise
             # Python would complain once more when it flushes stdout at exit, so stdout goes
             # nowhere from here on.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if isinstance(error, BrokenPipeError):  # whoever read our output has seen enough
+            if error.errno == errno.EPIPE:  # whoever read our output has seen enough
                 raise typer.Exit(0) from None
-            if error.errno != errno.ENOSPC:
-                raise
             _tell(error.strerror)
             raise typer.Exit(1) from error
 
@@ -108,6 +108,9 @@ def _memtool(
 def main(arguments: list[str] | None = None) -> None:
     """The console script. SIGTERM ends it as Ctrl-C does: temporary files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed, as by >&-: print would take the other one
+            setattr(sys, stream, open(os.devnull, "w"))
     app(arguments, prog_name="memtool")
 
 
