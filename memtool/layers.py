@@ -27,8 +27,9 @@ class Layer:
     """A layer as `trace` met it.
 
     `shape` is that of one example, without the batch. `is_cut`: everything after it depends on
-    the input only through it. `same_as` names the outermost layer whose output is the very same
-    tensor (a block and its last ReLU), itself if there is no other.
+    the input only through it. `same_as` names the layer that stands for all whose output is the
+    very same tensor: the outermost block around the module that made it (a block and its last
+    ReLU, a ReLU and the dropout that passes it on), itself if there is no other.
     """
 
     name: str
@@ -116,7 +117,11 @@ def trace(model: nn.Module, images: Tensor) -> list[Layer]:
         raise MemtoolError(f"{type(model).__name__} returns no tensor")
     cuts = _dominators(_node(result), _node(images))
     cuts.discard(_node(result))  # nothing comes after the model's own output
-    outermost = {(id(tensor), version): name for name, _, _, tensor, version, _ in seen}
+    bare = {module: name for name, module in model.named_modules()}
+    same: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
+    for name, module, _, tensor, version, _ in seen:
+        same[id(tensor), version].append((bare[module], name))
+    outermost = {key: _outermost(names) for key, names in same.items()}
     return [
         Layer(
             name=name,
@@ -127,6 +132,14 @@ def trace(model: nn.Module, images: Tensor) -> list[Layer]:
         )
         for name, module, output, tensor, version, node in seen
     ]
+
+
+def _outermost(names: Sequence[tuple[str, str]]) -> str:
+    """Of layers with one output, as (module, layer) names in order of execution: the outermost
+    block around the first, which made it, else the first itself."""
+    maker, first = names[0]
+    around = [(len(module), layer) for module, layer in names if maker.startswith(f"{module}.")]
+    return min(around)[1] if around else first
 
 
 # A tensor in the autograd graph: the function that gave it, and which of its outputs it is.

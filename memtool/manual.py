@@ -27,6 +27,7 @@ EXIT_STATUS = {
     "143": "Terminated. No partial file is left.",
 }
 ENVIRONMENT = {
+    "MEMTOOL_DATA": "Where data sets are, or are downloaded to, where --data-dir is not given.",
     "MEMTOOL_DEVICE": "The device to compute on, where --device is not given.",
     "NO_COLOR, FORCE_COLOR, COLUMNS": "As usual for programs that write to a terminal.",
     "OMP_NUM_THREADS": "Threads of a process. The last digits of a sum depend on it.",

@@ -5,7 +5,7 @@ is trained (Lenc and Vedaldi 2015; Bansal et al. 2021). The control, a front sti
 back, shows how much of a network the stitching layer repairs by itself.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -144,24 +144,11 @@ class StitchedModel(nn.Module):
         )
 
     @staticmethod
-    def build(options: Mapping[str, Any]) -> "StitchedModel":
-        """Raises MemtoolError if `options` are not those of a stitched model."""
-        match options:
-            case {
-                "front": front,
-                "back": back,
-                "front_layer": str(front_layer),
-                "back_layer": str(back_layer),
-                "stitching": [int(inputs), int(outputs)],
-            }:
-                return StitchedModel(
-                    build(ModelSpec.from_json(front)),
-                    build(ModelSpec.from_json(back)),
-                    StitchingLayer(inputs, outputs),
-                    front_layer,
-                    back_layer,
-                )
-        raise MemtoolError(f"not the spec of a stitched model: {dict(options)!r:.80}")
+    def build(spec: ModelSpec) -> "StitchedModel":
+        """The model that a `spec` of the above kind says, with fresh weights."""
+        front, back = map(build, spec.parts)
+        layers = spec.options["front_layer"], spec.options["back_layer"]
+        return StitchedModel(front, back, StitchingLayer(*spec.options["stitching"]), *layers)
 
 
 @torch.no_grad()

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError
-from memtool.checkpoint import Checkpoint, Network, save_tensors
+from memtool.checkpoint import Checkpoint, Network, save_tensors, traced_all
 from memtool.choices import Start
-from memtool.comparison import traced_all
 from memtool.data import Dataset
 from memtool.files import check_writable
 from memtool.layers import Layer, activations, run_from, select

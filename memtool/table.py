@@ -34,8 +34,9 @@ STITCHING = (
     "back_accuracy agreement"
 ).split()
 FILES = (
-    "file kind model data train test classes epoch steps noise_ratio noise_kind seed tensors "
-    "elements bytes loss given_accuracy true_accuracy mislabelled_accuracy test_accuracy"
+    "file kind model model_from parameters tensors types bytes data train test classes image_shape "
+    "mean std fingerprint epoch steps noise_ratio noise_kind seed loss given_accuracy "
+    "true_accuracy mislabelled_accuracy test_accuracy"
 ).split()
 LAYERS = "checkpoint layer type shape cut same_as".split()
 
@@ -183,9 +184,10 @@ def _list(row: Row, columns: Sequence[str]) -> str:
 
 # What a narrow terminal leaves out, the first one first.
 MINOR = (
-    "bytes elements tensors loss classes train test kind parameters connector agreement "
-    "reference_epoch reference_seed reference_noise_ratio back_layer true_accuracy "
-    "back_noise_ratio front_noise_ratio noise_kind seed same_as steps noise_ratio back model"
+    "fingerprint mean std types bytes image_shape model_from tensors loss classes train test kind "
+    "parameters connector agreement reference_epoch reference_seed reference_noise_ratio "
+    "back_layer true_accuracy back_noise_ratio front_noise_ratio noise_kind seed same_as steps "
+    "noise_ratio back model"
 ).split()
 
 

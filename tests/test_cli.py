@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -147,7 +148,7 @@ TRAIN = ["train", "--model", "digits-cnn", "--data", "digits", "--epochs", "1", 
         (["make-noisy", "digit", "-r", "5%", "-o", "OUT"], "'digit'; did you mean 'digits'?"),
         (["make-noisy", "folder:IN/none", "-r", "5%", "-o", "OUT"], "IN/none: no such folder"),
         (["make-noisy", "folder:IN/images", "-r", "5%", "-o", "OUT"], "holds no images"),
-        (["make-noisy", "folder:IN", "-r", "5%", "-o", "OUT"], "IN/train: no such folder"),
+        (["make-noisy", "folder:IN", "-r", "5%", "-o", "OUT"], "holds no images"),
         (["make-noisy", "digits", "-r", "5%", "-o", "IN/text.safetensors/l.safetensors"], "writt"),
         (["make-noisy", "digits", "-r", "5%", "--matrix", "IN/no", "-o", "OUT"], "IN/no: "),
         ([*TRAIN, "--model", "digit-cnn"], "unknown model 'digit-cnn'"),
@@ -168,7 +169,7 @@ TRAIN = ["train", "--model", "digits-cnn", "--data", "digits", "--epochs", "1", 
         (["cka", "CLEAN", "IN/empty.safetensors", "-o", "OUT.csv"], "IN/empty.safetensors: "),
         (["cka", "CLEAN", "IN/short.safetensors", "-o", "OUT.csv"], "IN/short.safetensors: "),
         (["cka", "CLEAN", "IN/shorter.safetensors", "-o", "OUT.csv"], "IN/shorter.safetensors: "),
-        (["info", "IN/plain.safetensors"], "IN/plain.safetensors: has no memtool metadata"),
+        (["info", "--layers", "IN/plain.safetensors"], "IN/plain.safetensors: "),
         (["cka", "CLEAN", "CLEAN", "--layers", "blok1", "-o", "OUT.csv"], "block1"),
         (["cka", "CLEAN", "CLEAN", "-o", "/proc/x.csv"], "/proc/x.csv: cannot be written"),
         (["cka", "CLEAN", "CLEAN", "-o", "IN"], "IN: is a folder"),
@@ -215,12 +216,30 @@ def test_what_fails_says_so_in_one_line_and_leaves_no_output(
 def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):
     from memtool import MemtoolError, description
 
-    def fail(paths):
+    def fail(*_):
         raise MemtoolError("first\nsecond")
 
     monkeypatch.setattr(description, "files", fail)
     result = run("info", "any.safetensors")
     assert (result.code, result.stderr) == (1, "memtool: error: first second\n")
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 20 KiB, as if the disk were full; Python ignores the signal."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("arguments", [TRAIN, ["make-noisy", "digits", "-r", "5%", "-o", "OUT"]])
+def test_a_full_disk_is_an_error_that_leaves_nothing(run, tmp_path, small_files, arguments):
+    result = run(*[tmp_path / "out.safetensors" if part == "OUT" else part for part in arguments])
+    assert result.code == 1
+    assert result.stderr.startswith(f"memtool: error: {tmp_path}/out.")
+    assert "File too large" in result.stderr and result.stderr.count("\n") == 1
+    assert files(tmp_path) == []
 
 
 # Streams.

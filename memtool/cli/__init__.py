@@ -116,6 +116,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `app`)
     cka,
+    convert,
     info,
     make_noisy,
     plot,

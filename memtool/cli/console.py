@@ -34,6 +34,11 @@ class Console:
         self.quiet = quiet
         self._rich = RichConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
+    @property
+    def shows_bars(self) -> bool:
+        """Whether there is a terminal to draw on, and somebody wants to see it."""
+        return not self.quiet and self._rich.is_terminal
+
     def note(self, text: str) -> None:
         if not self.quiet:
             self._rich.print(text)
@@ -59,7 +64,7 @@ class Console:
             transient=True,
             # Rows that go to the same terminal stand above the bar; rows for a pipe stay there.
             redirect_stdout=sys.stdout.isatty(),
-            disable=self.quiet or not self._rich.is_terminal,
+            disable=not self.shows_bars,
         )
         title = description
         done, told = 0, clock()

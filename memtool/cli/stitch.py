@@ -61,7 +61,21 @@ def stitch(
             show_default=False,
         ),
     ] = None,
+    model: options.Model = None,
+    model_back: Annotated[
+        str | None,
+        typer.Option(
+            "--model-back",
+            metavar="SPEC",
+            help="What model BACK is of, if another one",
+            show_default=False,
+        ),
+    ] = None,
+    trust: options.Trust = False,
     dataset: options.Data = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    split_at: options.SplitAt = None,
     output: options.Output = None,
     table_format: options.TableFormat = None,
     device: options.Device = "auto",
@@ -84,7 +98,6 @@ def stitch(
     from dataclasses import asdict
 
     from memtool import sweep, table
-    from memtool.checkpoint import Checkpoint
     from memtool.device import choose
     from memtool.files import check_writable
     from memtool.train import Optimizer, Schedule, TrainConfig
@@ -106,7 +119,18 @@ def stitch(
         warmup=0.0,
         seed=seed,
     )
-    *fronts, back = [Checkpoint.open(checkpoint) for checkpoint in checkpoints]
+    console = Console(quiet)
+    opened = options.open_checkpoints(checkpoints, console, model, model_back, trust)
+    set_ = options.load_dataset(
+        dataset,
+        opened[-1],
+        data_dir,
+        console,
+        image_size=image_size,
+        split_at=split_at,
+        training=True,
+    )
+    *fronts, back = [checkpoint.on(set_) for checkpoint in opened]
     directions = [
         sweep.Direction.forward,
         *([sweep.Direction.reverse] if both else []),
@@ -123,8 +147,6 @@ def stitch(
         settings = {"back": str(back.path), "cuts": named, "start": start, **asdict(config)}
         print(json.dumps(settings))
         return
-    set_ = options.load_dataset(dataset, back)
-    console = Console(quiet)
     total = len(directions) * sum(map(len, cuts.values()))
     with (
         table.writer(table.STITCHING, path, table_format) as write,
