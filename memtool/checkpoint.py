@@ -71,15 +71,6 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
         raise MemtoolError(f"{path}: not a safetensors file, or cut short ({error})") from error
 
 
-def is_pickle(path: Path) -> bool:
-    """Whether a file begins as those of torch.save do: as a zip, a pickle or a tar archive."""
-    with open(path, "rb") as file:
-        start = file.read(512)
-    return start[257:262] == b"ustar" or start.startswith(
-        (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-    )
-
-
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
     """`replacing`, for safetensors to write to: it has an exception of its own for a full disk."""
@@ -88,6 +79,15 @@ def _replacing(path: Path) -> Iterator[Path]:
             yield temporary
         except SafetensorError as error:
             raise OSError(str(error)) from error
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do: as a zip, a pickle or a tar archive."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    return start[257:262] == b"ustar" or start.startswith(
+        (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    )
 
 
 def _encoded(kind: str, metadata: Metadata) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import resource
 
 import numpy as np
 import pytest
@@ -221,6 +222,24 @@ def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):
     monkeypatch.setattr(description, "files", fail)
     result = run("info", "any.safetensors")
     assert (result.code, result.stderr) == (1, "memtool: error: first second\n")
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 20 KiB, as if the disk were full; Python ignores the signal."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("arguments", [TRAIN, ["make-noisy", "digits", "-r", "5%", "-o", "OUT"]])
+def test_a_full_disk_is_an_error_that_leaves_nothing(run, tmp_path, small_files, arguments):
+    result = run(*[tmp_path / "out.safetensors" if part == "OUT" else part for part in arguments])
+    assert result.code == 1
+    assert result.stderr.startswith(f"memtool: error: {tmp_path}/out.")
+    assert "File too large" in result.stderr and result.stderr.count("\n") == 1
+    assert files(tmp_path) == []
 
 
 # Streams.

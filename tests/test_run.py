@@ -146,7 +146,7 @@ def stop_after_epoch_1(train, directory, monkeypatch, *more):
         ("--epochs", 4),
         ("--learning-rate", 0.1),
         ("--batch-size", 8),
-        ("--model", "digits-cnn?num_classes=5"),
+        ("--warmup", 0.5),
         ("--save-at", "1,2"),
     ],
     ids=lambda other: other[0],

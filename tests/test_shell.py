@@ -43,23 +43,6 @@ def test_a_full_disk_is_an_error_of_one_line(runs):
     assert done.stderr == "memtool: error: No space left on device\n"
 
 
-@pytest.mark.parametrize(
-    "command",
-    [
-        "make-noisy digits -r 5% -o a.safetensors",
-        "train --model digits-cnn --data digits --epochs 1 -o a.safetensors",
-    ],
-    ids=["labels", "checkpoint"],
-)
-def test_a_disk_that_takes_no_more_is_an_error_that_leaves_nothing(tmp_path, command):
-    # ulimit's unit is 1,024 bytes; Python sees an error in place of the signal.
-    done = shell(f"cd {tmp_path}; ulimit -f 5; memtool {command}", PYTHONPATH=os.getcwd())
-    assert done.returncode == 1
-    assert done.stderr.startswith("memtool: error: a.") and done.stderr.count("\n") == 1
-    assert "File too large" in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_without_stdout_or_stderr_a_command_does_its_work(runs, tmp_path):
     make = "memtool make-noisy digits -r 5% -o"
     done = shell(f"memtool info {runs.clean} >&- && {make} {tmp_path}/a.safetensors 2>&-")
@@ -126,18 +109,27 @@ def terminal(command, **variables):
     return written.decode()
 
 
+BAR = """
+from memtool.cli.console import Console
+with Console(quiet={quiet}).progress("comparing", 2) as advance:
+    advance()
+"""
+
+
 @pytest.mark.parametrize("variables, colored", [({}, True), ({"NO_COLOR": "1"}, False)])
-def test_a_terminal_gets_a_table_colored_unless_told_not_to(runs, variables, colored):
-    command = [sys.executable, "-m", "memtool", "cka", runs.noisy, runs.clean, "--layers", "block?"]
-    written = terminal(command, **variables)
-    assert "━" in written and "layer" in written and "layer," not in written
+def test_a_terminal_gets_a_bar_colored_unless_told_not_to(variables, colored):
+    written = terminal([sys.executable, "-c", BAR.format(quiet=False)], **variables)
+    assert "comparing" in written and "1/2" in written
     assert ("\x1b[3" in written or "\x1b[38;" in written) == colored
 
 
-def test_quiet_means_no_bar(runs):
-    command = [sys.executable, "-m", "memtool", "cka", runs.noisy, runs.clean, "--layers", "block?"]
-    written = terminal([*command, "-q"])
-    assert "━" not in written and "block1" in written
+def test_quiet_means_no_bar():
+    assert terminal([sys.executable, "-c", BAR.format(quiet=True)]) == ""
+
+
+def test_a_terminal_gets_a_table(runs):
+    written = terminal([sys.executable, "-m", "memtool", "info", runs.clean])
+    assert "file " in written and "file," not in written
 
 
 @pytest.mark.parametrize(

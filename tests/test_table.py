@@ -280,7 +280,7 @@ def test_the_columns_of_training():
     [
         ("CKA", "checkpoint reference layer reference_layer epoch noise_ratio", "cka"),
         ("STITCHING", "front back direction front_layer back_layer", "test_accuracy"),
-        ("FILES", "file kind model data", "test_accuracy"),
+        ("FILES", "file kind model", "test_accuracy"),
         ("LAYERS", "checkpoint layer type shape cut", "same_as"),
     ],
 )

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -44,7 +44,8 @@ def _sgd(*parameters):
     return torch.optim.SGD(parameters, lr=0.1)
 
 
-@given(st.integers(1, 300), st.integers(1, 70))
+@given(st.integers(1, 90), st.integers(1, 40))
+@settings(max_examples=50)
 def test_an_epoch_takes_every_example_once(examples, batch_size):
     batches = batches_of(examples, batch_size=batch_size)
     assert sorted(sum(batches, [])) == list(range(examples))
