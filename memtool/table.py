@@ -171,9 +171,12 @@ def render(rows: Sequence[Row], columns: Sequence[str], width: int | None = None
 
 def block(row: Row, columns: Sequence[str]) -> str:
     """One row for a terminal, a column a line, without those that are empty."""
-    cells = {_title(name): _short(row[name]) for name in columns if row.get(name) is not None}
+    cells = {_title(name): row[name] for name in columns if row.get(name) is not None}
     width = max(map(len, cells))
-    return "\n".join(f"{name:<{width}}  {cell}" for name, cell in cells.items())
+    return "\n".join(
+        f"{name:<{width}}  {_short(cell) if isinstance(cell, float) else _cell(cell)}"
+        for name, cell in cells.items()
+    )
 
 
 # What a narrow terminal leaves out, the first one first.

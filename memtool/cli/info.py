@@ -60,11 +60,11 @@ def info(
     console = Console(quiet)
     if layers:
         checkpoints = options.open_checkpoints(files, console, model, trust=trust)
-        rows = description.layers(checkpoints, image_size)
+        rows = list(description.layers(checkpoints, image_size))
     else:
-        rows = description.files(files, options.model_spec(model), console.note)
+        rows = list(description.files(files, options.model_spec(model), console.note))
     if len(files) == 1 and chosen is table.Format.table and not path and not layers:
-        print(table.block(next(rows), table.FILES))
+        print(table.block(rows[0], table.FILES))
         return
     with table.writer(table.LAYERS if layers else table.FILES, path, table_format) as write:
         for row in rows:
