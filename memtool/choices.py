@@ -23,3 +23,9 @@ class Start(StrEnum):
     lstsq = "lstsq"  # the least-squares map from the front's activations to the back's
     identity = "identity"
     random = "random"  # torch's own initialization
+
+
+class Study(StrEnum):
+    """What is reproduced."""
+
+    digits = "digits"

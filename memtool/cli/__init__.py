@@ -7,12 +7,15 @@ ends quietly with 0. Nothing here imports torch before a command runs.
 import os
 import signal
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Group(TyperGroup):
@@ -33,7 +36,27 @@ class Group(TyperGroup):
             raise typer.Exit(0) from None
 
 
-app = typer.Typer(
+class Command(TyperCommand):
+    """Arguments as their metavar says; typer adds braces and the Python type on its own."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [p for p in self.params if p.param_type_name == "argument"]
+        return ["[OPTIONS]", *(argument.metavar or "" for argument in arguments)]
+
+    def get_params(self, ctx: Any) -> Any:
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            if param.param_type_name == "argument":
+                param.display_type_rich = lambda ctx: ""
+        return params
+
+
+class App(typer.Typer):
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        return super().command(name, **{"cls": Command, **options})
+
+
+app = App(
     name="memtool",
     cls=Group,
     no_args_is_help=True,
@@ -71,10 +94,10 @@ def _memtool(
     """
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The console script. SIGTERM ends it as Ctrl-C does: temporary files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    app()
+    app(arguments, prog_name="memtool")
 
 
 from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `app`)
@@ -83,6 +106,7 @@ from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `ap
     info,
     make_noisy,
     plot,
+    reproduce,
     stitch,
     train,
 )

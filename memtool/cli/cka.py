@@ -41,6 +41,9 @@ def cka(
     ] = None,
     trust: options.Trust = False,
     dataset: options.Data = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
     output: options.Output = None,
     table_format: options.TableFormat = None,
@@ -74,7 +77,9 @@ def cka(
     where = choose(device)
     console = Console(quiet)
     opened = options.open_checkpoints(checkpoints, console, model, model_reference, trust)
-    set_ = options.load_dataset(dataset, opened[-1])
+    set_ = options.load_dataset(
+        dataset, opened[-1], data_dir, console, image_size=image_size, samples=samples
+    )
     opened = [checkpoint.on(set_) for checkpoint in opened]
     *selections, reference = comparison.selections(opened, options.comma_separated(layers))
     for selection in selections:

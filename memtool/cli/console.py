@@ -29,6 +29,11 @@ class Console:
         self.quiet = quiet
         self._rich = RichConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
+    @property
+    def shows_bars(self) -> bool:
+        """Whether there is a terminal to draw on, and somebody wants to see it."""
+        return not self.quiet and self._rich.is_terminal
+
     def note(self, text: str) -> None:
         if not self.quiet:
             self._rich.print(text)
@@ -49,7 +54,7 @@ class Console:
             TimeRemainingColumn(),
             console=self._rich,
             transient=True,
-            disable=self.quiet or not self._rich.is_terminal,
+            disable=not self.shows_bars,
         )
         with bar:
             task = bar.add_task(description, total=total)

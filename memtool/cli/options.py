@@ -49,7 +49,50 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATASET",
-        help="digits, or folder:PATH; else the one in the last checkpoint's metadata",
+        help="digits, cifar10, cifar100, svhn, mnist, fashion-mnist, folder:PATH, FILE.npz or "
+        "FILE.safetensors; else the one in the last checkpoint's metadata",
+        show_default=False,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        envvar="MEMTOOL_DATA",
+        help="Where cifar10, svhn, ... are, or are downloaded to; else memtool in the user's cache",
+        show_default=False,
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size",
+        metavar="N",
+        min=1,
+        help="Resize the images so that their shorter side has N pixels, and cut out the middle "
+        "square",
+        show_default=False,
+    ),
+]
+SplitAt = Annotated[
+    str | None,
+    typer.Option(
+        "--split-at",
+        metavar="PART",
+        help="How much of a data set that is not split is for training, as 80%, 0.8 or 1000, every "
+        "class in proportion; the rest is for testing",
+        show_default=False,
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        min=1,
+        help="Take at most N of the test images, every class in proportion, the same ones each "
+        "time",
         show_default=False,
     ),
 ]
@@ -151,31 +194,76 @@ def open_checkpoints(
     return opened
 
 
-def load_dataset(spec: str | None, checkpoint: "Checkpoint") -> "Dataset":
-    """The data set typed, else the one that `checkpoint` was trained on.
+def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None = None) -> str:
+    """`spec` with the flags typed beside it, as options of its own: they are recorded with it."""
+    from memtool import data
 
-    Raises MemtoolError if the images are not of the shape that its model takes, or if the data set
-    on record is not what it was.
+    return data.with_options(spec, image_size=image_size, split_at=split_at)
+
+
+def load_data(
+    spec: str, folder: Path | None, console: Console, training: bool = False
+) -> "Dataset":
+    """`data.load` with progress on stderr."""
+    from memtool import data
+
+    return data.load(spec, folder, console.progress if console.shows_bars else None, training)
+
+
+def load_dataset(
+    spec: str | None,
+    checkpoint: "Checkpoint",
+    folder: Path | None,
+    console: Console,
+    *,
+    image_size: int | None = None,
+    split_at: str | None = None,
+    samples: int | None = None,
+    training: bool = False,
+) -> "Dataset":
+    """The data set typed, else the one that `checkpoint` was trained on, with the flags as options.
+
+    Raises MemtoolError if there is neither, if the images are not of the shape that the model
+    takes, if the data set on record is not what it was, and, where it is for `training`, if it has
+    no training images or not as many classes as the model.
     """
     from memtool import data
 
     recorded = checkpoint.data
-    if not spec and "name" not in recorded:
+    name = spec or recorded.get("name")
+    if not isinstance(name, str):
         raise MemtoolError(
             f"{checkpoint.path}: does not say what it was trained on; name a data set (--data)"
         )
-    dataset = data.load(spec or recorded["name"])
-    if recorded.get("image_shape", list(dataset.image_shape)) != list(dataset.image_shape):
+    full = data.with_options(name, image_size=image_size, split_at=split_at, samples=samples)
+    dataset = load_data(full, folder, console, training)
+    shape = recorded.get("image_shape") or list(dataset.image_shape)
+    if list(dataset.image_shape) != shape:
         raise MemtoolError(
             f"{checkpoint.path}: takes images of (channels, height, width) = "
-            f"{tuple(recorded['image_shape'])}, those of {dataset.name} are {dataset.image_shape}"
+            f"{tuple(shape)}, those of {dataset.name} are {dataset.image_shape}"
         )
-    if spec is None and dataset.fingerprint != recorded["fingerprint"]:
+    if training:
+        _check_classes(checkpoint, dataset)
+    known = recorded.get("fingerprint") or dataset.fingerprint
+    if full == recorded.get("name") and spec is None and dataset.fingerprint != known:
         raise MemtoolError(
-            f"{checkpoint.path}: its data set {recorded['name']!r} has changed since; "
-            f"if that is meant, pass --data {recorded['name']}"
+            f"{checkpoint.path}: its data set {name!r} has changed since; "
+            f"if that is meant, pass --data {name!r}"
         )
     return dataset
+
+
+def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
+    """Raise MemtoolError if `checkpoint` is known to tell another number of classes apart."""
+    classes = len(dataset.classes)
+    on_record = checkpoint.data.get("classes")
+    known = len(on_record) if on_record else checkpoint.spec.options.get("num_classes", classes)
+    if known != classes:
+        raise MemtoolError(
+            f"{checkpoint.path}: tells {known} classes apart, {dataset.name} has {classes}; "
+            "name the data set that it was trained on (--data)"
+        )
 
 
 def check_file(path: Path) -> None:

@@ -73,6 +73,9 @@ def stitch(
     ] = None,
     trust: options.Trust = False,
     dataset: options.Data = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    split_at: options.SplitAt = None,
     output: options.Output = None,
     table_format: options.TableFormat = None,
     device: options.Device = "auto",
@@ -118,7 +121,15 @@ def stitch(
     )
     console = Console(quiet)
     opened = options.open_checkpoints(checkpoints, console, model, model_back, trust)
-    set_ = options.load_dataset(dataset, opened[-1])
+    set_ = options.load_dataset(
+        dataset,
+        opened[-1],
+        data_dir,
+        console,
+        image_size=image_size,
+        split_at=split_at,
+        training=True,
+    )
     *fronts, back = [checkpoint.on(set_) for checkpoint in opened]
     directions = [
         sweep.Direction.forward,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from memtool import MemtoolError
 from memtool.cli import app, options
 from memtool.cli.console import Console
 
@@ -36,10 +37,14 @@ def train(
         typer.Option(
             "--data",
             metavar="DATASET",
-            help="digits, or folder:PATH; else the one that the labels were made for",
+            help="digits, cifar10, cifar100, svhn, mnist, fashion-mnist, folder:PATH, FILE.npz or "
+            "FILE.safetensors; else the one that the labels were made for",
             show_default=False,
         ),
     ] = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    split_at: options.SplitAt = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -121,7 +126,7 @@ def train(
     import json
     from contextlib import ExitStack
 
-    from memtool import data, models, table
+    from memtool import models, table
     from memtool.checkpoint import LabelFile
     from memtool.device import choose
     from memtool.files import check_writable
@@ -142,12 +147,21 @@ def train(
         check_writable(rows_to)
     spec = models.parse(model)
     given = LabelFile.load(labels) if labels else None
-    set_ = data.load(dataset or (given.metadata["data"]["name"] if given else ""))
+    console = Console(quiet)
+    named = dataset or (given.metadata["data"]["name"] if given else "")
+    typed = options.dataset_spec(named, image_size, split_at)
+    set_ = options.load_data(typed, data_dir, console, training=True)
     if given and labels:
         given.check(labels, set_)
+    fitted = models.fitted(spec, set_.image_shape, len(set_.classes))
+    if fitted.options.get("num_classes", len(set_.classes)) != len(set_.classes):
+        raise MemtoolError(
+            f"model {str(spec)!r} has {fitted.options['num_classes']} classes, "
+            f"{set_.name} has {len(set_.classes)}; leave out num_classes"
+        )
     run = Run(
         output=output,
-        spec=models.fitted(spec, set_.image_shape, len(set_.classes)),
+        spec=fitted,
         dataset=set_,
         labels=given or LabelFile.true_labels(set_),
         config=TrainConfig(
@@ -168,7 +182,7 @@ def train(
         writers = [stack.enter_context(table.writer(table.TRAINING, None, table_format))]
         if rows_to:
             writers.append(stack.enter_context(table.writer(table.TRAINING, rows_to, None)))
-        advance = stack.enter_context(Console(quiet).progress(f"training {output}", epochs))
+        advance = stack.enter_context(console.progress(f"training {output}", epochs))
         for row in run.train(where, resume):
             for write in writers:
                 write(row)
