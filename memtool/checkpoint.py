@@ -123,6 +123,7 @@ def find_metadata(path: Path, kind: str | None = None) -> Metadata | None:
         )
     if kind and found != kind:
         raise MemtoolError(f"{path}: is a {found:.40} file, not a {kind} file")
+    _check(path, metadata)
     return metadata
 
 
@@ -217,7 +218,6 @@ class Checkpoint:
         shapes = {name: tensor.shape for name, tensor in stored_tensors(path).items()}
         if metadata is None:
             return Checkpoint.of(path, shapes, identify(path, shapes, model))
-        _check(path, metadata)
         if model:
             data = metadata["data"]
             if "image_shape" in data and "classes" in data:
@@ -390,14 +390,22 @@ def _is_incomplete(model: "nn.Module") -> bool:
     )
 
 
+SECTIONS = {"checkpoint": ("model", "data", "training"), "labels": ("data", "noise")}
+
+
 def _check(path: Path, metadata: Metadata) -> None:
-    """Raise MemtoolError unless the sections of a checkpoint's metadata are as memtool writes
-    them."""
-    for section in ("model", "data", "training"):
+    """Raise MemtoolError unless metadata are as memtool writes them, as far as it reads them."""
+    for section in SECTIONS.get(metadata["kind"], ()):
         if not isinstance(metadata.get(section), dict):
             raise MemtoolError(f"{path}: its memtool metadata has no {section!r}")
-    data, training = metadata["data"], metadata["training"]
-    fine = {
+    if "model" in metadata:
+        try:
+            ModelSpec.from_json(metadata["model"])
+        except MemtoolError as error:
+            raise MemtoolError(f"{path}: its 'model' is {error}") from error
+    data, training, noise = (metadata.get(name, {}) for name in ("data", "training", "noise"))
+    sizes = [section["image_shape"] for section in (data, metadata) if "image_shape" in section]
+    sensible = {
         "mean": _are(data.get("mean", []), int | float),
         "std": _are(data.get("std", []), int | float) and 0 not in data.get("std", []),
         "classes": _are(data.get("classes", []), str),
@@ -405,15 +413,16 @@ def _check(path: Path, metadata: Metadata) -> None:
         "fingerprint": isinstance(data.get("fingerprint", ""), str),
         "image_shape": all(
             _are(size, int) and len(size) == 3 and 0 < min(size) <= max(size) <= MAX_IMAGE
-            for section in (data, metadata)
-            if (size := section.get("image_shape")) is not None
+            for size in sizes
         ),
         "epoch": isinstance(training.get("epoch"), int | None),
-        "seed": isinstance(training.get("seed"), int | None),
-        "noise_ratio": isinstance(training.get("noise_ratio"), int | float | None),
+        "seed": isinstance(training.get("seed", noise.get("seed")), int | None),
+        "noise_ratio": isinstance(
+            training.get("noise_ratio", noise.get("ratio")), int | float | None
+        ),
         "metrics": isinstance(metadata.get("metrics", {}), dict),
     }
-    for name, ok in fine.items():
+    for name, ok in sensible.items():
         if not ok:
             raise MemtoolError(f"{path}: its memtool metadata has no sensible {name!r}")
 
@@ -483,9 +492,6 @@ class LabelFile:
     def load(path: Path) -> "LabelFile":
         """Raises MemtoolError if `path` is not a label file."""
         metadata = read_metadata(path, "labels")
-        for section in ("data", "noise"):
-            if not isinstance(metadata.get(section), dict):
-                raise MemtoolError(f"{path}: its memtool metadata has no {section!r}")
         with _opened(path, "numpy") as file:
             given, true = file.get_tensor("given"), file.get_tensor("true")
         return LabelFile(given, true, metadata)

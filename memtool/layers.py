@@ -97,20 +97,44 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A layer's output as it appeared. `value` is the same for all layers that gave one tensor,
+    unchanged by an in-place module in between."""
+
+    name: str
+    module: nn.Module
+    output: Any
+    tensor: Tensor
+    value: tuple[int, int]
+    node: "_Node | None"
+
+
 def trace(model: nn.Module, images: Tensor) -> list[Layer]:
     """The layers of `model` in order of execution, found in one forward pass of `images`.
 
     `images` are as the model takes them, float (n, c, h, w); two zeros do. Cuts are read off the
     autograd graph: a layer is one if every path from output to input leads through its tensor.
     """
-    seen: list[tuple[str, nn.Module, Any, Tensor, int, _Node | None]] = []
+    seen: list[_Seen] = []
+    passed: dict[tuple[int, int], tuple[Tensor, tuple[int, int]]] = {}
 
-    def see(name: str, module: nn.Module, output: Any) -> None:
+    def see(name: str, module: nn.Module, output: Any) -> Tensor | None:
         tensor = first_tensor(output)
-        if tensor is not None and not _Replay.active:
-            seen.append((name, module, output, tensor, tensor._version, _node(tensor)))
+        if tensor is None or _Replay.active:
+            return None
+        value = _identity(tensor)
+        if output is tensor and value in given[module]:
+            # An Identity, or a dropout in eval mode: what came in may go other ways too, and those
+            # do not lead through this layer. A copy tells them apart.
+            output = tensor = tensor.clone()
+            passed[_identity(tensor)] = (tensor, value)
+        while value in passed:
+            value = passed[value][1]
+        seen.append(_Seen(name, module, output, tensor, value, _node(tensor)))
+        return tensor if output is tensor else None
 
-    with evaluating(model), torch.enable_grad(), _hooked(model, see):
+    with evaluating(model), torch.enable_grad(), _inputs(model) as given, _hooked(model, see):
         images = images.detach().clone().requires_grad_().clone()
         result = first_tensor(model(images))
     if result is None:
@@ -119,19 +143,43 @@ def trace(model: nn.Module, images: Tensor) -> list[Layer]:
     cuts.discard(_node(result))  # nothing comes after the model's own output
     bare = {module: name for name, module in model.named_modules()}
     same: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
-    for name, module, _, tensor, version, _ in seen:
-        same[id(tensor), version].append((bare[module], name))
-    outermost = {key: _outermost(names) for key, names in same.items()}
+    for layer in seen:
+        same[layer.value].append((bare[layer.module], layer.name))
+    outermost = {value: _outermost(names) for value, names in same.items()}
     return [
         Layer(
-            name=name,
-            type=type(module).__name__,
-            shape=tuple(tensor.shape[1:]),
-            is_cut=isinstance(output, Tensor) and node in cuts,
-            same_as=outermost[id(tensor), version],
+            name=layer.name,
+            type=type(layer.module).__name__,
+            shape=tuple(layer.tensor.shape[1:]),
+            is_cut=layer.output is layer.tensor and layer.node in cuts,
+            same_as=outermost[layer.value],
         )
-        for name, module, output, tensor, version, node in seen
+        for layer in seen
     ]
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Which tensor it is, and after how many changes in place."""
+    return id(tensor), tensor._version
+
+
+@contextmanager
+def _inputs(model: nn.Module) -> Iterator[dict[nn.Module, set[tuple[int, int]]]]:
+    """Within the block, which tensors each submodule was last called with."""
+    given: dict[nn.Module, set[tuple[int, int]]] = {}
+
+    def before(module: nn.Module, inputs: Any, named: Any) -> None:
+        values = [*inputs, *named.values()]
+        given[module] = {_identity(value) for value in values if isinstance(value, Tensor)}
+
+    handles = [
+        module.register_forward_pre_hook(before, with_kwargs=True) for module in model.modules()
+    ]
+    try:
+        yield given
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _outermost(names: Sequence[tuple[str, str]]) -> str:

@@ -399,8 +399,8 @@ def _built(spec: ModelSpec) -> "nn.Module":
 
 
 def one_line(error: BaseException) -> str:
-    """An error of someone else's code, its type and the first line of what it says."""
-    text = str(error).strip().partition("\n")[0]
+    """An error of someone else's code: its type and the beginning of what it says."""
+    text = str(error).strip().partition("\n")[0][:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 

@@ -110,7 +110,7 @@ class _Level:
         if self.undone:
             notes.append(f"{path}: its tensors are wrapped in {'.'.join(self.undone)!r}, undone")
         if self.left:
-            notes.append(f"{path}: {_some(self.left)} left aside")
+            notes.append(f"{path}: {len(self.left)} tensors left aside ({_first(self.left)})")
         return tuple(notes)
 
 
@@ -141,10 +141,8 @@ def _unwrapped(level: _Level) -> _Level | None:
     return _Level(groups[chosen], (*level.undone, chosen.rstrip(".")), level.left + left)
 
 
-def _some(names: Sequence[str]) -> str:
-    """How many there are, and the first of them."""
-    dots = ", ..." if len(names) > 3 else ""
-    return f"{len(names)} ({', '.join(names[:3])}{dots})"
+def _first(names: Sequence[str]) -> str:
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
 
 
 # --- The model is named ---------------------------------------------------------------------------
@@ -167,7 +165,9 @@ def misfits(wanted: Shapes, found: Shapes) -> str:
             if key in found and found[key] != wanted[key]
         ],
     }
-    return "; ".join(f"{what} {_some(keys)}" for what, keys in problems.items() if keys)
+    return "; ".join(
+        f"{len(keys)} {what} ({_first(keys)})" for what, keys in problems.items() if keys
+    )
 
 
 def _closest(spec: ModelSpec, shapes: Shapes) -> _Level:

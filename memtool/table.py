@@ -177,7 +177,7 @@ def render(
 
 def _list(row: Row, columns: Sequence[str]) -> str:
     """The values of one row that has them, each below the other."""
-    values = {_title(column): _short(row.get(column)) for column in columns}
+    values = {_title(column): _whole(row.get(column)) for column in columns}
     width = max(map(len, values), default=0)
     return "".join(f"{title:{width}}  {value}\n" for title, value in values.items() if value)
 
@@ -202,6 +202,11 @@ def _widest(column: str, cells: Mapping[str, Sequence[str]]) -> int:
 
 def _width(columns: Sequence[str], cells: Mapping[str, Sequence[str]]) -> int:
     return sum(_widest(column, cells) + 2 for column in columns) - 2
+
+
+def _whole(value: Any) -> str:
+    """A value with room enough: only numbers are shortened."""
+    return _short(value) if isinstance(value, bool | float) else _cell(value)
 
 
 def _short(value: Any) -> str:
