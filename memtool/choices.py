@@ -23,3 +23,12 @@ class Start(StrEnum):
     lstsq = "lstsq"  # the least-squares map from the front's activations to the back's
     identity = "identity"
     random = "random"  # torch's own initialization
+
+
+class Connector(StrEnum):
+    """What kind of map a stitching layer is."""
+
+    auto = "auto"  # conv1x1 for maps of channels, linear for vectors and tokens
+    conv1x1 = "conv1x1"  # the same affine map of the channels at each position
+    linear = "linear"  # of vectors and of each token; maps are flattened first
+    none = "none"  # the identity, nothing to train

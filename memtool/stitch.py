@@ -5,71 +5,231 @@ is trained (Lenc and Vedaldi 2015; Bansal et al. 2021). The control, a front sti
 back, shows how much of a network the stitching layer repairs by itself.
 """
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from memtool import MemtoolError
-from memtool.choices import Start
+from memtool.choices import Connector, Start
 from memtool.layers import Layer, run_from, run_to
 from memtool.models import ModelSpec, build
 
-# Relative to the mean variance of the front's channels: far below any signal in float32
-# activations, and enough that channels which are dead or copies of each other get a solution.
+Shape = tuple[int, ...]  # of one example's activation: (d,), (t, d), (c, h, w) or (h, w, c)
+
+# Relative to the variance of each of the front's channels: far below any signal in float32
+# activations, and enough that channels which are copies of each other share their weight.
 RIDGE = 1e-9
+# A channel whose variance is this small a part of the mean is dead: float32 resolves no less.
+DEAD = 1e-14
+# Training keeps a weight, its gradient and Adam's two moments, in float32.
+BYTES_PER_WEIGHT = 16
+
+
+def channel_axis(shape: Shape) -> int:
+    """Which axis of a shape counts channels: the last one of vectors and tokens, the first one of
+    maps, unless the other two alone are equal: maps are square, and some have channels last."""
+    if len(shape) == 3 and not shape[0] == shape[1] != shape[2]:
+        return 0
+    return len(shape) - 1
+
+
+def channels(shape: Shape) -> int:
+    return shape[channel_axis(shape)]
+
+
+def positions(shape: Shape) -> Shape:
+    """A shape without its channels: () for vectors, (t,) for tokens, (h, w) for maps."""
+    axis = channel_axis(shape)
+    return shape[:axis] + shape[axis + 1 :]
+
+
+def flattens(connector: Connector, front: Shape, back: Shape) -> bool:
+    """Whether the map is of all that an example has, rather than of the channels alone."""
+    alike = len(front) == len(back) <= 2
+    return connector is Connector.linear and not alike
+
+
+def joined(front: Layer, back: Layer, wanted: Connector, resize: bool, memory: int) -> Connector:
+    """What joins the two layers, if `wanted`: `auto` becomes `conv1x1` or `linear`.
+
+    Raises MemtoolError with both shapes if that is impossible: where positions differ in number
+    without `resize`, channels where there is nothing to map them, and where a flattened map would
+    take more than `memory` bytes.
+    """
+    a, b = front.shape, back.shape
+    cannot = f"cannot stitch {front.name!r} of shape {a} to {back.name!r} of shape {b}"
+    rank = max(len(a), len(b))
+    chosen = wanted
+    if wanted is Connector.auto:
+        chosen = Connector.conv1x1 if rank == 3 else Connector.linear
+    if flattens(chosen, a, b) and wanted is Connector.linear:
+        _check_memory(cannot, math.prod(a), math.prod(b), memory)
+        return chosen
+    if len(a) != len(b) or not 1 <= rank <= 3:
+        raise MemtoolError(f"{cannot}; only --connector linear, which flattens them, joins these")
+    if chosen is Connector.conv1x1 and rank != 3:
+        raise MemtoolError(f"{cannot} by a 1x1 convolution; use --connector linear")
+    if chosen is Connector.none and channels(a) != channels(b):
+        raise MemtoolError(f"{cannot} without a map of channels; use --connector auto")
+    if positions(a) != positions(b) and not resize:
+        raise MemtoolError(
+            f"{cannot}: not only the channels differ in number; --resize interpolates, "
+            "or cut where the sizes agree (--at FRONT_LAYER=BACK_LAYER)"
+        )
+    return chosen
+
+
+def _check_memory(cannot: str, inputs: int, outputs: int, memory: int) -> None:
+    normal_equations = 8 * inputs * (2 * inputs + 2 * outputs)
+    needed = max(BYTES_PER_WEIGHT * inputs * outputs, normal_equations)
+    if needed > memory:
+        raise MemtoolError(
+            f"{cannot}: a flattened map has {inputs * outputs:,} weights and takes "
+            f"{needed / 2**30:.1f} GiB to fit; use --connector conv1x1, a later cut, "
+            "or a larger --memory"
+        )
 
 
 class StitchingLayer(nn.Module):
-    """An affine map of channels: a 1x1 convolution of (n, c, h, w), a linear layer of (n, d) or
-    (n, t, d). `weight` is (outputs, inputs), `bias` is (outputs,)."""
+    """The map from a front's activation to a back's, both of any shape that `joined` accepts.
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    `weight` is (outputs, inputs) and `bias` (outputs,): of channels, the same at each position, or
+    of flattened examples; there are none if `connector` is `none`. Where the positions differ in
+    number, the front's are interpolated first: maps bilinearly, tokens linearly along their
+    sequence (corners not aligned).
+
+    With `batch_norm` one goes before the map and one after it (as in Bansal et al. 2021). While
+    the layer trains, they use the statistics of the batch; `settle` sets those of eval mode.
+    """
+
+    def __init__(
+        self, connector: Connector, front: Shape, back: Shape, batch_norm: bool = False
+    ) -> None:
         super().__init__()
-        linear = nn.Linear(inputs, outputs)
-        self.weight, self.bias = linear.weight, linear.bias
+        self.connector, self.front, self.back = connector, tuple(front), tuple(back)
+        self.flattens = flattens(connector, front, back)
+        self.before: nn.BatchNorm1d | None = None
+        self.after: nn.BatchNorm1d | None = None
+        if connector is not Connector.none:
+            linear = nn.Linear(*self.size)
+            self.weight, self.bias = linear.weight, linear.bias
+            if batch_norm:  # momentum None: running statistics are plain averages over batches
+                self.before = nn.BatchNorm1d(linear.in_features, momentum=None)
+                self.after = nn.BatchNorm1d(linear.out_features, momentum=None)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Inputs and outputs of the map."""
+        count = math.prod if self.flattens else channels
+        return count(self.front), count(self.back)
 
     def forward(self, activation: Tensor) -> Tensor:
-        if activation.ndim == 4:
-            return nn.functional.conv2d(activation, self.weight[:, :, None, None], self.bias)
-        return nn.functional.linear(activation, self.weight, self.bias)
+        if self.connector is Connector.none:
+            return self.resized(activation)
+        rows = self.rows(activation)
+        rows = self.before(rows) if self.before else rows
+        rows = self.mapped(rows)
+        rows = self.after(rows) if self.after else rows
+        return self._shaped(rows, len(activation))
+
+    def mapped(self, rows: Tensor) -> Tensor:
+        """The affine map alone: (m, inputs) to (m, outputs)."""
+        return functional.linear(rows, self.weight, self.bias)
+
+    def resized(self, activation: Tensor) -> Tensor:
+        """The front's activation with as many positions as the back's, channels where they are."""
+        sizes = positions(self.back)
+        if self.flattens or positions(self.front) == sizes:
+            return activation
+        mode = "bilinear" if len(sizes) == 2 else "linear"
+        axis = 1 + channel_axis(self.front)
+        by_channel = activation.movedim(axis, 1)
+        return functional.interpolate(by_channel, sizes, mode=mode).movedim(1, axis)
+
+    def rows(self, activation: Tensor) -> Tensor:
+        """The front's activation as what is mapped, (m, inputs): a row a position or an example."""
+        if self.flattens:
+            return activation.flatten(1)
+        return by_channel(self.resized(activation), self.front)
+
+    def targets(self, activation: Tensor) -> Tensor:
+        """The back's activation as what the rows are mapped to, (m, outputs)."""
+        return activation.flatten(1) if self.flattens else by_channel(activation, self.back)
+
+    def _shaped(self, rows: Tensor, examples: int) -> Tensor:
+        if self.flattens:
+            return rows.reshape(examples, *self.back)
+        by_position = rows.reshape(examples, *positions(self.back), -1)
+        return by_position.movedim(-1, 1 + channel_axis(self.back)).contiguous()
+
+    @torch.no_grad()
+    def settle(self, inputs: Iterable[Tensor]) -> None:
+        """Go to eval mode, with the batch norms' statistics averaged over all `inputs`, batches of
+        the front's activations."""
+        if self.before and self.after:
+            self.before.reset_running_stats()
+            self.after.reset_running_stats()
+            self.train()
+            for activation in inputs:
+                self(activation)
+        self.eval()
+
+    @torch.no_grad()
+    def start_norms(self, inputs: Iterable[Tensor]) -> None:
+        """Go to eval mode, with batch norms that change nothing there: their scale and shift undo
+        their statistics, so that the layer starts as the map that it holds."""
+        if self.before and self.after:
+            for activation in inputs:
+                rows = self.rows(activation)
+                self.before(rows)
+                self.after(self.mapped(rows))
+            for norm in (self.before, self.after):
+                mean, variance = norm.running_mean, norm.running_var
+                assert mean is not None and variance is not None
+                norm.weight.copy_((variance + norm.eps).sqrt())
+                norm.bias.copy_(mean)
+        self.eval()
+
+    def json(self) -> dict[str, Any]:
+        return {
+            "connector": str(self.connector),
+            "front": list(self.front),
+            "back": list(self.back),
+            "batch_norm": self.before is not None,
+        }
+
+    @staticmethod
+    def from_json(value: Any) -> "StitchingLayer":
+        """Raises MemtoolError if `value` is not what `json` gives."""
+        match value:
+            case {
+                "connector": "conv1x1" | "linear" | "none" as connector,
+                "front": [*front],
+                "back": [*back],
+                "batch_norm": bool(batch_norm),
+            } if all(isinstance(size, int) for size in [*front, *back]):
+                shapes = tuple(front), tuple(back)
+                return StitchingLayer(Connector(connector), *shapes, batch_norm)
+        raise MemtoolError(f"not the spec of a stitching layer: {value!r:.80}")
 
 
-def connector(front: Layer, back: Layer) -> str:
-    """`conv1x1` or `linear`, whichever joins the two layers.
-
-    Raises MemtoolError with both shapes if they cannot be joined: other than channels, or the last
-    dimension of vectors and tokens, all sizes must agree.
-    """
-    ours, theirs = front.shape, back.shape
-    if len(ours) == len(theirs) == 3 and ours[1:] == theirs[1:]:
-        return "conv1x1"
-    if len(ours) == len(theirs) and len(ours) in (1, 2) and ours[:-1] == theirs[:-1]:
-        return "linear"
-    raise MemtoolError(
-        f"cannot stitch {front.name!r} of shape {ours} to {back.name!r} of shape {theirs}: "
-        "only the channels may differ in number"
-    )
-
-
-def channels(layer: Layer) -> int:
-    """How many channels a layer has: the first size of (c, h, w), the last of (d,) and (t, d)."""
-    return layer.shape[0] if len(layer.shape) == 3 else layer.shape[-1]
-
-
-def by_channel(activation: Tensor) -> Tensor:
-    """(n, c, h, w) as (n * h * w, c); (n, t, d) as (n * t, d); (n, d) as it is."""
-    if activation.ndim == 4:
-        activation = activation.movedim(1, -1)
-    return activation.reshape(-1, activation.shape[-1])
+def by_channel(activation: Tensor, shape: Shape) -> Tensor:
+    """(n, ...) as (n * positions, channels); `shape` is that of an example, as far as it says which
+    axis counts the channels."""
+    last = activation.movedim(1 + channel_axis(shape), -1)
+    return last.reshape(-1, last.shape[-1])
 
 
 class LeastSquares:
     """The affine map from x (m, p) to y (m, q) of least squared error, from streamed batches.
 
     Normal equations of the centered variables, summed in float64 about a fixed origin near the
-    mean. Directions in which x does not vary get no weight beyond what the ridge leaves.
+    mean. Each x is scaled to variance 1, so that the ridge weighs small channels as large ones;
+    directions in which x does not vary get no weight.
     """
 
     def __init__(self) -> None:
@@ -77,7 +237,7 @@ class LeastSquares:
         self.origins: tuple[Tensor, Tensor] | None = None
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        x, y = x.double(), y.double()
+        x, y = _double(x), _double(y)
         if self.origins is None:
             self.origins = (x.mean(0), y.mean(0))
             self.xx = x.new_zeros(x.shape[1], x.shape[1])
@@ -85,8 +245,8 @@ class LeastSquares:
             self.x, self.y = x.new_zeros(x.shape[1]), y.new_zeros(y.shape[1])
         x, y = x - self.origins[0], y - self.origins[1]
         self.n += len(x)
-        self.xx += x.T @ x
-        self.xy += x.T @ y
+        self.xx.addmm_(x.T, x)
+        self.xy.addmm_(x.T, y)
         self.x += x.sum(0)
         self.y += y.sum(0)
 
@@ -96,12 +256,19 @@ class LeastSquares:
         x_mean, y_mean = self.x / self.n, self.y / self.n
         xx = self.xx / self.n - x_mean[:, None] * x_mean
         xy = self.xy / self.n - x_mean[:, None] * y_mean
-        scale = xx.diagonal().mean()
-        ridge = RIDGE * torch.where(scale > 0, scale, torch.ones_like(scale))
-        xx.diagonal().add_(ridge)
-        weight = torch.linalg.solve(xx, xy).T
+        variance = xx.diagonal().clamp(min=0)
+        alive = variance > DEAD * variance.mean()
+        scale = torch.where(alive, variance, torch.inf).rsqrt()  # 0 for a dead channel
+        xx *= scale[:, None] * scale
+        xx.diagonal().add_(torch.where(alive, RIDGE, 1.0))
+        weight = (torch.linalg.solve(xx, scale[:, None] * xy) * scale[:, None]).T
         bias = y_mean + self.origins[1] - weight @ (x_mean + self.origins[0])
         return weight, bias
+
+
+def _double(tensor: Tensor) -> Tensor:
+    """In float64, on the CPU if its device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
 
 
 class StitchedModel(nn.Module):
@@ -123,7 +290,8 @@ class StitchedModel(nn.Module):
         self.front_layer, self.back_layer = front_layer, back_layer
 
     def forward(self, images: Tensor) -> Tensor:
-        activation = self.stitching(run_to(self.front, self.front_layer, images))
+        reached = run_to(self.front, [self.front_layer], images)
+        activation = self.stitching(reached[self.front_layer])
         return run_from(self.back, self.back_layer, activation, images)
 
     @staticmethod
@@ -131,7 +299,6 @@ class StitchedModel(nn.Module):
         front: ModelSpec, back: ModelSpec, front_layer: str, back_layer: str, layer: StitchingLayer
     ) -> ModelSpec:
         """The spec that `build` takes."""
-        outputs, inputs = layer.weight.shape
         return ModelSpec(
             "stitched",
             {
@@ -139,7 +306,7 @@ class StitchedModel(nn.Module):
                 "back": back.json(),
                 "front_layer": front_layer,
                 "back_layer": back_layer,
-                "stitching": [inputs, outputs],
+                "stitching": layer.json(),
             },
         )
 
@@ -152,12 +319,12 @@ class StitchedModel(nn.Module):
                 "back": back,
                 "front_layer": str(front_layer),
                 "back_layer": str(back_layer),
-                "stitching": [int(inputs), int(outputs)],
+                "stitching": stitching,
             }:
                 return StitchedModel(
                     build(ModelSpec.from_json(front)),
                     build(ModelSpec.from_json(back)),
-                    StitchingLayer(inputs, outputs),
+                    StitchingLayer.from_json(stitching),
                     front_layer,
                     back_layer,
                 )
@@ -165,33 +332,39 @@ class StitchedModel(nn.Module):
 
 
 @torch.no_grad()
-def started(
-    start: Start,
-    front: Layer,
-    back: Layer,
-    pairs: Callable[[], Any],
-    device: torch.device,
-) -> StitchingLayer:
-    """A stitching layer from `front` to `back` that starts as `start` says.
+def start(
+    layer: StitchingLayer,
+    how: Start,
+    inputs: Callable[[], Iterable[Tensor]],
+    targets: Callable[[], Iterable[Tensor]],
+) -> None:
+    """Make `layer` the map that `how` says, and put it in eval mode.
 
-    `pairs()` iterates over (front activation, back activation) of all training images, batch by
-    batch; only `lstsq` calls it. Raises MemtoolError for an identity between unequal channels.
+    `inputs` and `targets` iterate over the front's and the back's activations of all training
+    images, in the same batches; what is not needed is not called. Raises MemtoolError for an
+    identity between unequal numbers.
     """
-    layer = StitchingLayer(channels(front), channels(back)).to(device)
-    match start:
-        case Start.identity:
-            if channels(front) != channels(back):
-                raise MemtoolError(
-                    f"no identity from {channels(front)} channels of {front.name!r} to "
-                    f"{channels(back)} of {back.name!r}; use --init lstsq or random"
-                )
-            nn.init.eye_(layer.weight)
-            nn.init.zeros_(layer.bias)
-        case Start.lstsq:
-            solver = LeastSquares()
-            for ours, theirs in pairs():
-                solver.update(by_channel(ours), by_channel(theirs))
-            weight, bias = solver.compute()
-            layer.weight.copy_(weight)
-            layer.bias.copy_(bias)
-    return layer
+    if layer.connector is Connector.none:
+        layer.eval()
+        return
+    if how is Start.identity:
+        check_identity(layer)
+        nn.init.eye_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    if how is Start.lstsq:
+        solver = LeastSquares()
+        for ours, theirs in zip(inputs(), targets(), strict=True):
+            solver.update(layer.rows(ours), layer.targets(theirs))
+        weight, bias = solver.compute()
+        layer.weight.copy_(weight)
+        layer.bias.copy_(bias)
+    layer.start_norms(inputs())
+
+
+def check_identity(layer: StitchingLayer) -> None:
+    """Raise MemtoolError unless `layer` can be the identity."""
+    inputs, outputs = layer.size
+    if inputs != outputs:
+        raise MemtoolError(
+            f"no identity from {inputs} to {outputs} channels; use --init lstsq or random"
+        )
