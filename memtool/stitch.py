@@ -6,7 +6,7 @@ back, shows how much of a network the stitching layer repairs by itself.
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -311,24 +311,12 @@ class StitchedModel(nn.Module):
         )
 
     @staticmethod
-    def build(options: Mapping[str, Any]) -> "StitchedModel":
-        """Raises MemtoolError if `options` are not those of a stitched model."""
-        match options:
-            case {
-                "front": front,
-                "back": back,
-                "front_layer": str(front_layer),
-                "back_layer": str(back_layer),
-                "stitching": stitching,
-            }:
-                return StitchedModel(
-                    build(ModelSpec.from_json(front)),
-                    build(ModelSpec.from_json(back)),
-                    StitchingLayer.from_json(stitching),
-                    front_layer,
-                    back_layer,
-                )
-        raise MemtoolError(f"not the spec of a stitched model: {dict(options)!r:.80}")
+    def build(spec: ModelSpec) -> "StitchedModel":
+        """The model that a `spec` of the above kind says, with fresh weights."""
+        front, back = map(build, spec.parts)
+        layers = spec.options["front_layer"], spec.options["back_layer"]
+        stitching = StitchingLayer.from_json(spec.options["stitching"])
+        return StitchedModel(front, back, stitching, *layers)
 
 
 @torch.no_grad()
