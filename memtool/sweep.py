@@ -160,6 +160,7 @@ class Part:
     ) -> None:
         self.checkpoint, self.examples = checkpoint, examples
         self.network: Network = checkpoint.network(examples.images.device)
+        self._last = layers[-1].name if layers else None
         self._first = self.network.normalized(examples.images[:1])
         self._kept = self._computed(_fitting(layers, len(examples.images), memory))
 
@@ -207,9 +208,14 @@ class Part:
     @cached_property
     def predictions(self) -> Tensor:
         """The class of each test image, (n,), by this network alone."""
-        images = self.examples.images[self.examples.train :]
-        logits = predict(lambda i: self.network(images[i]), len(images), images.device)
-        return logits.argmax(1)
+
+        def logits(indices: Tensor) -> Tensor:
+            if self._last is None:
+                return self.network(self.examples.images[indices])
+            return self.finished(self._last, self.at(self._last, indices))
+
+        test = self.examples.test_indices
+        return predict(lambda i: logits(test[i]), len(test), test.device).argmax(1)
 
     @cached_property
     def accuracy(self) -> float:
