@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -52,10 +52,10 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 class _Replay:
-    """True while a model runs only in order to reach the layer it is to go on from: what its
-    layers give there is not part of the computation, so hooks that observe look away."""
+    """The runs of a model that are under way only in order to reach the layer it is to go on from:
+    what its layers give there is not part of the computation, so hooks that observe look away."""
 
-    active = False
+    active: ClassVar[set[object]] = set()
 
 
 @contextmanager
@@ -231,7 +231,10 @@ def activations(
 
 
 class _Reached(Exception):
-    """Ends a forward pass that needs to go no further."""
+    """Ends a forward pass that needs to go no further; `found` says whose, if one is in another."""
+
+    def __init__(self, found: dict[str, Tensor]) -> None:
+        self.found = found
 
 
 def run_to(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[str, Tensor]:
@@ -240,20 +243,22 @@ def run_to(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[st
     Raises MemtoolError for a layer that `model` does not have or does not call.
     """
     found: dict[str, Tensor] = {}
-    replaying = _Replay.active
+    around = set(_Replay.active)  # those of which this run is a part
 
     def see(name: str, module: nn.Module, output: Any) -> None:
-        if name in layers and _Replay.active == replaying:
+        if name in layers and _Replay.active <= around:
             # A copy, unless nothing runs that could change it in place.
             found[name] = output if len(found) + 1 == len(layers) else output.clone()
             if len(found) == len(layers):
-                raise _Reached
+                raise _Reached(found)
 
     with _hooked(model, see, layers):
         try:
             model(images)
-        except _Reached:
-            return found
+        except _Reached as reached:
+            if reached.found is found:
+                return found
+            raise
     (missing, *_) = [layer for layer in layers if layer not in found]
     raise MemtoolError(f"{type(model).__name__} has no layer {missing!r}, or does not call it")
 
@@ -273,20 +278,20 @@ def run_from(model: nn.Module, layer: str, activation: Tensor, images: Tensor) -
 
 
 def _run_from(model: nn.Module, layer: str, activation: Tensor, images: Tensor) -> Tensor:
-    gradients, replaying = torch.is_grad_enabled(), _Replay.active
+    gradients, replay = torch.is_grad_enabled(), object()
 
     def see(name: str, module: nn.Module, output: Any) -> Tensor | None:
         if name != layer:
             return None
-        _Replay.active = replaying
+        _Replay.active.discard(replay)
         torch.set_grad_enabled(gradients)
         return activation
 
-    _Replay.active = True
+    _Replay.active.add(replay)
     try:
         with torch.no_grad(), _hooked(model, see, [layer], replaces=True):
             result = first_tensor(model(images))
     finally:
-        _Replay.active = replaying
+        _Replay.active.discard(replay)
     assert result is not None
     return result

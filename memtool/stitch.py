@@ -89,7 +89,7 @@ def _check_memory(cannot: str, inputs: int, outputs: int, memory: int) -> None:
     if needed > memory:
         raise MemtoolError(
             f"{cannot}: a flattened map has {inputs * outputs:,} weights and takes "
-            f"{needed / 2**30:.1f} GiB to fit; use --connector conv1x1, a later cut, "
+            f"{math.ceil(needed / 2**20):,} MiB to fit; use --connector conv1x1, a later cut, "
             "or a larger --memory"
         )
 
@@ -130,15 +130,20 @@ class StitchingLayer(nn.Module):
     def forward(self, activation: Tensor) -> Tensor:
         if self.connector is Connector.none:
             return self.resized(activation)
-        rows = self.rows(activation)
-        rows = self.before(rows) if self.before else rows
-        rows = self.mapped(rows)
-        rows = self.after(rows) if self.after else rows
-        return self._shaped(rows, len(activation))
+        inputs = self.inputs(activation)
+        inputs = self.before(inputs) if self.before else inputs
+        outputs = self.mapped(inputs)
+        outputs = self.after(outputs) if self.after else outputs
+        if self.flattens or len(self.back) == 1:
+            return outputs.reshape(-1, *self.back)
+        by_channel = outputs.reshape(*outputs.shape[:2], *positions(self.back))
+        return by_channel.movedim(1, 1 + channel_axis(self.back)).contiguous()
 
-    def mapped(self, rows: Tensor) -> Tensor:
-        """The affine map alone: (m, inputs) to (m, outputs)."""
-        return functional.linear(rows, self.weight, self.bias)
+    def mapped(self, inputs: Tensor) -> Tensor:
+        """The affine map alone: (n, inputs) or (n, inputs, positions) to outputs in their place."""
+        if inputs.ndim == 2:
+            return functional.linear(inputs, self.weight, self.bias)
+        return functional.conv1d(inputs, self.weight[:, :, None], self.bias)
 
     def resized(self, activation: Tensor) -> Tensor:
         """The front's activation with as many positions as the back's, channels where they are."""
@@ -150,21 +155,15 @@ class StitchingLayer(nn.Module):
         by_channel = activation.movedim(axis, 1)
         return functional.interpolate(by_channel, sizes, mode=mode).movedim(1, axis)
 
-    def rows(self, activation: Tensor) -> Tensor:
-        """The front's activation as what is mapped, (m, inputs): a row a position or an example."""
+    def inputs(self, activation: Tensor) -> Tensor:
+        """The front's activation as it is mapped: (n, inputs) or (n, inputs, positions)."""
         if self.flattens:
             return activation.flatten(1)
-        return by_channel(self.resized(activation), self.front)
+        return _by_channel(self.resized(activation), self.front)
 
     def targets(self, activation: Tensor) -> Tensor:
-        """The back's activation as what the rows are mapped to, (m, outputs)."""
-        return activation.flatten(1) if self.flattens else by_channel(activation, self.back)
-
-    def _shaped(self, rows: Tensor, examples: int) -> Tensor:
-        if self.flattens:
-            return rows.reshape(examples, *self.back)
-        by_position = rows.reshape(examples, *positions(self.back), -1)
-        return by_position.movedim(-1, 1 + channel_axis(self.back)).contiguous()
+        """The back's activation as outputs: (n, outputs) or (n, outputs, positions)."""
+        return activation.flatten(1) if self.flattens else _by_channel(activation, self.back)
 
     @torch.no_grad()
     def settle(self, inputs: Iterable[Tensor]) -> None:
@@ -184,9 +183,9 @@ class StitchingLayer(nn.Module):
         their statistics, so that the layer starts as the map that it holds."""
         if self.before and self.after:
             for activation in inputs:
-                rows = self.rows(activation)
-                self.before(rows)
-                self.after(self.mapped(rows))
+                inputs = self.inputs(activation)
+                self.before(inputs)
+                self.after(self.mapped(inputs))
             for norm in (self.before, self.after):
                 mean, variance = norm.running_mean, norm.running_var
                 assert mean is not None and variance is not None
@@ -217,15 +216,16 @@ class StitchingLayer(nn.Module):
         raise MemtoolError(f"not the spec of a stitching layer: {value!r:.80}")
 
 
-def by_channel(activation: Tensor, shape: Shape) -> Tensor:
-    """(n, ...) as (n * positions, channels); `shape` is that of an example, as far as it says which
-    axis counts the channels."""
-    last = activation.movedim(1 + channel_axis(shape), -1)
-    return last.reshape(-1, last.shape[-1])
+def _by_channel(activation: Tensor, shape: Shape) -> Tensor:
+    """(n, ...) as (n, channels) or (n, channels, positions); `shape`, an example's, says which axis
+    counts the channels."""
+    first = activation.movedim(1 + channel_axis(shape), 1)
+    return first.flatten(2) if first.ndim > 2 else first
 
 
 class LeastSquares:
-    """The affine map from x (m, p) to y (m, q) of least squared error, from streamed batches.
+    """The affine map from x to y of least squared error, from streamed batches: of (n, p) to
+    (n, q), or of (n, p, l) to (n, q, l), the same at each of the l positions.
 
     Normal equations of the centered variables, summed in float64 about a fixed origin near the
     mean. Each x is scaled to variance 1, so that the ridge weighs small channels as large ones;
@@ -237,7 +237,7 @@ class LeastSquares:
         self.origins: tuple[Tensor, Tensor] | None = None
 
     def update(self, x: Tensor, y: Tensor) -> None:
-        x, y = _double(x), _double(y)
+        x, y = _rows(x), _rows(y)
         if self.origins is None:
             self.origins = (x.mean(0), y.mean(0))
             self.xx = x.new_zeros(x.shape[1], x.shape[1])
@@ -266,9 +266,10 @@ class LeastSquares:
         return weight, bias
 
 
-def _double(tensor: Tensor) -> Tensor:
-    """In float64, on the CPU if its device has none."""
-    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()
+def _rows(tensor: Tensor) -> Tensor:
+    """(n, p) or (n, p, l) as (n * l, p), in float64; on the CPU if the device has none."""
+    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor
+    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1]).double()
 
 
 class StitchedModel(nn.Module):
@@ -329,30 +330,19 @@ def start(
     """Make `layer` the map that `how` says, and put it in eval mode.
 
     `inputs` and `targets` iterate over the front's and the back's activations of all training
-    images, in the same batches; what is not needed is not called. Raises MemtoolError for an
-    identity between unequal numbers.
+    images, in the same batches; what is not needed is not called.
     """
     if layer.connector is Connector.none:
         layer.eval()
         return
     if how is Start.identity:
-        check_identity(layer)
         nn.init.eye_(layer.weight)
         nn.init.zeros_(layer.bias)
     if how is Start.lstsq:
         solver = LeastSquares()
         for ours, theirs in zip(inputs(), targets(), strict=True):
-            solver.update(layer.rows(ours), layer.targets(theirs))
+            solver.update(layer.inputs(ours), layer.targets(theirs))
         weight, bias = solver.compute()
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
     layer.start_norms(inputs())
-
-
-def check_identity(layer: StitchingLayer) -> None:
-    """Raise MemtoolError unless `layer` can be the identity."""
-    inputs, outputs = layer.size
-    if inputs != outputs:
-        raise MemtoolError(
-            f"no identity from {inputs} to {outputs} channels; use --init lstsq or random"
-        )

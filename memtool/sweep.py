@@ -27,7 +27,7 @@ from memtool.data import Dataset
 from memtool.device import Processes
 from memtool.files import check_writable, replacing
 from memtool.layers import Layer, run_from, run_to
-from memtool.stitch import StitchedModel, StitchingLayer, check_identity, joined, start
+from memtool.stitch import StitchedModel, StitchingLayer, joined, start
 from memtool.train import TrainConfig, accuracy, make_optimizer, optimize, predict
 
 T = TypeVar("T")
@@ -87,18 +87,27 @@ class Plan:
         return len(self.directions) * (self.epochs + 1 if self.curve else 1)
 
     def layer(self, cut: Cut) -> StitchingLayer:
-        """The stitching layer at `cut`. Raises MemtoolError if its layers cannot be joined so."""
-        kind = joined(*cut, self.connector, self.resize, self.memory)
-        return StitchingLayer(kind, cut[0].shape, cut[1].shape, self.batch_norm)
+        """The stitching layer at `cut`, as torch starts it.
+
+        Raises MemtoolError if the two layers cannot be joined so, or the map has no such start.
+        """
+        front, back = cut
+        kind = joined(front, back, self.connector, self.resize, self.memory)
+        layer = StitchingLayer(kind, front.shape, back.shape, self.batch_norm)
+        inputs, outputs = layer.size
+        if self.trains and self.start is Start.identity and inputs != outputs:
+            raise MemtoolError(
+                f"no identity from the {inputs} channels of {front.name!r} to the {outputs} of "
+                f"{back.name!r}; use --init lstsq or random"
+            )
+        return layer
 
     def check(self, cuts: Mapping[Path, Sequence[Cut]]) -> None:
         """Raise MemtoolError unless all `cuts` can be joined, in all directions."""
         with torch.device("meta"):
             for cut in {cut for own in cuts.values() for cut in own}:
                 for direction in self.directions:
-                    layer = self.layer(directed(direction, (None, None), cut)[1])
-                    if self.trains and self.start is Start.identity:
-                        check_identity(layer)
+                    self.layer(directed(direction, (None, None), cut)[1])
 
     def settings(self) -> Row:
         """The columns that are the same in each row."""
