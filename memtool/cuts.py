@@ -100,8 +100,8 @@ def _is_cut(network: Network, layer: str, images: Tensor) -> bool:
     given, other = network.normalized(images), network.normalized(~images)
     try:
         activation = run_to(network.model, [layer], given)[layer]
-        first, second = (
-            run_from(network.model, layer, activation, inputs) for inputs in (given, other)
+        first, second = (  # copies, because what follows may change them in place
+            run_from(network.model, layer, activation.clone(), inputs) for inputs in (given, other)
         )
     except MemtoolError:  # a container that is never called itself
         return False

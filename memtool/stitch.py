@@ -137,7 +137,7 @@ class StitchingLayer(nn.Module):
         if self.flattens or len(self.back) == 1:
             return outputs.reshape(-1, *self.back)
         by_channel = outputs.reshape(*outputs.shape[:2], *positions(self.back))
-        return by_channel.movedim(1, 1 + channel_axis(self.back)).contiguous()
+        return _laid_out(by_channel.movedim(1, 1 + channel_axis(self.back)), activation)
 
     def mapped(self, inputs: Tensor) -> Tensor:
         """The affine map alone: (n, inputs) or (n, inputs, positions) to outputs in their place."""
@@ -214,6 +214,16 @@ class StitchingLayer(nn.Module):
                 shapes = tuple(front), tuple(back)
                 return StitchingLayer(Connector(connector), *shapes, batch_norm)
         raise MemtoolError(f"not the spec of a stitching layer: {value!r:.80}")
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """`tensor` with its axes in memory in the order that those of `like` have: the kernels that
+    follow round differently otherwise, and the identity would change the last bits."""
+    if tensor.ndim != like.ndim:
+        return tensor.contiguous()
+    order = sorted(range(like.ndim), key=like.stride, reverse=True)
+    inverse = sorted(range(like.ndim), key=order.__getitem__)
+    return tensor.permute(order).contiguous().permute(inverse)
 
 
 def _by_channel(activation: Tensor, shape: Shape) -> Tensor:
