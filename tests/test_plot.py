@@ -434,7 +434,7 @@ def test_stitching_net_of_control_takes_it_off_row_by_row():
                 stitched(direction, cut, ratio, 0) - stitched("control", cut, ratio, 0) - 0.05
                 for ratio in RATIOS[1:]
             ]
-            np.testing.assert_allclose(lines[cut].get_ydata(orig=False), expected)
+            np.testing.assert_allclose(lines[cut].get_ydata(orig=False), expected, atol=1e-12)
 
 
 @pytest.mark.parametrize(
