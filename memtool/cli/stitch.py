@@ -68,7 +68,7 @@ def stitch(
     ] = 2e-3,
     batch_size: options.BatchSize = 128,
     curve: Annotated[
-        bool, typer.Option("--curve", help="A row for the start and for each epoch, not the last")
+        bool, typer.Option("--curve", help="A row for the start, epoch 0, and for each epoch")
     ] = False,
     seed: options.Seed = 0,
     save: Annotated[
