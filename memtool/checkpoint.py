@@ -9,9 +9,9 @@ bytes.
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,16 +22,32 @@ from safetensors import SafetensorError, safe_open
 
 from memtool import MemtoolError
 from memtool.files import replacing
-from memtool.models import ModelSpec, build
+from memtool.models import (
+    ModelSpec,
+    Shape,
+    at_most,
+    build,
+    fitted,
+    image_shape,
+    one_line,
+    skeleton,
+)
+from memtool.recognition import Identity, identify, misfits
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
     from memtool.data import Dataset
+    from memtool.layers import Layer
 
 FORMAT = 1
 METADATA_KEY = "memtool"
+# Far beyond what any file needs (a transition matrix of 1,000 classes), and harmless to read.
+MAX_METADATA = 32 * 2**20  # characters
+MAX_CONTAINERS = 100_000
+MAX_DEPTH = 100
+MAX_IMAGE = 10_000  # pixels a side
 
 Metadata = dict[str, Any]
 
@@ -44,10 +60,34 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
             yield file
     except FileNotFoundError as error:
         raise MemtoolError(f"{path}: no such file") from error
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise MemtoolError(f"{path}: cannot be read ({error})") from error
     except SafetensorError as error:
+        if is_pickle(path):
+            raise MemtoolError(
+                f"{path}: is a pickle of PyTorch's, not a safetensors file; make one of it: "
+                f"memtool convert {path} -o {path.with_suffix('.safetensors')}"
+            ) from error
         raise MemtoolError(f"{path}: not a safetensors file, or cut short ({error})") from error
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """`replacing`, for safetensors to write to: it has an exception of its own for a full disk."""
+    with replacing(path) as temporary:
+        try:
+            yield temporary
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
+def is_pickle(path: Path) -> bool:
+    """Whether a file begins as those of torch.save do: as a zip, a pickle or a tar archive."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    return start[257:262] == b"ustar" or start.startswith(
+        (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    )
 
 
 def _encoded(kind: str, metadata: Metadata) -> dict[str, str]:
@@ -60,23 +100,59 @@ def read_metadata(path: Path, kind: str | None = None) -> Metadata:
 
     Raises MemtoolError if there is none, if it is of a later format, or not of `kind`.
     """
+    metadata = find_metadata(path, kind)
+    if metadata is None:
+        raise MemtoolError(f"{path}: has no memtool metadata; memtool did not write it")
+    return metadata
+
+
+def find_metadata(path: Path, kind: str | None = None) -> Metadata | None:
+    """As `read_metadata`, but None if there is none."""
     with _opened(path, "numpy") as file:
         text = (file.metadata() or {}).get(METADATA_KEY)
     if text is None:
-        raise MemtoolError(f"{path}: has no memtool metadata; memtool did not write it")
-    try:
-        metadata = json.loads(text)
-        found, written = metadata["kind"], int(metadata["format"])
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise MemtoolError(f"{path}: its memtool metadata cannot be read") from error
+        return None
+    metadata = _decoded(path, text)
+    found, written = metadata.get("kind"), metadata.get("format")
+    if not isinstance(found, str) or not isinstance(written, int):
+        raise MemtoolError(f"{path}: its memtool metadata names no kind or no format")
     if written > FORMAT:
         raise MemtoolError(
-            f"{path}: is of format {written}, this memtool reads up to {FORMAT}; "
+            f"{path}: is of format {written:.10g}, this memtool reads up to {FORMAT}; "
             "update it (python -m pip install --upgrade memtool)"
         )
     if kind and found != kind:
-        raise MemtoolError(f"{path}: is a {found} file, not a {kind} file")
-    return dict(metadata)
+        raise MemtoolError(f"{path}: is a {found:.40} file, not a {kind} file")
+    _check(path, metadata)
+    return metadata
+
+
+def _decoded(path: Path, text: str) -> Metadata:
+    """JSON, of a size and depth that is harmless, without numbers that are not finite."""
+    if len(text) > MAX_METADATA or text.count("[") + text.count("{") > MAX_CONTAINERS:
+        raise MemtoolError(f"{path}: its memtool metadata is absurdly large ({len(text)} bytes)")
+    try:
+        metadata = json.loads(text, parse_constant=_finite, parse_float=_finite)
+    except (ValueError, RecursionError) as error:
+        raise MemtoolError(f"{path}: its memtool metadata cannot be read ({error})") from error
+    level, depth = [metadata], 0
+    while level := [part for value in level for part in _parts(value)]:
+        depth += 1
+        if depth > MAX_DEPTH:
+            raise MemtoolError(f"{path}: its memtool metadata is nested absurdly deep")
+    if not isinstance(metadata, dict):
+        raise MemtoolError(f"{path}: its memtool metadata is no object")
+    return metadata
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text} is no finite number")
+    return number
+
+
+def _parts(value: Any) -> Iterable[Any]:
+    return value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
 
 
 def save_tensors(
@@ -86,7 +162,7 @@ def save_tensors(
     from safetensors.torch import save_file
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with _replacing(path) as temporary:
         save_file(copies, temporary, _encoded(kind, metadata))
 
 
@@ -96,71 +172,264 @@ def load_tensors(path: Path) -> "dict[str, torch.Tensor]":
         return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
 
 
-def tensor_sizes(path: Path) -> dict[str, int]:
-    """How many elements each tensor of a file has, from its header."""
+@dataclass(frozen=True)
+class Stored:
+    """What a file's header says of a tensor: its shape, and its type as safetensors names it."""
+
+    shape: Shape
+    dtype: str
+
+
+def stored_tensors(path: Path) -> dict[str, Stored]:
+    """What the tensors of a file are, from its header."""
     with _opened(path, "numpy") as file:
-        return {name: math.prod(file.get_slice(name).get_shape()) for name in file.keys()}
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+        return {
+            name: Stored(tuple(part.get_shape()), part.get_dtype()) for name, part in slices.items()
+        }
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint file's header: cheap to open, so that all can be checked before any work."""
+    """What a checkpoint file's header says: cheap to open, so that all can be checked before any
+    work.
+
+    `metadata` is the file's own, or what is known of a file that memtool did not write; its `data`
+    may be empty. `names` maps the model's tensors to those of the file. `known_by` says how the
+    model is known, `notes` what was assumed, for the user to read.
+    """
 
     path: Path
     metadata: Metadata
+    spec: ModelSpec
+    names: Mapping[str, str]
+    shapes: Mapping[str, Shape]
+    known_by: str = "metadata"
+    notes: tuple[str, ...] = ()
 
     @staticmethod
-    def open(path: Path) -> "Checkpoint":
-        """Raises MemtoolError if `path` is not a checkpoint that memtool wrote."""
-        metadata = read_metadata(path, "checkpoint")
-        for section in ("model", "data", "training"):
-            if not isinstance(metadata.get(section), dict):
-                raise MemtoolError(f"{path}: its memtool metadata has no {section!r}")
-        return Checkpoint(path, metadata)
+    def open(path: Path, model: ModelSpec | None = None, trust: bool = False) -> "Checkpoint":
+        """The checkpoint at `path`, of the `model` if one was typed; runs no code that was not.
 
-    @property
-    def spec(self) -> ModelSpec:
-        return ModelSpec.from_json(self.metadata["model"])
+        With `trust`, the code that the metadata names may run, if it is the very file recorded.
+        Raises MemtoolError if `path` is no checkpoint, or if it is not clear of what model.
+        """
+        metadata = find_metadata(path, "checkpoint")
+        shapes = {name: tensor.shape for name, tensor in stored_tensors(path).items()}
+        if metadata is None:
+            return Checkpoint.of(path, shapes, identify(path, shapes, model))
+        if model:
+            data = metadata["data"]
+            if "image_shape" in data and "classes" in data:
+                model = fitted(model, tuple(data["image_shape"]), len(data["classes"]))
+            found = identify(path, shapes, model)
+            known = {**metadata, "model": found.spec.json()}
+            return replace(Checkpoint.of(path, shapes, found), metadata=known)
+        spec = replace(ModelSpec.from_json(metadata["model"]), trusted=trust)
+        return Checkpoint(path, metadata, spec, {name: name for name in shapes}, shapes)
+
+    @staticmethod
+    def of(path: Path, shapes: Mapping[str, Shape], found: Identity) -> "Checkpoint":
+        """A checkpoint that memtool did not write."""
+        hints = dict(found.hints)
+        size = {"image_shape": hints.pop("image_shape")} if "image_shape" in hints else {}
+        metadata = {"model": found.spec.json(), "data": hints, "training": {}, **size}
+        return Checkpoint(
+            path, metadata, found.spec, found.names, shapes, found.known_by, found.notes
+        )
 
     @property
     def data(self) -> Metadata:
+        """What the network was trained on; may be empty, or have no more than `mean` and `std`."""
         return dict(self.metadata["data"])
 
     @property
     def training(self) -> Metadata:
         return dict(self.metadata["training"])
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of the images on record, else of those that the model is
+        usually given."""
+        known = self.data.get("image_shape") or self.metadata.get("image_shape")
+        channels, height, width = known or image_shape(self.spec)
+        return channels, height, width
+
+    def on(self, dataset: "Dataset") -> "Checkpoint":
+        """This checkpoint, taken to be trained on `dataset` if nothing says on what it was.
+
+        A mean and a standard deviation on record stay.
+        """
+        if "fingerprint" in self.data:
+            return self
+        return replace(self, metadata={**self.metadata, "data": dataset.metadata() | self.data})
+
+    def skeleton(self) -> "nn.Module":
+        """The model without weights; raises MemtoolError unless the file's tensors are its own."""
+        try:
+            model = skeleton(self.spec, at_most(self.spec, self.shapes))
+        except MemtoolError as error:
+            raise MemtoolError(f"{self.path}: {error}") from error
+        wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+        found = {name: self.shapes[key] for name, key in self.names.items()}
+        if problems := misfits(wanted, found):
+            raise MemtoolError(
+                f"{self.path}: its tensors do not fit the model {self.spec}: {problems}"
+            )
+        return model
+
+    def model(self) -> "nn.Module":
+        """The model with its weights, in float32 and eval mode, on the CPU. Raises MemtoolError."""
+        import torch
+
+        model = self.skeleton()
+        tensors = self.tensors()
+        load_weights(model, tensors, self.path)
+        if _is_incomplete(model):
+            with torch.random.fork_rng(devices=[]):
+                model = build(self.spec)
+            load_weights(model, tensors, self.path)
+        return model.eval().requires_grad_(False)
+
+    def tensors(self) -> "dict[str, torch.Tensor]":
+        """The weights by their names in the model."""
+        stored = load_tensors(self.path)
+        return {name: stored[key] for name, key in self.names.items()}
+
     def network(self, device: "torch.device") -> "Network":
         """The model with its weights, in eval mode on `device`.
 
         Raises MemtoolError naming the first tensors that are missing, left over or misshapen.
         """
-        model = build(self.spec)
-        load_weights(model, load_tensors(self.path), self.path)
-        model.eval().requires_grad_(False).to(device)
-        return Network(model, self.data["mean"], self.data["std"])
+        if not {"mean", "std"} <= self.data.keys():
+            raise MemtoolError(
+                f"{self.path}: does not say how its images are normalized; name a data set (--data)"
+            )
+        return Network(self.model().to(device), self.data["mean"], self.data["std"])
+
+    def traced(self, image_shape: tuple[int, int, int]) -> "list[Layer]":
+        """The layers of the model, for images of that shape; on the meta device where the model
+        allows it, else with weights. Raises MemtoolError if it does not take such images."""
+        import torch
+
+        from memtool.layers import trace
+
+        model = self.skeleton()
+        try:
+            return trace(model.to("meta"), torch.zeros(2, *image_shape, device="meta"))
+        except Exception:  # whatever a model does that only real tensors can
+            pass
+        try:
+            return trace(self.model(), torch.zeros(2, *image_shape))
+        except MemtoolError:
+            raise
+        except Exception as error:
+            raise MemtoolError(
+                f"{self.path}: its model {self.spec} does not take images of (channels, height, "
+                f"width) = {image_shape}: {one_line(error)}"
+            ) from error
+
+
+def traced_all(
+    checkpoints: Sequence[Checkpoint], image_size: int | None = None
+) -> "list[list[Layer]]":
+    """The layers of each checkpoint's model; no weights are loaded, and equal models traced once.
+
+    Raises MemtoolError for a checkpoint whose tensors are not those of its model.
+    """
+    known: dict[str, list[Layer]] = {}
+    result = []
+    for checkpoint in checkpoints:
+        shape = checkpoint.image_shape
+        if image_size:
+            shape = (shape[0], image_size, image_size)
+        tensors = {name: checkpoint.shapes[key] for name, key in checkpoint.names.items()}
+        key = repr((checkpoint.spec, shape, sorted(tensors.items())))
+        if key not in known:
+            known[key] = checkpoint.traced(shape)
+        result.append(known[key])
+    return result
 
 
 def load_weights(model: "nn.Module", tensors: "dict[str, torch.Tensor]", path: Path) -> None:
-    """Copy `tensors` into `model`: all of them and nothing else, or raise MemtoolError."""
+    """Make `tensors` the weights of `model`, in the model's types: all of them and nothing else, or
+    raise MemtoolError.
+
+    Tensors of the right type are taken as they are, not copied. Counts of batches may be missing,
+    as they are in old files.
+    """
     expected = model.state_dict()
-    problems = {
-        "missing": [key for key in expected if key not in tensors],
-        "unexpected": [key for key in tensors if key not in expected],
-        "of another shape": [
-            f"{key} {tuple(tensors[key].shape)} for {tuple(expected[key].shape)}"
-            for key in expected
-            if key in tensors and tensors[key].shape != expected[key].shape
-        ],
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+    if problems := misfits({key: tuple(value.shape) for key, value in expected.items()}, shapes):
+        raise MemtoolError(f"{path}: its tensors do not fit the model: {problems}")
+    for key, tensor in tensors.items():
+        if _kind(tensor) != _kind(expected[key]):
+            raise MemtoolError(
+                f"{path}: its tensor {key} is of type {tensor.dtype}, the model's is of "
+                f"{expected[key].dtype}"
+            )
+    weights = {key: tensor.to(expected[key].dtype) for key, tensor in tensors.items()}
+    model.load_state_dict({**expected, **weights}, assign=True)
+
+
+def _kind(tensor: "torch.Tensor") -> tuple[bool, bool]:
+    """What conversion keeps: floating point, complex, or neither."""
+    return tensor.is_floating_point(), tensor.is_complex()
+
+
+def _is_incomplete(model: "nn.Module") -> bool:
+    """Whether a skeleton with weights has tensors without, which the weights do not hold: what a
+    module computes of its parameters as it is built."""
+    import torch
+
+    return any(
+        isinstance(value, torch.Tensor) and value.is_meta
+        for module in model.modules()
+        for values in (module._parameters, module._buffers, vars(module))
+        for value in values.values()
+    )
+
+
+SECTIONS = {"checkpoint": ("model", "data", "training"), "labels": ("data", "noise")}
+
+
+def _check(path: Path, metadata: Metadata) -> None:
+    """Raise MemtoolError unless metadata are as memtool writes them, as far as it reads them."""
+    for section in SECTIONS.get(metadata["kind"], ()):
+        if not isinstance(metadata.get(section), dict):
+            raise MemtoolError(f"{path}: its memtool metadata has no {section!r}")
+    if "model" in metadata:
+        try:
+            ModelSpec.from_json(metadata["model"])
+        except MemtoolError as error:
+            raise MemtoolError(f"{path}: its 'model' is {error}") from error
+    data, training, noise = (metadata.get(name, {}) for name in ("data", "training", "noise"))
+    sizes = [section["image_shape"] for section in (data, metadata) if "image_shape" in section]
+    sensible = {
+        "mean": _are(data.get("mean", []), int | float),
+        "std": _are(data.get("std", []), int | float) and 0 not in data.get("std", []),
+        "classes": _are(data.get("classes", []), str),
+        "name": isinstance(data.get("name", ""), str),
+        "fingerprint": isinstance(data.get("fingerprint", ""), str),
+        "image_shape": all(
+            _are(size, int) and len(size) == 3 and 0 < min(size) <= max(size) <= MAX_IMAGE
+            for size in sizes
+        ),
+        "epoch": isinstance(training.get("epoch"), int | None),
+        "seed": isinstance(training.get("seed", noise.get("seed")), int | None),
+        "noise_ratio": isinstance(
+            training.get("noise_ratio", noise.get("ratio")), int | float | None
+        ),
+        "metrics": isinstance(metadata.get("metrics", {}), dict),
     }
-    told = [
-        f"{len(keys)} {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
-        for what, keys in problems.items()
-        if keys
-    ]
-    if told:
-        raise MemtoolError(f"{path}: its tensors do not fit the model: {'; '.join(told)}")
-    model.load_state_dict(tensors)
+    for name, ok in sensible.items():
+        if not ok:
+            raise MemtoolError(f"{path}: its memtool metadata has no sensible {name!r}")
+
+
+def _are(values: Any, type_: Any) -> bool:
+    """Whether `values` is a list of that type."""
+    return isinstance(values, list) and all(isinstance(value, type_) for value in values)
 
 
 @dataclass(frozen=True)
@@ -216,16 +485,13 @@ class LabelFile:
         from safetensors.numpy import save_file
 
         arrays = {"given": self.given, "true": self.true, "mislabelled": self.mislabelled}
-        with replacing(path) as temporary:
+        with _replacing(path) as temporary:
             save_file(arrays, temporary, _encoded("labels", self.metadata))
 
     @staticmethod
     def load(path: Path) -> "LabelFile":
         """Raises MemtoolError if `path` is not a label file."""
         metadata = read_metadata(path, "labels")
-        for section in ("data", "noise"):
-            if not isinstance(metadata.get(section), dict):
-                raise MemtoolError(f"{path}: its memtool metadata has no {section!r}")
         with _opened(path, "numpy") as file:
             given, true = file.get_tensor("given"), file.get_tensor("true")
         return LabelFile(given, true, metadata)

@@ -32,3 +32,9 @@ class Connector(StrEnum):
     conv1x1 = "conv1x1"  # the same affine map of the channels at each position
     linear = "linear"  # of vectors and of each token; maps are flattened first
     none = "none"  # the identity, nothing to train
+
+
+class Study(StrEnum):
+    """What is reproduced."""
+
+    digits = "digits"

@@ -8,10 +8,9 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError, cka
-from memtool.checkpoint import Checkpoint, Network
+from memtool.checkpoint import Checkpoint, Network, traced_all
 from memtool.choices import Estimator, Pairs
-from memtool.layers import Layer, activations, select, trace
-from memtool.models import build
+from memtool.layers import Layer, activations, select
 
 
 @dataclass(frozen=True)
@@ -25,20 +24,6 @@ class Selection:
     def tensors(self) -> list[str]:
         """One name for each distinct tensor: a block and its last ReLU are computed once."""
         return list(dict.fromkeys(layer.same_as for layer in self.layers))
-
-
-def traced_all(checkpoints: Sequence[Checkpoint]) -> list[list[Layer]]:
-    """The layers of each checkpoint's model; no weights are loaded, and equal specs traced once."""
-    known: dict[str, list[Layer]] = {}
-    result = []
-    for checkpoint in checkpoints:
-        key = repr((checkpoint.spec, checkpoint.data["image_shape"]))
-        if key not in known:
-            with torch.random.fork_rng():
-                model = build(checkpoint.spec)
-            known[key] = trace(model, torch.zeros(2, *checkpoint.data["image_shape"]))
-        result.append(known[key])
-    return result
 
 
 def selections(checkpoints: Sequence[Checkpoint], patterns: Sequence[str]) -> list[Selection]:

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError
-from memtool.checkpoint import Checkpoint, Network
-from memtool.comparison import traced_all
+from memtool.checkpoint import Checkpoint, Network, traced_all
 from memtool.layers import Layer, run_from, run_to, select
 
 Cut = tuple[Layer, Layer]  # of the front, of the back

@@ -27,8 +27,9 @@ class Layer:
     """A layer as `trace` met it.
 
     `shape` is that of one example, without the batch. `is_cut`: everything after it depends on
-    the input only through it. `same_as` names the outermost layer whose output is the very same
-    tensor (a block and its last ReLU), itself if there is no other.
+    the input only through it. `same_as` names the layer that stands for all whose output is the
+    very same tensor: the outermost block around the module that made it (a block and its last
+    ReLU, a ReLU and the dropout that passes it on), itself if there is no other.
     """
 
     name: str
@@ -110,37 +111,97 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = training
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A layer's output as it appeared. `value` is the same for all layers that gave one tensor,
+    unchanged by an in-place module in between."""
+
+    name: str
+    module: nn.Module
+    output: Any
+    tensor: Tensor
+    value: tuple[int, int]
+    node: "_Node | None"
+
+
 def trace(model: nn.Module, images: Tensor) -> list[Layer]:
     """The layers of `model` in order of execution, found in one forward pass of `images`.
 
     `images` are as the model takes them, float (n, c, h, w); two zeros do. Cuts are read off the
     autograd graph: a layer is one if every path from output to input leads through its tensor.
     """
-    seen: list[tuple[str, nn.Module, Any, Tensor, int, _Node | None]] = []
+    seen: list[_Seen] = []
+    passed: dict[tuple[int, int], tuple[Tensor, tuple[int, int]]] = {}
 
-    def see(name: str, module: nn.Module, output: Any) -> None:
+    def see(name: str, module: nn.Module, output: Any) -> Tensor | None:
         tensor = first_tensor(output)
-        if tensor is not None and not _Replay.active:
-            seen.append((name, module, output, tensor, tensor._version, _node(tensor)))
+        if tensor is None or _Replay.active:
+            return None
+        value = _identity(tensor)
+        if output is tensor and value in given[module]:
+            # An Identity, or a dropout in eval mode: what came in may go other ways too, and those
+            # do not lead through this layer. A copy tells them apart.
+            output = tensor = tensor.clone()
+            passed[_identity(tensor)] = (tensor, value)
+        while value in passed:
+            value = passed[value][1]
+        seen.append(_Seen(name, module, output, tensor, value, _node(tensor)))
+        return tensor if output is tensor else None
 
-    with evaluating(model), torch.enable_grad(), _hooked(model, see):
+    with evaluating(model), torch.enable_grad(), _inputs(model) as given, _hooked(model, see):
         images = images.detach().clone().requires_grad_().clone()
         result = first_tensor(model(images))
     if result is None:
         raise MemtoolError(f"{type(model).__name__} returns no tensor")
     cuts = _dominators(_node(result), _node(images))
     cuts.discard(_node(result))  # nothing comes after the model's own output
-    outermost = {(id(tensor), version): name for name, _, _, tensor, version, _ in seen}
+    bare = {module: name for name, module in model.named_modules()}
+    same: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
+    for layer in seen:
+        same[layer.value].append((bare[layer.module], layer.name))
+    outermost = {value: _outermost(names) for value, names in same.items()}
     return [
         Layer(
-            name=name,
-            type=type(module).__name__,
-            shape=tuple(tensor.shape[1:]),
-            is_cut=isinstance(output, Tensor) and node in cuts,
-            same_as=outermost[id(tensor), version],
+            name=layer.name,
+            type=type(layer.module).__name__,
+            shape=tuple(layer.tensor.shape[1:]),
+            is_cut=layer.output is layer.tensor and layer.node in cuts,
+            same_as=outermost[layer.value],
         )
-        for name, module, output, tensor, version, node in seen
+        for layer in seen
     ]
+
+
+def _identity(tensor: Tensor) -> tuple[int, int]:
+    """Which tensor it is, and after how many changes in place."""
+    return id(tensor), tensor._version
+
+
+@contextmanager
+def _inputs(model: nn.Module) -> Iterator[dict[nn.Module, set[tuple[int, int]]]]:
+    """Within the block, which tensors each submodule was last called with."""
+    given: dict[nn.Module, set[tuple[int, int]]] = {}
+
+    def before(module: nn.Module, inputs: Any, named: Any) -> None:
+        values = [*inputs, *named.values()]
+        given[module] = {_identity(value) for value in values if isinstance(value, Tensor)}
+
+    handles = [
+        module.register_forward_pre_hook(before, with_kwargs=True) for module in model.modules()
+    ]
+    try:
+        yield given
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _outermost(names: Sequence[tuple[str, str]]) -> str:
+    """Of layers with one output, as (module, layer) names in order of execution: the outermost
+    block around the first, which made it, else the first itself."""
+    maker, first = names[0]
+    around = [(len(module), layer) for module, layer in names if maker.startswith(f"{module}.")]
+    return min(around)[1] if around else first
 
 
 # A tensor in the autograd graph: the function that gave it, and which of its outputs it is.

@@ -152,7 +152,7 @@ def _from_file(path: Path) -> ModelSpec:
 # --- Sources of architectures ---------------------------------------------------------------------
 
 
-def _ours() -> "dict[str, Factory]":
+def ours() -> "dict[str, Factory]":
     from memtool import nets
 
     return {
@@ -164,7 +164,7 @@ def _ours() -> "dict[str, Factory]":
     }
 
 
-def _torchvision_names() -> list[str]:
+def torchvision_names() -> list[str]:
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
@@ -201,9 +201,9 @@ def _factory(spec: ModelSpec) -> "Factory":
     source, _, name = spec.name.rpartition(":")
     if _code_file(spec.name):
         return _own_factory(spec)
-    if not source and name in (ours := _ours()):
-        return ours[name]
-    if source == "torchvision" and name in _torchvision_names():
+    if not source and name in ours():
+        return ours()[name]
+    if source == "torchvision" and name in torchvision_names():
         import torchvision
 
         builder: Factory = torchvision.models.get_model_builder(name)
@@ -217,8 +217,8 @@ def _factory(spec: ModelSpec) -> "Factory":
 
 def _unknown(name: str) -> str:
     """What to say of a name that no source has: the nearest ones, and where was looked."""
-    known = {bare: bare for bare in _ours()}
-    known |= {f"torchvision:{bare}": bare for bare in _torchvision_names()}
+    known = {bare: bare for bare in ours()}
+    known |= {f"torchvision:{bare}": bare for bare in torchvision_names()}
     if find_spec("timm"):
         known |= {f"timm:{bare}": bare for bare in _timm_names()}
         timm = "timm:NAME"
@@ -232,7 +232,7 @@ def _unknown(name: str) -> str:
         or [full for full, its in known.items() if its.startswith(bare)]
     )[:3]
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-    places = f"{', '.join(_ours())}, torchvision:NAME, FILE.py:FACTORY, FILE.json, {timm}"
+    places = f"{', '.join(ours())}, torchvision:NAME, FILE.py:FACTORY, FILE.json, {timm}"
     return f"unknown model {name!r}{hint} (looked in: {places})"
 
 
@@ -256,7 +256,7 @@ def _own_factory(spec: ModelSpec) -> "Factory":
     try:
         exec(compile(source, path, "exec"), namespace)
     except Exception as error:
-        raise MemtoolError(f"{path}: cannot be run ({_first_line(error)})") from error
+        raise MemtoolError(f"{path}: cannot be run ({one_line(error)})") from error
     if not callable(factory := namespace.get(wanted)):
         callables = [key for key, value in namespace.items() if inspect.isfunction(value)]
         nearest = get_close_matches(wanted, callables, n=3) or callables[:3]
@@ -314,6 +314,38 @@ def _check_options(spec: ModelSpec) -> None:
             )
 
 
+def image_shape(spec: ModelSpec) -> "tuple[int, int, int]":
+    """(channels, height, width) of the images that a model is meant for, as far as its spec or its
+    library says; else (3, 224, 224)."""
+    if spec.name == STITCHED:
+        return image_shape(spec.parts[0])
+    source, _, name = spec.name.rpartition(":")
+    known = dict(spec.options)
+    known |= {key: value for key, value in _defaults(spec).items() if key not in known}
+    channels = known.get("channels", known.get("in_chans", 3))
+    size = known.get("image_size", known.get("img_size", 32 if name in ours() else 224))
+    if source == "torchvision" and not {"image_size", "input_size"} & spec.options.keys():
+        size = _trained_size(name)
+    if source == "timm" and "img_size" not in spec.options:
+        config = _timm().models.get_pretrained_cfg(name)
+        size = config.input_size[-1] if config else size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return channels, height, width
+
+
+def _defaults(spec: ModelSpec) -> dict[str, Any]:
+    parameters = inspect.signature(_factory(spec)).parameters.items()
+    return {key: value.default for key, value in parameters if value.default is not value.empty}
+
+
+def _trained_size(name: str) -> int:
+    """The size of the images that torchvision's own weights of a model were trained for."""
+    import torchvision
+
+    weights = list(torchvision.models.get_model_weights(name))
+    return int(weights[-1].transforms.keywords["crop_size"]) if weights else 224
+
+
 def fitted(spec: ModelSpec, image_shape: tuple[int, int, int], classes: int) -> ModelSpec:
     """`spec` with the options that the data set settles, as far as its factory takes them.
 
@@ -327,7 +359,7 @@ def fitted(spec: ModelSpec, image_shape: tuple[int, int, int], classes: int) -> 
     if channels != 3 and spec.name.startswith("torchvision:"):
         raise MemtoolError(
             f"model {spec.name!r} takes images of 3 channels, these have {channels}; one of ours "
-            f"takes any ({', '.join(_ours())})"
+            f"takes any ({', '.join(ours())})"
         )
     settled = {"num_classes": classes, "channels": channels, "in_chans": channels, **sizes}
     known = {key: value for key, value in settled.items() if key in names}
@@ -349,7 +381,7 @@ def build(spec: ModelSpec) -> "nn.Module":
     except MemtoolError:
         raise
     except Exception as error:  # whatever a factory makes of its options
-        raise MemtoolError(f"model {str(spec)!r} cannot be built: {_first_line(error)}") from error
+        raise MemtoolError(f"model {str(spec)!r} cannot be built: {one_line(error)}") from error
 
 
 def _built(spec: ModelSpec) -> "nn.Module":
@@ -366,40 +398,76 @@ def _built(spec: ModelSpec) -> "nn.Module":
     return model
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().partition("\n")[0]
+def one_line(error: BaseException) -> str:
+    """An error of someone else's code: its type and the beginning of what it says."""
+    text = str(error).strip().partition("\n")[0][:200]
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
-class _TooLarge(MemtoolError):
-    """A spec whose model cannot be that of the file which names it."""
+class Refused(MemtoolError):
+    """What `admit` raises to stop the building of a skeleton."""
 
 
-def skeleton(spec: ModelSpec, tensors: float = math.inf, elements: float = math.inf) -> "nn.Module":
+Shape = tuple[int, ...]
+
+
+def at_most(spec: ModelSpec, shapes: Mapping[str, Shape]) -> Callable[[Shape], None]:
+    """An `admit` for the model of a file that holds tensors of these shapes: it stops a model with
+    more than twice as many parameters, or elements in them (and some more: a factory may replace
+    what it has built).
+
+    Raises Refused at once if the user did not type the spec, and it has a number beyond the count
+    of elements: a factory might make a list of as many.
+    """
+    tensors = 2 * len(shapes) + 1000
+    elements = 2 * sum(map(math.prod, shapes.values())) + 10_000_000
+    if not spec.trusted:
+        for number in _numbers(dict(spec.options)):
+            if not abs(number) <= elements:
+                raise Refused(f"model {str(spec)!r:.200} is far larger than what it holds")
+
+    def admit(shape: Shape) -> None:
+        nonlocal tensors, elements
+        tensors -= 1
+        elements -= math.prod(shape)
+        if tensors < 0 or elements < 0:
+            raise Refused(f"model {str(spec)!r:.200} is far larger than what it holds")
+
+    return admit
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)
+
+
+def skeleton(spec: ModelSpec, admit: Callable[[Shape], None] = lambda shape: None) -> "nn.Module":
     """The model without weights: its parameters on the meta device, its buffers as they are.
 
-    Takes next to no memory and time, whatever `spec` says: raises MemtoolError once the model has
-    more than twice as many parameters as `tensors`, or `elements` in them (and some more, since a
-    factory may replace what it has built). The few models that look at their parameters while they
-    are built, get real ones.
+    Takes next to no memory and time: `admit` gets the shape of each parameter before that has cost
+    anything, and may raise Refused. The few models that look at their parameters while they are
+    built get real ones.
     """
     import torch
 
     with torch.random.fork_rng(devices=[]):
         try:
-            with _watched_parameters(2 * tensors + 1e3, 2 * elements + 1e7, to_meta=True):
+            with _watched_parameters(admit, to_meta=True):
                 return build(spec)
-        except _TooLarge:
+        except Refused:
             raise
         except MemtoolError:
-            with _watched_parameters(2 * tensors + 1e3, 2 * elements + 1e7, to_meta=False):
+            with _watched_parameters(admit, to_meta=False):
                 return build(spec)
 
 
 @contextmanager
-def _watched_parameters(tensors: float, elements: float, to_meta: bool) -> Iterator[None]:
-    """Within the block each parameter is counted, and moved to the meta device, as a module takes
-    it: before it has been filled, so that even a huge one has not cost any memory.
+def _watched_parameters(admit: Callable[[Shape], None], to_meta: bool) -> Iterator[None]:
+    """Within the block each parameter is shown to `admit`, and moved to the meta device, as a
+    module takes it: before it has been filled, so that even a huge one has not cost any memory.
 
     Better than torch.device("meta") around the block: buffers, and what a model computes while it
     is built (regnet its widths, swin its position indices), keep their values.
@@ -407,16 +475,10 @@ def _watched_parameters(tensors: float, elements: float, to_meta: bool) -> Itera
     import torch
     from torch.nn.modules.module import register_module_parameter_registration_hook
 
-    count = size = 0
-
     def see(module: Any, name: str, parameter: Any) -> Any:
-        nonlocal count, size
         if parameter is None:
             return None
-        count += 1
-        size += parameter.numel()
-        if count > tensors or size > elements:
-            raise _TooLarge("the model in its metadata is far larger than what it holds")
+        admit(tuple(parameter.shape))
         if parameter.is_meta or not to_meta:
             return None
         return torch.nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)

@@ -7,8 +7,9 @@ interface: they are fixed here and pinned by a test.
 import csv
 import io
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -33,8 +34,9 @@ STITCHING = (
     "test_accuracy front_accuracy back_accuracy agreement control_accuracy"
 ).split()
 FILES = (
-    "file kind model data train test classes epoch steps noise_ratio noise_kind seed tensors "
-    "elements bytes loss given_accuracy true_accuracy mislabelled_accuracy test_accuracy"
+    "file kind model model_from parameters tensors types bytes data train test classes image_shape "
+    "mean std fingerprint epoch steps noise_ratio noise_kind seed loss given_accuracy "
+    "true_accuracy mislabelled_accuracy test_accuracy"
 ).split()
 LAYERS = "checkpoint layer type shape cut same_as".split()
 
@@ -58,7 +60,7 @@ def format_of(path: Path | None, chosen: Format | None) -> Format:
         return chosen
     if path is None:
         return Format.table if sys.stdout.isatty() else Format.csv
-    suffix = path.suffix.removeprefix(".")
+    suffix = path.suffix.removeprefix(".").lower()
     if suffix in Format.__members__ and suffix != Format.table:
         return Format(suffix)
     if suffix in ("", "txt") or not path.is_file() and path.exists():
@@ -100,7 +102,7 @@ def _writer_to(stream: TextIO, columns: Sequence[str], format: Format) -> Iterat
             yield rows.append
         finally:  # what there is, even if the work was stopped
             if rows:
-                stream.write(render(rows, columns))
+                stream.write(render(rows, columns, styled=stream.isatty()))
                 stream.flush()
         return
     # csv writes \r\n unless told otherwise, and cut and awk would see the stray character.
@@ -120,13 +122,18 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def render(rows: Sequence[Row], columns: Sequence[str], width: int | None = None) -> str:
-    """Rows as a table for a terminal, `width` characters wide (the terminal's own by default).
+def render(
+    rows: Sequence[Row], columns: Sequence[str], width: int | None = None, styled: bool = False
+) -> str:
+    """Rows as a table for a terminal, `width` characters wide (the terminal's own by default), its
+    titles in bold if `styled`.
 
     Numbers have four digits and checkpoints lose their suffix; columns that hold one value
     throughout are told once, above the table; where it would be too wide, MINOR columns are left
-    out, which is told below it.
+    out, which is told below it. A single row is a line for each of its values.
     """
+    if len(rows) == 1:
+        return _list(rows[0], columns)
     from rich.console import Console
     from rich.table import Table
 
@@ -134,13 +141,13 @@ def render(rows: Sequence[Row], columns: Sequence[str], width: int | None = None
     console = Console(
         file=stream,
         width=width,
-        force_terminal=sys.stdout.isatty(),
+        force_terminal=styled,
         highlight=False,
         markup=False,
         emoji=False,
     )
     cells = {column: [_short(row.get(column)) for row in rows] for column in columns}
-    constant = [column for column in columns if len(rows) > 1 and len(set(cells[column])) == 1]
+    constant = [column for column in columns if len(set(cells[column])) == 1]
     if told := [f"{_title(name)} {cells[name][0]}" for name in constant if cells[name][0]]:
         console.print(", ".join(told) + "\n")
     shown = [column for column in columns if column not in constant]
@@ -168,11 +175,19 @@ def render(rows: Sequence[Row], columns: Sequence[str], width: int | None = None
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
+def _list(row: Row, columns: Sequence[str]) -> str:
+    """The values of one row that has them, each below the other."""
+    values = {_title(column): _whole(row.get(column)) for column in columns}
+    width = max(map(len, values), default=0)
+    return "".join(f"{title:{width}}  {value}\n" for title, value in values.items() if value)
+
+
 # What a narrow terminal leaves out, the first one first.
 MINOR = (
-    "bytes elements tensors loss classes train test kind parameters connector agreement "
-    "reference_epoch reference_seed reference_noise_ratio back_layer true_accuracy "
-    "back_noise_ratio front_noise_ratio noise_kind seed same_as steps noise_ratio back model"
+    "fingerprint mean std types bytes image_shape model_from tensors loss classes train test kind "
+    "parameters connector agreement reference_epoch reference_seed reference_noise_ratio "
+    "back_layer true_accuracy back_noise_ratio front_noise_ratio noise_kind seed same_as steps "
+    "noise_ratio back model"
 ).split()
 
 
@@ -187,6 +202,11 @@ def _widest(column: str, cells: Mapping[str, Sequence[str]]) -> int:
 
 def _width(columns: Sequence[str], cells: Mapping[str, Sequence[str]]) -> int:
     return sum(_widest(column, cells) + 2 for column in columns) - 2
+
+
+def _whole(value: Any) -> str:
+    """A value with room enough: only numbers are shortened."""
+    return _short(value) if isinstance(value, bool | float) else _cell(value)
 
 
 def _short(value: Any) -> str:
@@ -205,13 +225,12 @@ def read(path: Path | None) -> list[dict[str, Any]]:
     """
     name = "stdin" if path is None else str(path)
     try:
-        text = sys.stdin.read() if path is None else path.read_text(encoding="utf-8")
+        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
+        rows = _parsed(content.decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise MemtoolError(f"{name}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise MemtoolError(f"{name}: cannot be read as text ({error})") from error
-    try:
-        rows = list(_parsed(text))
     except (ValueError, csv.Error) as error:
         raise MemtoolError(f"{name}: not a table ({error})") from error
     if not rows:
@@ -219,24 +238,42 @@ def read(path: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _parsed(text: str) -> Iterable[dict[str, Any]]:
+def _parsed(text: str) -> list[dict[str, Any]]:
     if text.startswith("{"):
-        return [json.loads(line) for line in text.splitlines() if line]
+        # Not splitlines, which also ends lines at characters that JSON strings may hold.
+        return [
+            _json_row(number, line)
+            for number, line in enumerate(text.split("\n"), 1)
+            if line.strip()
+        ]
     header = text.partition("\n")[0]
     delimiter = "\t" if "\t" in header else ","
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     columns = next(lines, [])
-    return [
-        {column: _value(cell) for column, cell in zip(columns, line, strict=True)} for line in lines
-    ]
+    return [_row(lines.line_num, columns, line) for line in lines if line]
+
+
+def _json_row(number: int, line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return row
+
+
+def _row(number: int, columns: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    if len(cells) != len(columns):
+        raise ValueError(f"line {number} has {len(cells)} cells, the header {len(columns)}")
+    return {column: _value(cell) for column, cell in zip(columns, cells, strict=True)}
+
+
+# Python's int and float take more: 1_000, padded numbers, other scripts' digits.
+INTEGER = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
+NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|-?inf|nan", re.ASCII)
 
 
 def _value(cell: str) -> bool | int | float | str | None:
     if cell in ("", "true", "false"):
         return {"": None, "true": True, "false": False}[cell]
-    for number in (int, float):
-        try:
-            return number(cell)
-        except ValueError:
-            pass
-    return cell
+    if INTEGER.fullmatch(cell):
+        return int(cell)
+    return float(cell) if NUMBER.fullmatch(cell) else cell

@@ -186,13 +186,38 @@ def test_a_skeleton_has_no_weights_but_its_buffers():
 
 
 def test_a_skeleton_far_larger_than_what_it_is_for_is_refused():
-    spec = models.parse("torchvision:vit_b_16?num_layers=5000")
-    with pytest.raises(MemtoolError, match="has no option"):
-        models.skeleton(ModelSpec("torchvision:vit_b_16", {"layers": 5000}), 10, 10)
-    with pytest.raises(MemtoolError, match="far larger than what it holds|cannot be built"):
-        models.skeleton(spec, tensors=10)
-    with pytest.raises(MemtoolError, match="far larger than what it holds"):
-        models.skeleton(models.parse("resnet18?width=2000"), tensors=122, elements=10_000)
+    pytest.importorskip("timm")
+    shapes = {"weight": (100, 100), "bias": (100,)}
+    for name, options in (
+        ("resnet18", {"width": 2000}),
+        ("resnet18", {"num_classes": 10**9}),
+        ("resnet18", {"num_classes": 10**15}),
+        ("timm:vit_tiny_patch16_224", {"depth": 10**9}),
+        ("timm:vit_tiny_patch16_224", {"depth": 10**4}),
+        ("timm:swin_tiny_patch4_window7_224", {"depths": [2, 2, 10**9]}),
+    ):
+        spec = ModelSpec(name, options)
+        with pytest.raises(MemtoolError, match="is far larger than what it holds"):
+            models.skeleton(spec, models.at_most(spec, shapes))
+    spec = ModelSpec("resnet18", {"width": 4})
+    assert models.skeleton(spec, models.at_most(spec, shapes))
+
+
+@pytest.mark.parametrize(
+    "text, shape",
+    [
+        ("digits-cnn", (1, 8, 8)),
+        ("cnn?channels=1", (1, 32, 32)),
+        ("resnet18", (3, 32, 32)),
+        ("torchvision:resnet18", (3, 224, 224)),
+        ("torchvision:inception_v3", (3, 299, 299)),
+        ("torchvision:vit_b_16?image_size=64", (3, 64, 64)),
+        ("timm:vit_tiny_patch16_384", (3, 384, 384)),
+        ("timm:vit_tiny_patch16_224?img_size=32&in_chans=1", (1, 32, 32)),
+    ],
+)
+def test_the_images_that_a_model_is_meant_for(text, shape):
+    assert models.image_shape(models.parse(text)) == shape
 
 
 @pytest.mark.parametrize(

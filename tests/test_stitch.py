@@ -19,6 +19,15 @@ from memtool.stitch import LeastSquares, StitchedModel, StitchingLayer, joined, 
 GIB = 1 << 30
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Two threads wait for each other longer than networks as small as these take."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def layer(name: str, *shape: int) -> Layer:
     return Layer(name, "Module", shape, True, name)
 

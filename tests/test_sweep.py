@@ -123,18 +123,15 @@ def test_the_last_layers_are_kept_first():
 # ---------------------------------------------------------------- what is trained
 
 
-class Dropping(nn.Module):
-    """Batch norm and dropout on both sides of a cut."""
+DROPPING = """
+from torch import nn
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.bottom = nn.Sequential(
-            nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(0.5)
-        )
-        self.top = nn.Sequential(nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 10))
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
-        return self.top(self.bottom(images))
+class Dropping(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(0.5),
+                         nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 10))
+"""
 
 
 def digest(model: nn.Module) -> str:
@@ -144,18 +141,18 @@ def digest(model: nn.Module) -> str:
     return sha.hexdigest()
 
 
-def test_both_networks_are_left_alone_bit_for_bit(tmp_path, monkeypatch):
+def test_both_networks_are_left_alone_bit_for_bit(tmp_path):
     digits = data.load("digits")
-    monkeypatch.setattr("memtool.checkpoint.build", lambda spec: Dropping())
-    monkeypatch.setattr("memtool.checkpoint.Checkpoint.spec", models.parse("digits-cnn"))
+    (tmp_path / "net.py").write_text(DROPPING)
+    spec = models.parse(f"{tmp_path}/net.py:Dropping")  # batch norm and dropout around the cut
     opened = []
     for seed in (0, 1):
         torch.manual_seed(seed)
         path = tmp_path / f"{seed}.safetensors"
-        metadata = {"model": {}, "data": digits.metadata(), "training": {}}
-        save_tensors(path, "checkpoint", Dropping().state_dict(), metadata)
-        opened.append(Checkpoint.open(path))
-    cut = sweep.Layer("bottom", "Sequential", (16,), True, "bottom")
+        metadata = {"model": spec.json(), "data": digits.metadata(), "training": {}}
+        save_tensors(path, "checkpoint", models.build(spec).state_dict(), metadata)
+        opened.append(Checkpoint.open(path, spec))
+    cut = sweep.Layer("3", "Dropout", (16,), True, "3")
     config = TrainConfig(epochs=1, batch_size=100, optimizer=Optimizer.adam)
     plan = sweep.Plan((sweep.Direction.forward,), config, start=Start.random, batch_norm=True)
     examples = sweep.Examples.of(digits, torch.device("cpu"))

@@ -4,15 +4,19 @@ Exit codes: 0 done; 1 the work failed; 2 wrong usage; 130 Ctrl-C; 143 terminated
 ends quietly with 0. Nothing here imports torch before a command runs.
 """
 
+import errno
 import os
 import signal
 import sys
-from typing import Annotated, Any
+from collections.abc import Callable
+from typing import Annotated, Any, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__
+
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 class Group(TyperGroup):
@@ -24,16 +28,46 @@ class Group(TyperGroup):
             sys.stdout.flush()
             return result
         except MemtoolError as error:
-            print(f"memtool: error: {error}", file=sys.stderr)
+            _tell(error)
             raise typer.Exit(1) from error
-        except BrokenPipeError:
-            # Whoever read our output has seen enough. Python would complain once more when it
-            # flushes stdout at exit, so stdout goes nowhere from here on.
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ENOSPC):
+                raise
+            # Python would complain once more when it flushes stdout at exit, so stdout goes
+            # nowhere from here on.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+            if error.errno == errno.EPIPE:  # whoever read our output has seen enough
+                raise typer.Exit(0) from None
+            _tell(error.strerror)
+            raise typer.Exit(1) from error
 
 
-app = typer.Typer(
+def _tell(error: object) -> None:
+    """An error in one line, whatever the libraries put into it."""
+    print(f"memtool: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+
+
+class Command(TyperCommand):
+    """Arguments as their metavar says; typer adds braces and the Python type on its own."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        arguments = [p for p in self.params if p.param_type_name == "argument"]
+        return ["[OPTIONS]", *(argument.metavar or "" for argument in arguments)]
+
+    def get_params(self, ctx: Any) -> Any:
+        params: list[Any] = super().get_params(ctx)
+        for param in params:
+            if param.param_type_name == "argument":
+                param.display_type_rich = lambda ctx: ""
+        return params
+
+
+class App(typer.Typer):
+    def command(self, name: str | None = None, **options: Any) -> Callable[[Function], Function]:
+        return super().command(name, **{"cls": Command, **options})
+
+
+app = App(
     name="memtool",
     cls=Group,
     no_args_is_help=True,
@@ -71,17 +105,22 @@ def _memtool(
     """
 
 
-def main() -> None:
+def main(arguments: list[str] | None = None) -> None:
     """The console script. SIGTERM ends it as Ctrl-C does: temporary files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    app()
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed, as by >&-: print would take the other one
+            setattr(sys, stream, open(os.devnull, "w"))
+    app(arguments, prog_name="memtool")
 
 
 from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `app`)
     cka,
+    convert,
     info,
     make_noisy,
     plot,
+    reproduce,
     stitch,
     train,
 )

@@ -29,7 +29,21 @@ def cka(
             help="same: corresponding layers; all: the full layer x layer matrix",
         ),
     ] = Pairs.same,
+    model: options.Model = None,
+    model_reference: Annotated[
+        str | None,
+        typer.Option(
+            "--model-reference",
+            metavar="SPEC",
+            help="What model REFERENCE is of, if another one",
+            show_default=False,
+        ),
+    ] = None,
+    trust: options.Trust = False,
     dataset: options.Data = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    samples: options.Samples = None,
     batch_size: options.BatchSize = 256,
     output: options.Output = None,
     table_format: options.TableFormat = None,
@@ -44,13 +58,15 @@ def cka(
     \b
     Examples:
       memtool cka runs/r25.safetensors runs/r0.safetensors --layers all
-      memtool cka runs/r25/*.safetensors runs/r25.safetensors --layers 'block?' -o cka.csv
-      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o heatmap.png
+      memtool cka runs/r25/*.safetensors runs/r25.safetensors \\
+          --layers 'block?' -o cka.csv
+      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
+      memtool cka a.safetensors b.safetensors --model torchvision:resnet50 \\
+          --data folder:val
     """
     import torch
 
     from memtool import comparison, table
-    from memtool.checkpoint import Checkpoint
     from memtool.device import choose
     from memtool.files import check_writable
 
@@ -61,13 +77,16 @@ def cka(
         table.format_of(path, table_format)
         check_writable(path)
     where = choose(device)
-    opened = [Checkpoint.open(checkpoint) for checkpoint in checkpoints]
+    console = Console(quiet)
+    opened = options.open_checkpoints(checkpoints, console, model, model_reference, trust)
+    set_ = options.load_dataset(
+        dataset, opened[-1], data_dir, console, image_size=image_size, samples=samples
+    )
+    opened = [checkpoint.on(set_) for checkpoint in opened]
     *selections, reference = comparison.selections(opened, options.comma_separated(layers))
     for selection in selections:
         comparison.paired(selection, reference, pairs)
-    set_ = options.load_dataset(dataset, reference.checkpoint)
     images = torch.from_numpy(set_.test.images).to(where)
-    console = Console(quiet)
     batches = len(opened) * -(-len(images) // batch_size)
     with (
         table.writer(table.CKA, path, table_format) as write,

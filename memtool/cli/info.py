@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from memtool.cli import app, options
+from memtool.cli.console import Console
 
 
 @app.command()
@@ -20,18 +21,34 @@ def info(
             "--layers", help="The layers in order of execution: type, shape, and which are cuts"
         ),
     ] = False,
+    model: options.Model = None,
+    trust: options.Trust = False,
+    image_size: Annotated[
+        int | None,
+        typer.Option(
+            "--image-size",
+            metavar="N",
+            min=1,
+            help="With --layers: the shapes for images of NxN; else of those on record, or of "
+            "those that the model is usually given",
+            show_default=False,
+        ),
+    ] = None,
     output: options.Output = None,
     table_format: options.TableFormat = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Say what a file is: its metadata, or its layers
 
     One row a file, or with --layers one row a layer: the shape of its output for one image,
     whether the network can be cut there for stitching, and which layer's output is the very same.
+    A checkpoint that memtool did not write is recognized where it can be.
 
     \b
     Examples:
       memtool info runs/r25.safetensors
       memtool info --layers runs/r25.safetensors
+      memtool info --layers weights.safetensors --model timm:vit_tiny_patch16_224
     """
     from memtool import description, table
     from memtool.files import check_writable
@@ -40,7 +57,12 @@ def info(
     if path:
         table.format_of(path, table_format)
         check_writable(path)
-    rows = description.layers(files) if layers else description.files(files)
+    console = Console(quiet)
+    if layers:
+        checkpoints = options.open_checkpoints(files, console, model, trust=trust)
+        rows = list(description.layers(checkpoints, image_size))
+    else:
+        rows = list(description.files(files, options.model_spec(model), console.note))
     with table.writer(table.LAYERS if layers else table.FILES, path, table_format) as write:
         for row in rows:
             write(row)

@@ -14,7 +14,13 @@ from memtool.noise import Matrix, NoiseKind
 @app.command("make-noisy")
 def make_noisy(
     dataset: Annotated[
-        str, typer.Argument(metavar="DATASET", help="digits, or folder:PATH", show_default=False)
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="digits, cifar10, cifar100, svhn, mnist, fashion-mnist, folder:PATH, FILE.npz or "
+            "FILE.safetensors",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path,
@@ -55,11 +61,14 @@ def make_noisy(
             show_default=False,
         ),
     ] = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    split_at: options.SplitAt = None,
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Replace a part of a data set's training labels by random ones
+    """Replace part of a data set's training labels by random ones
 
     Exactly round(RATIO * n) training examples have their label redrawn. One seed gives nested
     sets: what is mislabelled at 5 % is so at 10 %, with the same given label.
@@ -71,7 +80,7 @@ def make_noisy(
     """
     import json
 
-    from memtool import data, noise
+    from memtool import noise
     from memtool.checkpoint import LabelFile
     from memtool.files import check_writable
 
@@ -86,7 +95,9 @@ def make_noisy(
         )
     options.check_file(output)
     paths = [Path(str(output).replace("{ratio}", f"{100 * value:.10g}")) for value in ratios]
-    set_ = data.load(dataset)
+    console = Console(quiet)
+    spec = options.dataset_spec(dataset, image_size, split_at)
+    set_ = options.load_data(spec, data_dir, console, training=True)
     classes = len(set_.classes)
     transition = (
         noise.transition_matrix(kind, classes) if matrix is None else _read(matrix, classes)
@@ -109,7 +120,7 @@ def make_noisy(
             print(json.dumps({"output": str(path), "data": set_.name, **description}))
             continue
         labels.save(path)
-        Console(quiet).note(f"{path}: {round(value * len(given))} redrawn, {counts}")
+        console.note(f"{path}: {round(value * len(given))} redrawn, {counts}")
 
 
 def _read(path: Path, classes: int) -> Matrix:
@@ -120,6 +131,8 @@ def _read(path: Path, classes: int) -> Matrix:
 
     try:
         text = path.read_text(encoding="utf-8").replace(",", " ")
+        if not text.strip():
+            raise ValueError("it is empty")
         matrix = np.loadtxt(text.splitlines(), ndmin=2)
         noise.check_transition_matrix(matrix, classes)
     except OSError as error:

@@ -1,16 +1,19 @@
 """Options that several commands share, declared once, and the parsing of their values."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memtool import MemtoolError
+from memtool.cli.console import Console
 from memtool.table import Format
 
 if TYPE_CHECKING:
     from memtool.checkpoint import Checkpoint
     from memtool.data import Dataset
+    from memtool.models import ModelSpec
 
 Output = Annotated[
     Path | None,
@@ -46,14 +49,78 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATASET",
-        help="digits, or folder:PATH; else the one in the last checkpoint's metadata",
+        help="digits, cifar10, cifar100, svhn, mnist, fashion-mnist, folder:PATH, FILE.npz or "
+        "FILE.safetensors; else the one in the last checkpoint's metadata",
         show_default=False,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--data-dir",
+        metavar="DIR",
+        envvar="MEMTOOL_DATA",
+        help="Where cifar10, svhn, ... are, or are downloaded to; else memtool in the user's cache",
+        show_default=False,
+    ),
+]
+ImageSize = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size",
+        metavar="N",
+        min=1,
+        help="Resize the images so that their shorter side has N pixels, and cut out the middle "
+        "square",
+        show_default=False,
+    ),
+]
+SplitAt = Annotated[
+    str | None,
+    typer.Option(
+        "--split-at",
+        metavar="PART",
+        help="How much of a data set that is not split is for training, as 80%, 0.8 or 1000, every "
+        "class in proportion; the rest is for testing",
+        show_default=False,
+    ),
+]
+Samples = Annotated[
+    int | None,
+    typer.Option(
+        "--samples",
+        metavar="N",
+        min=1,
+        help="Take at most N of the test images, every class in proportion, the same ones each "
+        "time",
+        show_default=False,
+    ),
+]
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        metavar="SPEC",
+        help="What model the checkpoints are of: a name of ours, torchvision:NAME, timm:NAME, "
+        "FILE.py:FACTORY or FILE.json, each with options as in resnet18?width=16; else as their "
+        "metadata say, or as can be recognized",
+        show_default=False,
+    ),
+]
+Trust = Annotated[
+    bool,
+    typer.Option(
+        "--trust",
+        help="Run the FILE.py that a checkpoint's metadata name, if it is the very file recorded",
     ),
 ]
 BatchSize = Annotated[
     int, typer.Option("--batch-size", metavar="N", min=1, help="Examples in a batch")
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of all that is random")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Seed of all that is random"),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -98,7 +165,7 @@ def fraction(text: str) -> float:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a ratio, such as 25% or 0.25") from None
     if not 0 <= value <= 1:
-        hint = f"; did you mean {text}%?" if 1 < value <= 100 else ""
+        hint = f"; did you mean {text}%?" if 1 < value <= 100 and "%" not in text else ""
         raise typer.BadParameter(f"ratio {text} is outside [0, 1]{hint}")
     return value
 
@@ -124,30 +191,107 @@ def epochs(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
-def load_dataset(spec: str | None, checkpoint: "Checkpoint") -> "Dataset":
-    """The data set typed, else the one that `checkpoint` was trained on.
+def model_spec(text: str | None) -> "ModelSpec | None":
+    """What `--model` says."""
+    from memtool import models
 
-    Raises MemtoolError if the images are not of the shape that its model takes, or if the data set
-    on record is not what it was.
+    return models.parse(text) if text else None
+
+
+def open_checkpoints(
+    paths: Sequence[Path],
+    console: Console,
+    model: str | None = None,
+    last_model: str | None = None,
+    trust: bool = False,
+) -> "list[Checkpoint]":
+    """The checkpoints at `paths`, of the `model` typed if any, the last one of `last_model`.
+
+    What was assumed of them is told on stderr. Raises MemtoolError.
+    """
+    from memtool.checkpoint import Checkpoint
+
+    spec = model_spec(model)
+    specs = [spec] * (len(paths) - 1) + [model_spec(last_model) or spec]
+    opened = [Checkpoint.open(path, its, trust) for path, its in zip(paths, specs, strict=True)]
+    for note in dict.fromkeys(note for checkpoint in opened for note in checkpoint.notes):
+        console.note(note)
+    return opened
+
+
+def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None = None) -> str:
+    """`spec` with the flags typed beside it, as options of its own: they are recorded with it."""
+    from memtool import data
+
+    return data.with_options(spec, image_size=image_size, split_at=split_at)
+
+
+def load_data(
+    spec: str, folder: Path | None, console: Console, training: bool = False
+) -> "Dataset":
+    """`data.load` with progress on stderr."""
+    from memtool import data
+
+    return data.load(spec, folder, console.progress if console.shows_bars else None, training)
+
+
+def load_dataset(
+    spec: str | None,
+    checkpoint: "Checkpoint",
+    folder: Path | None,
+    console: Console,
+    *,
+    image_size: int | None = None,
+    split_at: str | None = None,
+    samples: int | None = None,
+    training: bool = False,
+) -> "Dataset":
+    """The data set typed, else the one that `checkpoint` was trained on, with the flags as options.
+
+    Raises MemtoolError if there is neither, if the images are not of the shape that the model
+    takes, if the data set on record is not what it was, and, where it is for `training`, if it has
+    no training images or not as many classes as the model.
     """
     from memtool import data
 
     recorded = checkpoint.data
-    dataset = data.load(spec or recorded["name"])
-    if list(dataset.image_shape) != recorded["image_shape"]:
+    name = spec or recorded.get("name")
+    if not isinstance(name, str):
+        raise MemtoolError(
+            f"{checkpoint.path}: does not say what it was trained on; name a data set (--data)"
+        )
+    full = data.with_options(name, image_size=image_size, split_at=split_at, samples=samples)
+    dataset = load_data(full, folder, console, training)
+    shape = recorded.get("image_shape") or list(dataset.image_shape)
+    if list(dataset.image_shape) != shape:
         raise MemtoolError(
             f"{checkpoint.path}: takes images of (channels, height, width) = "
-            f"{tuple(recorded['image_shape'])}, those of {dataset.name} are {dataset.image_shape}"
+            f"{tuple(shape)}, those of {dataset.name} are {dataset.image_shape}"
         )
-    if spec is None and dataset.fingerprint != recorded["fingerprint"]:
+    if training:
+        _check_classes(checkpoint, dataset)
+    known = recorded.get("fingerprint") or dataset.fingerprint
+    if full == recorded.get("name") and spec is None and dataset.fingerprint != known:
         raise MemtoolError(
-            f"{checkpoint.path}: its data set {recorded['name']!r} has changed since; "
-            f"if that is meant, pass --data {recorded['name']}"
+            f"{checkpoint.path}: its data set {name!r} has changed since; "
+            f"if that is meant, pass --data {name!r}"
         )
     return dataset
 
 
+def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
+    """Raise MemtoolError if `checkpoint` is known to tell another number of classes apart."""
+    classes = len(dataset.classes)
+    on_record = checkpoint.data.get("classes")
+    known = len(on_record) if on_record else checkpoint.spec.options.get("num_classes", classes)
+    if known != classes:
+        raise MemtoolError(
+            f"{checkpoint.path}: tells {known} classes apart, {dataset.name} has {classes}; "
+            "name the data set that it was trained on (--data)"
+        )
+
+
 def check_file(path: Path) -> None:
-    """Raise MemtoolError unless `path` names a file rather than stdout."""
-    if path == Path("-"):
-        raise MemtoolError("-: this output is binary and several files long; name a file")
+    """A usage error unless `path` names a safetensors file, rather than stdout or a figure."""
+    if path.suffix != ".safetensors":
+        raise typer.BadParameter(f"{path}: name a file that ends in .safetensors", param_hint="-o")

@@ -44,8 +44,8 @@ def plot(
     \b
     Examples:
       memtool plot stitching.csv -o figure2.pdf
-      memtool plot convergence tables/convergence-*.csv -o figure1.png -o figure1.pdf
-      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o heatmap.png
+      memtool plot convergence tables/*.csv -o figure1.png -o figure1.pdf
+      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
     """
     import sys
 
@@ -57,8 +57,9 @@ def plot(
     if not names and sys.stdin.isatty():
         raise typer.BadParameter("name a table, or pipe one in", param_hint="TABLE")
     for path in output:
-        suffix = path.suffix.removeprefix(".")
-        if suffix not in plot.METADATA:
+        if path == Path("-"):
+            raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
+        if path.suffix.removeprefix(".") not in plot.METADATA:
             table.format_of(path, None)
         check_writable(path)
     rows = [

@@ -80,7 +80,21 @@ def stitch(
             show_default=False,
         ),
     ] = None,
+    model: options.Model = None,
+    model_back: Annotated[
+        str | None,
+        typer.Option(
+            "--model-back",
+            metavar="SPEC",
+            help="What model BACK is of, if another one",
+            show_default=False,
+        ),
+    ] = None,
+    trust: options.Trust = False,
     dataset: options.Data = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    split_at: options.SplitAt = None,
     memory: options.Memory = "4GiB",
     output: options.Output = None,
     resume: Annotated[
@@ -110,7 +124,6 @@ def stitch(
     import json
 
     from memtool import sweep, table
-    from memtool.checkpoint import Checkpoint
     from memtool.cuts import all_cuts
     from memtool.device import choose, processes
     from memtool.files import check_writable
@@ -148,7 +161,18 @@ def stitch(
         memory=options.size(memory),
         curve=curve,
     )
-    *fronts, back = [Checkpoint.open(checkpoint) for checkpoint in checkpoints]
+    console = Console(quiet)
+    opened = options.open_checkpoints(checkpoints, console, model, model_back, trust)
+    set_ = options.load_dataset(
+        dataset,
+        opened[-1],
+        data_dir,
+        console,
+        image_size=image_size,
+        split_at=split_at,
+        training=True,
+    )
+    *fronts, back = [checkpoint.on(set_) for checkpoint in opened]
     cuts = all_cuts(fronts, back, options.comma_separated(at))
     plan.check(cuts)
     if save:
@@ -158,7 +182,6 @@ def stitch(
         print(json.dumps(described))
         return
     with processes(where) as ranks:
-        set_ = options.load_dataset(dataset, back)
         settings = {**described, "data": set_.fingerprint, "save": str(save)}
         networks = [*fronts, back]
         unfinished = sweep.Unfinished.beside(path, settings, networks, plan) if path else None
@@ -170,7 +193,6 @@ def stitch(
             for _ in rows:  # rank 0 writes them
                 pass
             return
-        console = Console(quiet)
         total = plan.rows_per_job * sum(map(len, cuts.values()))
         with (
             table.writer(table.STITCHING, path, table_format) as write,

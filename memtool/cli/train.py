@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from memtool import MemtoolError
 from memtool.cli import app, options
 from memtool.cli.console import Console
 
@@ -13,7 +14,13 @@ from memtool.cli.console import Console
 def train(
     model: Annotated[
         str,
-        typer.Option("--model", metavar="SPEC", help="Model spec: digits-cnn", show_default=False),
+        typer.Option(
+            "--model",
+            metavar="SPEC",
+            help="digits-cnn, cnn, resnet18, resnet34, resnet50, torchvision:NAME, timm:NAME, "
+            "FILE.py:FACTORY or FILE.json, each with options as in resnet18?width=16",
+            show_default=False,
+        ),
     ],
     output: Annotated[
         Path,
@@ -30,10 +37,14 @@ def train(
         typer.Option(
             "--data",
             metavar="DATASET",
-            help="digits, or folder:PATH; else the one that the labels were made for",
+            help="digits, cifar10, cifar100, svhn, mnist, fashion-mnist, folder:PATH, FILE.npz or "
+            "FILE.safetensors; else the one that the labels were made for",
             show_default=False,
         ),
     ] = None,
+    data_dir: options.DataDir = None,
+    image_size: options.ImageSize = None,
+    split_at: options.SplitAt = None,
     labels: Annotated[
         Path | None,
         typer.Option(
@@ -44,7 +55,10 @@ def train(
         ),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=1, help="Epochs")] = 20,
-    batch_size: options.BatchSize = 64,
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", metavar="N", min=2, help="Examples in a batch"),
+    ] = 64,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", metavar="RATE", min=0, help="Peak, for AdamW")
     ] = 3e-3,
@@ -115,7 +129,7 @@ def train(
     import json
     from contextlib import ExitStack
 
-    from memtool import data, models, table
+    from memtool import models, table
     from memtool.checkpoint import LabelFile
     from memtool.device import choose
     from memtool.files import check_writable
@@ -131,17 +145,27 @@ def train(
         raise typer.BadParameter("pass --data, or --labels that know theirs", param_hint="--data")
     options.check_file(output)
     check_writable(output)
+    rows_to = options.output_path(rows_to)  # stdout has them anyway
     if rows_to:
         table.format_of(rows_to, None)
         check_writable(rows_to)
     spec = models.parse(model)
     given = LabelFile.load(labels) if labels else None
-    set_ = data.load(dataset or (given.metadata["data"]["name"] if given else ""))
+    console = Console(quiet)
+    named = dataset or (given.metadata["data"]["name"] if given else "")
+    typed = options.dataset_spec(named, image_size, split_at)
+    set_ = options.load_data(typed, data_dir, console, training=True)
     if given and labels:
         given.check(labels, set_)
+    fitted = models.fitted(spec, set_.image_shape, len(set_.classes))
+    if fitted.options.get("num_classes", len(set_.classes)) != len(set_.classes):
+        raise MemtoolError(
+            f"model {str(spec)!r} has {fitted.options['num_classes']} classes, "
+            f"{set_.name} has {len(set_.classes)}; leave out num_classes"
+        )
     run = Run(
         output=output,
-        spec=models.fitted(spec, set_.image_shape, len(set_.classes)),
+        spec=fitted,
         dataset=set_,
         labels=given or LabelFile.true_labels(set_),
         config=TrainConfig(
@@ -155,14 +179,17 @@ def train(
         epochs_to_save=saved,
     )
     where = choose(device)
+    for epoch in saved:
+        check_writable(run.epoch_path(epoch))
     if dry_run:
         print(json.dumps({"output": str(output), **run.metadata({"epoch": 0})}, sort_keys=True))
         return
     with ExitStack() as stack:
+        # The bar first: on a terminal, the rows then stand above it.
+        advance = stack.enter_context(console.progress(f"training {output}", epochs))
         writers = [stack.enter_context(table.writer(table.TRAINING, None, table_format))]
         if rows_to:
             writers.append(stack.enter_context(table.writer(table.TRAINING, rows_to, None)))
-        advance = stack.enter_context(Console(quiet).progress(f"training {output}", epochs))
         for row in run.train(where, resume):
             for write in writers:
                 write(row)

@@ -1,0 +1,176 @@
+"""Writes man/ and completions/ from the command line itself.
+
+`python -m memtool.manual` writes both; with `--check` it prints what is stale as a diff and exits
+with 1. NAME, SYNOPSIS, DESCRIPTION, OPTIONS and EXAMPLES of a page come from the code; the rest
+from the constants below. Pages carry the version and no date: equal code gives equal bytes.
+"""
+
+import difflib
+import sys
+from pathlib import Path
+from typing import Any
+
+import typer.completion
+import typer.main
+
+from memtool import __version__
+from memtool.cli import app
+from memtool.files import replacing
+
+ROOT = Path(__file__).parent.parent
+
+EXIT_STATUS = {
+    "0": "Done; also if a pipe that was written to was closed early.",
+    "1": "The work failed; one line on stderr says why.",
+    "2": "Wrong usage.",
+    "130": "Interrupted (Ctrl-C). No partial file is left.",
+    "143": "Terminated. No partial file is left.",
+}
+ENVIRONMENT = {
+    "MEMTOOL_DATA": "Where data sets are, or are downloaded to, where --data-dir is not given.",
+    "MEMTOOL_DEVICE": "The device to compute on, where --device is not given.",
+    "NO_COLOR, FORCE_COLOR, COLUMNS": "As usual for programs that write to a terminal.",
+    "OMP_NUM_THREADS": "Threads of a process. The last digits of a sum depend on it.",
+    "RANK, LOCAL_RANK, WORLD_SIZE": "Set by torchrun; the processes share the work.",
+}
+FILES = {
+    "Checkpoint (.safetensors)": "Tensors under plain state_dict keys; the metadata key memtool "
+    "holds JSON: model, data set, training, metrics.",
+    "Label file (.safetensors)": "given and true (int64), mislabelled (bool), and metadata.",
+    "NAME.state.safetensors": "What an unfinished run goes on from with --resume, beside its "
+    "output; removed at the end.",
+    "Table (.csv, .tsv, .jsonl)": "A row for each measurement, with all its conditions.",
+}
+
+
+def pages() -> dict[Path, str]:
+    """The text of every file by its path from the project's root."""
+    group: Any = typer.main.get_command(app)
+    result = {Path("man/memtool.1"): _page(group, "memtool", sorted(group.commands))}
+    for name, command in group.commands.items():
+        result[Path(f"man/memtool-{name}.1")] = _page(command, f"memtool {name}", ["memtool"])
+    names = {"bash": "memtool", "zsh": "_memtool", "fish": "memtool.fish"}
+    for shell, name in names.items():
+        result[Path("completions") / name] = _completion(shell)
+    return result
+
+
+def _completion(shell: str) -> str:
+    generate: Any = typer.completion.get_completion_script  # type: ignore[attr-defined]
+    script: str = generate(
+        prog_name="memtool", complete_var="_MEMTOOL_COMPLETE", shell=shell
+    ).strip()
+    if shell == "zsh":
+        # Autoloaded from fpath, the file runs as the function at the first TAB: it has to complete.
+        script = script.replace(
+            "compdef _memtool_completion memtool",
+            'if [[ $zsh_eval_context[-1] == loadautofunc ]]; then\n  _memtool_completion "$@"\n'
+            "else\n  compdef _memtool_completion memtool\nfi",
+        )
+    return script + "\n"
+
+
+def _page(command: Any, name: str, see_also: list[str]) -> str:
+    context = command.make_context(
+        name, [], resilient_parsing=True, help_option_names=["-h", "--help"]
+    )
+    summary, *paragraphs = command.help.replace("\b\n", "\b").split("\n\n")
+    examples = [text[1:] for text in paragraphs if text.startswith("\b")]
+    usage = " ".join(command.collect_usage_pieces(context))
+    title = name.replace(" ", "-")
+    parameters = [record for p in command.get_params(context) if (record := _record(p, context))]
+    lines = [
+        f'.TH {title.upper()} 1 "" "memtool {__version__}" "memtool"',
+        ".SH NAME",
+        f"{_escape(title)} \\- {_escape(summary[0].lower() + summary[1:])}",
+        ".SH SYNOPSIS",
+        f".B {_escape(name)}",
+        _escape(usage),
+        ".SH DESCRIPTION",
+        *_paragraphs([text for text in paragraphs if not text.startswith("\b")]),
+    ]
+    if commands := getattr(command, "commands", {}):
+        records = [(f"memtool {key}", one.help.split("\n")[0]) for key, one in commands.items()]
+        lines += [".SH COMMANDS", *_tagged(dict(sorted(records)))]
+    lines += [".SH OPTIONS", *_tagged(dict(parameters)), ".SH EXAMPLES"]
+    for text in examples:
+        lines += [".nf", *map(_escape, text.split("\n")[1:]), ".fi"]
+    if commands:
+        sections = {"EXIT STATUS": EXIT_STATUS, "ENVIRONMENT": ENVIRONMENT, "FILES": FILES}
+        for section, entries in sections.items():
+            lines += [f".SH {section}", *_tagged(entries)]
+    others = [f"memtool-{other}" if commands else other for other in see_also]
+    lines += [".SH SEE ALSO", *(f".BR {_escape(other)} (1)," for other in others)]
+    return "\n".join(lines).removesuffix(",") + "\n"
+
+
+def _record(parameter: Any, context: Any) -> tuple[str, str] | None:
+    found: tuple[str, str] | None = parameter.get_help_record(context)
+    return found
+
+
+def _paragraphs(texts: list[str]) -> list[str]:
+    lines: list[str] = []
+    for text in texts:
+        lines += [".PP", *map(_escape, text.split("\n"))]
+    return lines[1:]
+
+
+def _tagged(entries: dict[str, str]) -> list[str]:
+    return [
+        line
+        for tag, text in entries.items()
+        for line in (".TP", f".B {_escape(tag)}", _escape(text))
+    ]
+
+
+def _escape(text: str) -> str:
+    """Text that roff prints as it is."""
+    text = text.replace("\\", "\\e").replace("-", "\\-").replace("'", "\\(aq")
+    return "\\&" + text if text.startswith(".") else text
+
+
+def stale() -> str:
+    """The differences between the files and what they should be, as a unified diff."""
+    result: list[str] = []
+    expected = pages()
+    found = {
+        path.relative_to(ROOT)
+        for folder in ("man", "completions")
+        for path in (ROOT / folder).glob("*")
+    }
+    for path in sorted(expected.keys() | found):
+        file = ROOT / path
+        old = file.read_text(encoding="utf-8") if file.exists() else ""
+        new = expected.get(path, "")
+        result += difflib.unified_diff(
+            old.splitlines(),
+            new.splitlines(),
+            f"{path} (on disk)",
+            f"{path} (expected)",
+            lineterm="",
+        )
+    return "\n".join(result)
+
+
+def write() -> None:
+    expected = pages()
+    for folder in ("man", "completions"):
+        for file in (ROOT / folder).glob("*"):
+            if file.relative_to(ROOT) not in expected:
+                file.unlink()
+    for path, text in expected.items():
+        with replacing(ROOT / path) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case []:
+            write()
+        case ["--check"]:
+            if difference := stale():
+                print(difference)
+                sys.exit("man/ or completions/ are stale; run: python -m memtool.manual")
+        case _:
+            sys.exit("usage: python -m memtool.manual [--check]")

@@ -1,0 +1,116 @@
+"""Man pages and completions: generated, current, well-formed, and working in the shells."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+
+from memtool import manual
+from memtool.cli import app
+
+GROUP = typer.main.get_command(app)
+PAGES = {path.name: text for path, text in manual.pages().items() if path.suffix == ".1"}
+
+
+def needs(program):
+    return pytest.mark.skipif(not shutil.which(program), reason=f"{program} is not installed")
+
+
+def test_pages_and_completions_are_current():
+    difference = manual.stale()
+    assert not difference, f"run: python -m memtool.manual\n{difference}"
+
+
+def test_a_stale_page_is_shown(tmp_path, monkeypatch):
+    monkeypatch.setattr(manual, "ROOT", tmp_path)
+    manual.write()
+    assert manual.stale() == ""
+    page = tmp_path / "man/memtool-cka.1"
+    page.write_text(page.read_text().replace("CKA", "KCA"))
+    (tmp_path / "man/memtool-gone.1").write_text("old\n")
+    assert "+++ man/memtool-cka.1 (expected)" in manual.stale()
+    assert "-old" in manual.stale()
+    manual.write()
+    assert manual.stale() == ""
+
+
+def test_every_command_has_a_page_with_all_its_options_and_examples():
+    for name, command in GROUP.commands.items():
+        page = PAGES[f"memtool-{name}.1"].replace("\\-", "-")
+        options = [option for param in command.params for option in param.opts if "-" in option]
+        assert [option for option in options if option not in page] == []
+        assert len(re.findall(rf"^ *memtool {name}|\| memtool {name}", page, re.MULTILINE)) >= 2
+        assert f"memtool-{name}" in PAGES["memtool.1"].replace("\\-", "-")
+
+
+def test_every_environment_variable_and_exit_code_is_told():
+    page = PAGES["memtool.1"]
+    variables = {p.envvar for c in GROUP.commands.values() for p in c.params if p.envvar}
+    assert variables and [name for name in variables if name not in page] == []
+    section = page.partition(".SH EXIT STATUS")[2].partition(".SH")[0]
+    assert re.findall(r"^\.B (\d+)$", section, re.MULTILINE) == ["0", "1", "2", "130", "143"]
+
+
+@needs("mandoc")
+@pytest.mark.parametrize("name", PAGES)
+def test_pages_are_well_formed(name):
+    result = subprocess.run(
+        ["mandoc", "-T", "lint", "-W", "warning"], input=PAGES[name], capture_output=True, text=True
+    )
+    complaints = [line for line in result.stdout.splitlines() if "missing date" not in line]
+    assert complaints == []
+
+
+@pytest.fixture
+def shell(tmp_path):
+    """Run a script in a shell that finds this memtool on its PATH."""
+    command = tmp_path / "memtool"
+    command.write_text(f'#!/bin/sh\nexec {sys.executable} -m memtool "$@"\n')
+    command.chmod(0o755)
+    environment = os.environ | {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "PYTHONPATH": str(manual.ROOT),
+        "COMPLETIONS": str(manual.ROOT / "completions"),
+        "HOME": str(tmp_path),
+    }
+
+    def run(*words: str) -> str:
+        result = subprocess.run(
+            words, capture_output=True, text=True, env=environment, timeout=60, check=True
+        )
+        return result.stdout
+
+    return run
+
+
+def test_bash_completes_a_command(shell):
+    script = (
+        'source "$COMPLETIONS/memtool"; COMP_WORDS=(memtool c); COMP_CWORD=1; '
+        '_memtool_completion memtool; echo "${COMPREPLY[@]}"'
+    )
+    assert "cka" in shell("bash", "-c", script).split()
+
+
+@needs("fish")
+def test_fish_completes_a_command(shell):
+    script = 'source "$COMPLETIONS/memtool.fish"; complete -C "memtool c"'
+    assert shell("fish", "-c", script).startswith("cka")
+
+
+@needs("zsh")
+def test_zsh_completes_a_command_at_the_first_tab(shell, tmp_path):
+    """Typed into a real interactive zsh, which autoloads the file from fpath."""
+    typing = Path(tmp_path, "type.zsh")
+    typing.write_text(
+        "zmodload zsh/zpty\n"
+        "zpty z zsh -f -i\n"
+        "zpty -w z 'PS1=; fpath=($COMPLETIONS $fpath); autoload -Uz compinit; compinit -u -D'\n"
+        "zpty -w z $'memtool cka --pai\\t; exit'\n"
+        "while zpty -r z line; do print -r -- $line; done\n"
+    )
+    assert "memtool cka --pairs" in shell("zsh", "-f", str(typing))
