@@ -30,8 +30,8 @@ CKA = (
 ).split()
 STITCHING = (
     "front back direction front_layer back_layer front_noise_ratio back_noise_ratio connector "
-    "parameters start epochs learning_rate batch_size seed n loss test_accuracy front_accuracy "
-    "back_accuracy agreement"
+    "batch_norm parameters start optimizer epochs epoch learning_rate batch_size seed n loss "
+    "test_accuracy front_accuracy back_accuracy agreement control_accuracy"
 ).split()
 FILES = (
     "file kind model model_from parameters tensors types bytes data train test classes image_shape "

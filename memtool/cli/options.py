@@ -130,6 +130,15 @@ Device = Annotated[
         help="auto, cpu, cuda, cuda:1, ... or mps",
     ),
 ]
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="What activations kept for later may take, as 512MiB or 4GiB; beyond that they are "
+        "computed again",
+    ),
+]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes on stderr")]
 DryRun = Annotated[
     bool,
@@ -159,6 +168,19 @@ def fraction(text: str) -> float:
         hint = f"; did you mean {text}%?" if 1 < value <= 100 and "%" not in text else ""
         raise typer.BadParameter(f"ratio {text} is outside [0, 1]{hint}")
     return value
+
+
+def size(text: str) -> int:
+    """'512MiB' or '4GiB' in bytes; a usage error for anything else."""
+    number, unit = text[:-3], text[-3:].lower()
+    powers = {"kib": 10, "mib": 20, "gib": 30, "tib": 40}
+    try:
+        value = float(number) * 2 ** powers[unit]
+    except (KeyError, ValueError):
+        raise typer.BadParameter(f"{text!r} is not a size, such as 512MiB or 4GiB") from None
+    if not 0 <= value < float("inf"):
+        raise typer.BadParameter(f"{text!r} is not a size, such as 512MiB or 4GiB")
+    return int(value)
 
 
 def epochs(text: str) -> list[int]:

@@ -29,6 +29,13 @@ def plot(
             show_default=False,
         ),
     ] = None,
+    net_of_control: Annotated[
+        bool,
+        typer.Option(
+            "--net-of-control",
+            help="Of stitching, draw the test accuracy less that of the control at the same cut",
+        ),
+    ] = False,
 ) -> None:
     """Draw the figures of the paper from tables
 
@@ -58,7 +65,10 @@ def plot(
     rows = [
         row for name in names or ["-"] for row in table.read(None if name == "-" else Path(name))
     ]
-    figure = plot.draw(kind or plot.recognize(rows), rows)
+    kind = kind or plot.recognize(rows)
+    if net_of_control and kind is not plot.Kind.stitching:
+        raise typer.BadParameter(f"{kind} has no control", param_hint="--net-of-control")
+    figure = plot.stitching(rows, net_of_control) if net_of_control else plot.draw(kind, rows)
     for path in output:
         suffix = path.suffix.removeprefix(".")
         if suffix in plot.METADATA:
