@@ -36,23 +36,12 @@ def saved(path: Path, tensors: Tensors) -> Path:
         "digits-cnn?num_classes=7&channels=3&image_size=32",
         "cnn?num_classes=7&channels=1&image_size=28&width=4",
         "resnet18?num_classes=7&channels=1&width=16",
-        "resnet18?num_classes=100&channels=3&width=64",
-        "resnet50?num_classes=7&channels=3&width=8",
         "torchvision:resnet18?num_classes=7",
-        "torchvision:resnet50",
         "torchvision:vgg11_bn?num_classes=7",
-        "torchvision:densenet121?num_classes=7",
-        "torchvision:mobilenet_v3_small?num_classes=7",
-        "torchvision:efficientnet_b0?num_classes=7",
-        "torchvision:convnext_tiny?num_classes=7",
         "torchvision:vit_b_16?num_classes=7&image_size=32",
-        "torchvision:vit_b_16?num_classes=7",
-        "torchvision:swin_t?num_classes=7",
+        "torchvision:swin_t",
         "torchvision:googlenet?num_classes=7",
-        "torchvision:googlenet?num_classes=7&aux_logits=false",
-        "torchvision:inception_v3?num_classes=7",
         "torchvision:inception_v3?num_classes=7&aux_logits=false",
-        "torchvision:shufflenet_v2_x0_5?num_classes=7",
         "torchvision:regnet_y_400mf?num_classes=7",
     ],
 )
@@ -65,9 +54,7 @@ def test_nothing_else_is_recognized():
     for changed in (
         {**shapes, "more": (1,)},
         {**shapes, "layer1.0.conv1.weight": (64, 64, 5, 5)},
-        {name: shape for name, shape in shapes.items() if name != "fc.bias"},
         {"weight": (3, 3)},
-        {},
     ):
         assert recognition.matching(tuple(changed.items())) == []
 
