@@ -23,11 +23,13 @@ class Advance(Protocol):
 
 
 class Console:
-    """Notes and progress bars on stderr."""
+    """Notes and progress bars on stderr; a `silent` one, of a second process, says nothing."""
 
-    def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self._rich = RichConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    def __init__(self, quiet: bool, silent: bool = False) -> None:
+        self.quiet = quiet or silent
+        self._rich = RichConsole(
+            stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=silent
+        )
 
     def note(self, text: str) -> None:
         if not self.quiet:

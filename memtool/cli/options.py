@@ -1,5 +1,6 @@
 """Options that several commands share, declared once, and the parsing of their values."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -92,6 +93,16 @@ def fraction(text: str) -> float:
         hint = f"; did you mean {text}%?" if 1 < value <= 100 else ""
         raise typer.BadParameter(f"ratio {text} is outside [0, 1]{hint}")
     return value
+
+
+def size(text: str) -> int:
+    """'4GiB' in bytes; a usage error for anything but a number with a unit, B to TiB."""
+    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B?|B)", text)
+    if not found:
+        raise typer.BadParameter(f"{text!r} is not a size, such as 500MiB or 4GiB")
+    number, unit = found.groups()
+    return int(float(number) * units[unit if unit == "B" else f"{unit[0]}iB"])
 
 
 def epochs(text: str) -> list[int]:
