@@ -19,16 +19,21 @@ and 1e15 neither vanish nor overflow in float32.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
+from memtool import MemtoolError
 from memtool.choices import Estimator, Kernel
+
+T = TypeVar("T")
 
 MINIMUM = 4  # examples that the unbiased estimator needs
 GROUPS = 10  # of batches, which the standard error leaves out one at a time
-STRIPS = 4  # of a symmetric Gram matrix: 10 of 16 parts are computed, in products still large
+STRIPS = 4  # of a symmetric matrix: 10 of 16 parts are computed, in products still large
 
 # Inner products of the rows of (layers, k) and (other layers, k): of which with which.
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -157,6 +162,13 @@ class _Grams:
         self.spread[i] = self.spread[i] + spread if i in self.spread else spread
         self.offset[i] = self.offset[i] + offset if i in self.offset else offset
 
+    def _each(self, values: Mapping[int, T]) -> list[T]:
+        """The values of all layers, in their order."""
+        for name, i in self.layers.items():
+            if i not in values:
+                raise MemtoolError(f"layer {name!r} is not called for every batch of images")
+        return [values[i] for i in self.layered]
+
     def finish(self) -> None:
         """All sums with the present batch's Gram matrices are made, but those over rows."""
 
@@ -176,8 +188,8 @@ class _Grams:
 
     def constant(self) -> Tensor:
         """Which layers give all examples the same features, (layers,) bool."""
-        spread = torch.stack([self.spread[i] for i in self.layered])
-        return spread <= torch.stack([self.offset[i] for i in self.layered])
+        spread = torch.stack(self._each(self.spread))
+        return spread <= torch.stack(self._each(self.offset))
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -195,30 +207,34 @@ class BatchGrams(_Grams):
         self.drop()
 
     def drop(self) -> None:
-        self._halves: dict[int, Tensor] = {}
+        self._halves: Tensor | None = None
         self._diagonals: dict[int, Tensor] = {}
 
     def _see(self, i: int, x: Tensor) -> None:
         mean = _mean(x)
         x = self._centered(x, mean)
         if self.kernel is Kernel.linear:
-            self._halves[i], diagonal = _half(x)
+            half, diagonal = _strips(len(x), x.dtype, x.device).half(x)
             spread = _wide(diagonal).sum()
         else:
             gram = x @ x.T
             spread = _wide(gram.diagonal()).sum()
             gram, diagonal = _rbf(gram, self.bandwidth)
-            self._halves[i] = gram.flatten()
+            half = gram.flatten()
+        if self._halves is None:
+            self._halves = _wide(half[:0]).new_empty(len(self.layers), len(half))
+        self._halves[i] = half
         self._diagonals[i] = diagonal
         self._measure(i, spread, mean)
 
     def halves(self) -> Tensor:
         """Vectors, one a layer, whose inner products are S, (layers, k)."""
-        return torch.stack([_wide(self._halves[i]) for i in self.layered])
+        assert self._halves is not None
+        return self._halves
 
     def diagonals(self) -> Tensor:
         """diag Kc of each layer, (layers, size)."""
-        return torch.stack([_wide(self._diagonals[i]) for i in self.layered])
+        return _wide(torch.stack(self._each(self._diagonals)))
 
     def contributions(
         self, other: "BatchGrams", product: Product
@@ -237,22 +253,40 @@ class BatchGrams(_Grams):
         return total
 
 
-def _half(x: Tensor) -> tuple[Tensor, Tensor]:
-    """K = X X^T of centered features (n, p): K with zeroed diagonal as a vector, diag K (n,).
+class _Strips:
+    """The half of a symmetric matrix (n, n) that is computed: strips of its lower triangle, as a
+    vector. An element that stands for two is times sqrt 2 there, so that inner products of such
+    vectors are those of the matrices; those on the diagonal are zero."""
 
-    Of two elements that are equal by symmetry the vector holds one, times sqrt 2, so that inner
-    products of such vectors are those of the matrices.
-    """
-    strips, diagonals = [], []
-    step = max(32, -(-len(x) // STRIPS))
-    for start in range(0, len(x), step):
-        strip = x[start : start + step] @ x[: start + step].T
-        diagonal = strip.diagonal(start)
-        diagonals.append(diagonal.clone())
-        diagonal.zero_()
-        strip[:, :start] *= math.sqrt(2)
-        strips.append(strip.flatten())
-    return torch.cat(strips), torch.cat(diagonals)
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
+        step = max(32, -(-n // STRIPS))
+        self._rows = [(start, min(start + step, n)) for start in range(0, n, step)]
+        weights, diagonal, at = [], [], 0
+        for start, stop in self._rows:
+            strip = torch.ones(stop - start, stop, dtype=dtype)
+            strip[:, :start] = math.sqrt(2)
+            strip.diagonal(start).zero_()
+            weights.append(strip.flatten())
+            diagonal.append(torch.arange(stop - start) * (stop + 1) + start + at)
+            at += strip.numel()
+        self._weights = torch.cat(weights).to(device)
+        self._diagonal = torch.cat(diagonal).to(device)
+
+    def half(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """X X^T of centered features (n, p): the vector (k,) and the diagonal (n,)."""
+        vector, at = torch.empty_like(self._weights), 0
+        for start, stop in self._rows:
+            strip = vector[at : at + (stop - start) * stop].view(stop - start, stop)
+            torch.mm(x[start:stop], x[:stop].T, out=strip)
+            at += strip.numel()
+        diagonal = vector[self._diagonal]
+        return vector.mul_(self._weights), diagonal
+
+
+@lru_cache(maxsize=4)
+def _strips(n: int, dtype: torch.dtype, device: torch.device) -> _Strips:
+    with torch.inference_mode(False):
+        return _Strips(n, dtype, device)
 
 
 def _rbf(gram: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
@@ -363,7 +397,7 @@ class TileGrams(_Grams):
             if batch != self.batch:
                 self._add_rows(self.batch, batch, tile.sum(1))
         if self._keep:
-            diagonals = [_wide(self._squares[i][1]) for i in self.layered]
+            diagonals = [_wide(diagonal) for _, diagonal in self._each(self._squares)]
             self.diagonals[self.batch] = torch.stack(diagonals)
             self._bounds.append((self.batch, self._start, self._start + self.size))
 
@@ -383,10 +417,13 @@ class TileGrams(_Grams):
         """Of each kept batch its tile with the present one, (layers, its size, size)."""
         for batch, start, stop in self._bounds:
             if stop <= self._start:
-                tiles = [_wide(self._tiles[i][start:stop]) for i in self.layered]
+                tiles = [_wide(tile[start:stop]) for tile in self._each(self._tiles)]
                 yield batch, torch.stack(tiles)
         if self._keep:
-            yield self.batch, torch.stack([_wide(self._squares[i][0]) for i in self.layered])
+            yield (
+                self.batch,
+                torch.stack([_wide(square) for square, _ in self._each(self._squares)]),
+            )
 
     def contributions(
         self, other: "TileGrams", product: Product
