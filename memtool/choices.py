@@ -7,7 +7,25 @@ from enum import StrEnum
 class Estimator(StrEnum):
     """How HSIC is estimated."""
 
+    auto = "auto"  # exact where it fits into memory, minibatch where it does not
     exact = "exact"  # the biased estimator on all n examples at once, the paper's
+    unbiased = "unbiased"  # the unbiased one on all n examples at once
+    minibatch = "minibatch"  # the unbiased one, averaged over batches
+
+
+class Kernel(StrEnum):
+    """What Gram matrices are made of."""
+
+    linear = "linear"  # inner products of features
+    rbf = "rbf"  # exp(-distance^2 / (2 sigma^2)), sigma a fraction of the median distance
+
+
+class Precision(StrEnum):
+    """What networks compute in."""
+
+    float32 = "float32"
+    tf32 = "tf32"  # on CUDA, products of 10-bit mantissas; elsewhere the same as float32
+    bf16 = "bf16"  # torch's autocast; Gram matrices stay float32
 
 
 class Pairs(StrEnum):

@@ -10,6 +10,7 @@ import torch
 from torch import distributed
 
 from memtool import MemtoolError
+from memtool.choices import Precision
 
 T = TypeVar("T")
 
@@ -33,6 +34,22 @@ def choose(name: str = "auto") -> torch.device:
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
+
+
+@contextmanager
+def precision(name: Precision, device: torch.device) -> Iterator[None]:
+    """Compute in `name` until the block ends; torch lets convolutions on CUDA be TF32 unless it is
+    told otherwise."""
+    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        backend.allow_tf32 = name is Precision.tf32
+    try:
+        with torch.autocast(device.type, torch.bfloat16, enabled=name is Precision.bf16):
+            yield
+    finally:
+        for backend, allowed in zip(backends, before, strict=True):
+            backend.allow_tf32 = allowed
 
 
 @dataclass(frozen=True)

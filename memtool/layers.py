@@ -269,25 +269,41 @@ def select(layers: Sequence[Layer], patterns: Sequence[str], origin: str) -> lis
 
 
 @contextmanager
+def observed(
+    model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
+) -> Iterator[set[str]]:
+    """Within the block, each forward pass of `model` calls `see(name, activation)` for each layer
+    in `names` as its activation appears, before an in-place module that follows can change it.
+
+    Yields the set of the layers seen so far.
+    """
+    wanted = set(names)
+    seen: set[str] = set()
+
+    def look(name: str, module: nn.Module, output: Any) -> None:
+        if name in wanted and not _Replay.active:
+            tensor = first_tensor(output)
+            if tensor is not None:
+                see(name, tensor)
+                seen.add(name)
+
+    with _hooked(model, look):
+        yield seen
+
+
+@contextmanager
 def activations(
     model: nn.Module, names: Iterable[str], reduce: Callable[[Tensor], T]
 ) -> Iterator[dict[str, T]]:
     """Within the block, each forward pass of `model` fills the dict with `reduce(activation)` of
-    each layer in `names`.
-
-    An activation is reduced as it appears, so an in-place module that follows cannot change it,
-    and it is never kept (unless `reduce` does).
-    """
-    wanted = set(names)
+    each layer in `names`. An activation is reduced as it appears and never kept (unless `reduce`
+    does)."""
     reduced: dict[str, T] = {}
 
-    def see(name: str, module: nn.Module, output: Any) -> None:
-        if name in wanted and not _Replay.active:
-            tensor = first_tensor(output)
-            if tensor is not None:
-                reduced[name] = reduce(tensor)
+    def see(name: str, activation: Tensor) -> None:
+        reduced[name] = reduce(activation)
 
-    with _hooked(model, see):
+    with observed(model, names, see):
         yield reduced
 
 

@@ -26,7 +26,8 @@ TRAINING = (
 ).split()
 CKA = (
     "checkpoint reference layer reference_layer epoch noise_ratio seed reference_epoch "
-    "reference_noise_ratio reference_seed estimator n cka"
+    "reference_noise_ratio reference_seed estimator kernel bandwidth precision n batch_size "
+    "sample_seed cka cka_se"
 ).split()
 STITCHING = (
     "front back direction front_layer back_layer front_noise_ratio back_noise_ratio connector "

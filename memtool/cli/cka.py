@@ -1,11 +1,12 @@
 """memtool cka"""
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from memtool.choices import Pairs
+from memtool.choices import Estimator, Kernel, Pairs, Precision
 from memtool.cli import app, options
 from memtool.cli.console import Console
 
@@ -21,6 +22,16 @@ def cka(
         ),
     ],
     layers: options.Layers = ["all"],  # noqa: B006 (typer copies it)
+    layers_reference: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layers-reference",
+            metavar="PATTERNS",
+            help="The same for the reference, where its layers have other names: the first layer "
+            "is compared with its first, and so on",
+            show_default=False,
+        ),
+    ] = None,
     pairs: Annotated[
         Pairs,
         typer.Option(
@@ -40,6 +51,50 @@ def cka(
         ),
     ] = None,
     trust: options.Trust = False,
+    estimator: Annotated[
+        Estimator,
+        typer.Option(
+            "--estimator",
+            metavar="ESTIMATOR",
+            help="exact: biased HSIC of all images; unbiased: unbiased HSIC of all; minibatch: "
+            "unbiased HSIC averaged over batches, in memory that does not grow with their number; "
+            "auto: exact if it fits into --memory with one forward pass, else minibatch",
+        ),
+    ] = Estimator.auto,
+    kernel: Annotated[
+        Kernel,
+        typer.Option(
+            "--kernel", metavar="KERNEL", help="linear, or rbf: exp(-distance^2 / (2 sigma^2))"
+        ),
+    ] = Kernel.linear,
+    bandwidth: Annotated[
+        float,
+        typer.Option(
+            "--bandwidth",
+            metavar="X",
+            help="Sigma of rbf as a fraction of the median distance between images: in each batch "
+            "for minibatch, in the first one for the others",
+        ),
+    ] = 1.0,
+    precision: Annotated[
+        Precision,
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            help="What the networks compute in: float32, tf32 (on CUDA) or bf16; CKA changes by "
+            "some 0.001 at most",
+        ),
+    ] = Precision.float32,
+    memory: Annotated[
+        str,
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="For weights, kept features and Gram matrices, such as 500MiB; what does not fit "
+            "at once is done in blocks, with more forward passes",
+        ),
+    ] = "4GiB",
+    seed: options.Seed = 0,
     dataset: options.Data = None,
     data_dir: options.DataDir = None,
     image_size: options.ImageSize = None,
@@ -52,8 +107,9 @@ def cka(
 ) -> None:
     """Compare checkpoints layer by layer with CKA
 
-    Each checkpoint is compared with the last one named, over the whole test split. Prints one row
-    a pair of layers, in order of execution; exact linear CKA, in [0, 1].
+    Each checkpoint is compared with the last one named, over the whole test split, in one forward
+    pass of each network. Prints one row a pair of layers, in order of execution: CKA, with exact
+    HSIC in [0, 1], and its standard error (jackknife over ten groups of batches).
 
     \b
     Examples:
@@ -63,15 +119,21 @@ def cka(
       memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
       memtool cka a.safetensors b.safetensors --model torchvision:resnet50 \\
           --data folder:val
+      torchrun --nproc-per-node 2 -m memtool cka a.safetensors b.safetensors
     """
     import torch
 
     from memtool import comparison, table
-    from memtool.device import choose
+    from memtool.device import choose, processes
     from memtool.files import check_writable
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a checkpoint and a reference", param_hint="CHECKPOINT")
+    if not bandwidth > 0:
+        raise typer.BadParameter(f"{bandwidth} is not positive", param_hint="--bandwidth")
+    settings = comparison.Settings(
+        pairs, estimator, kernel, bandwidth, precision, batch_size, seed, options.size(memory)
+    )
     path = options.output_path(output)
     if path:
         table.format_of(path, table_format)
@@ -83,19 +145,25 @@ def cka(
         dataset, opened[-1], data_dir, console, image_size=image_size, samples=samples
     )
     opened = [checkpoint.on(set_) for checkpoint in opened]
-    *selections, reference = comparison.selections(opened, options.comma_separated(layers))
+    *selections, reference = comparison.selections(
+        opened,
+        options.comma_separated(layers),
+        options.comma_separated(layers_reference) if layers_reference else None,
+    )
     for selection in selections:
         comparison.paired(selection, reference, pairs)
     images = torch.from_numpy(set_.test.images).to(where)
-    batches = len(opened) * -(-len(images) // batch_size)
-    with (
-        table.writer(table.CKA, path, table_format) as write,
-        console.progress("comparing", batches) as advance,
-    ):
-        for row in comparison.compare(selections, reference, images, pairs, batch_size, advance):
-            write(row)
-            if row["cka"] is None:
-                console.warn(
-                    f"{row['checkpoint']}: no CKA of {row['layer']} with {row['reference_layer']}: "
-                    "one of them is constant over the images"
-                )
+    with processes(where) as together:
+        plan = comparison.plan(selections, reference, len(images), settings, together.size)
+        speaks = together.rank == 0
+        console.note(str(plan))
+        steps = len(plan.steps(together)) * sum(len(group) + 1 for group in plan.groups)
+        with (
+            console.progress("comparing", steps) as advance,
+            table.writer(table.CKA, path, table_format) if speaks else nullcontext() as write,
+        ):
+            for row in comparison.compare(
+                plan, reference, images, settings, together, console, advance
+            ):
+                if write:
+                    write(row)

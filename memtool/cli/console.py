@@ -4,6 +4,7 @@ A terminal gets bars with the time left; a log gets one line for each note, and 
 that says how far long work has got.
 """
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -28,11 +29,14 @@ class Advance(Protocol):
 
 
 class Console:
-    """Notes and progress bars on stderr."""
+    """Notes and progress bars on stderr; of the processes of a torchrun, only rank 0 speaks."""
 
     def __init__(self, quiet: bool) -> None:
-        self.quiet = quiet
-        self._rich = RichConsole(stderr=True, highlight=False, markup=False, soft_wrap=True)
+        silent = os.environ.get("RANK", "0") != "0"
+        self.quiet = quiet or silent
+        self._rich = RichConsole(
+            stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=silent
+        )
 
     @property
     def shows_bars(self) -> bool:

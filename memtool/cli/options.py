@@ -1,5 +1,6 @@
 """Options that several commands share, declared once, and the parsing of their values."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -171,16 +172,13 @@ def fraction(text: str) -> float:
 
 
 def size(text: str) -> int:
-    """'512MiB' or '4GiB' in bytes; a usage error for anything else."""
-    number, unit = text[:-3], text[-3:].lower()
-    powers = {"kib": 10, "mib": 20, "gib": 30, "tib": 40}
-    try:
-        value = float(number) * 2 ** powers[unit]
-    except (KeyError, ValueError):
-        raise typer.BadParameter(f"{text!r} is not a size, such as 512MiB or 4GiB") from None
-    if not 0 <= value < float("inf"):
+    """'4GiB' in bytes; a usage error for anything but a number with a unit, B to TiB."""
+    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B?|B)", text)
+    if not found:
         raise typer.BadParameter(f"{text!r} is not a size, such as 512MiB or 4GiB")
-    return int(value)
+    number, unit = found.groups()
+    return int(float(number) * units[unit if unit == "B" else f"{unit[0]}iB"])
 
 
 def epochs(text: str) -> list[int]:

@@ -195,8 +195,8 @@ def stitch(
             return
         total = plan.rows_per_job * sum(map(len, cuts.values()))
         with (
-            table.writer(table.STITCHING, path, table_format) as write,
             console.progress("stitching", total) as advance,
+            table.writer(table.STITCHING, path, table_format) as write,
         ):
             for row in unfinished.keeping(finished, rows) if unfinished else rows:
                 write(row)

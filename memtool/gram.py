@@ -1,0 +1,456 @@
+"""Gram matrices of layers, batch by batch, and the HSIC of two of them. Tensors in, tensors out.
+
+Letters as in `cka`: K and L are the Gram matrices of the same n examples at two layers, Kc = H K H
+with H = I - 1 1^T / n, and K° is Kc whose diagonal is zeroed. Every estimator of HSIC is a formula
+on three numbers,
+
+    S = <K°, L°>,   D = <diag Kc, diag Lc>,   tr Kc tr Lc;
+
+    exact      (S + D) / (n - 1)^2
+               biased; Gretton et al. 2005, Eq. 9; the paper's
+    unbiased   (S - 2 D / (n - 2) + tr Kc tr Lc / ((n - 1) (n - 2))) / (n (n - 3))
+               Song et al. 2012, Eq. 5, simplified by the rows of Kc, which sum to 0
+    minibatch  the mean of `unbiased` over batches, each example counting alike
+               Nguyen, Raghu, Kornblith 2021, Eq. 3
+
+Gram matrices are made of features from which a mean was taken, in their own precision (float32 for
+half precision); all sums over pairs of examples are in float64. Features of a size between 1e-15
+and 1e15 neither vanish nor overflow in float32.
+"""
+
+import math
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from memtool import MemtoolError
+from memtool.choices import Estimator, Kernel
+
+T = TypeVar("T")
+
+MINIMUM = 4  # examples that the unbiased estimator needs
+GROUPS = 10  # of batches, which the standard error leaves out one at a time
+STRIPS = 4  # of a symmetric matrix: 10 of 16 parts are computed, in products still large
+
+# Inner products of the rows of (layers, k) and (other layers, k): of which with which.
+Product = Callable[[Tensor, Tensor], Tensor]
+
+
+def crossed(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of each row with each: (l, k), (m, k) to (l, m)."""
+    return a @ b.T
+
+
+def paired(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of corresponding rows: (l, k), (l, k) to (l,)."""
+    return torch.einsum("lk,lk->l", a, b)
+
+
+def chosen(rows: Sequence[int], others: Sequence[int]) -> Product:
+    """Inner products of the `rows` of one with the `others` of the other, to (len(rows),)."""
+
+    def product(a: Tensor, b: Tensor) -> Tensor:
+        return paired(_rows(a, rows), _rows(b, others))
+
+    return product
+
+
+def _rows(matrix: Tensor, rows: Sequence[int]) -> Tensor:
+    return matrix if list(rows) == list(range(len(matrix))) else matrix[list(rows)]
+
+
+def hsic(estimator: Estimator, s: Tensor, d: Tensor, traces: Tensor, n: int) -> Tensor:
+    """HSIC from S, D and tr Kc tr Lc of n examples, by the formula of `exact` or of `unbiased`.
+
+    NaN for fewer examples than the estimator needs, 2 or 4.
+    """
+    if n < (2 if estimator is Estimator.exact else MINIMUM):
+        return torch.full_like(s, math.nan)
+    if estimator is Estimator.exact:
+        return (s + d) / (n - 1) ** 2
+    return (s - 2 * d / (n - 2) + traces / ((n - 1) * (n - 2))) / (n * (n - 3))
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In float64, which Apple's MPS lacks."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def channels_last(activation: Tensor) -> bool:
+    """Whether images lie in memory with their channels last."""
+    return (
+        activation.ndim == 4
+        and not activation.is_contiguous()
+        and activation.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def features(activation: Tensor, last: bool = False) -> Tensor:
+    """Activations (n, ...) as features (n, p), of a floating-point type.
+
+    Copies nothing if the activation is contiguous or, with `last`, has its channels last: the
+    order of features is not that of (c, h, w) then, which no Gram matrix depends on.
+    """
+    if activation.is_complex():
+        activation = torch.view_as_real(activation)
+    if not activation.is_floating_point():
+        activation = activation.float()
+    if last and activation.ndim == 4:
+        activation = activation.permute(0, 2, 3, 1)
+    return activation.reshape(len(activation), -1)
+
+
+def squared_distances(gram: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Squared distances (n, m) from inner products (n, m) and squared norms (n,) and (m,)."""
+    return (rows[:, None] + columns - 2 * gram).clamp_min_(0)
+
+
+def median_distance(squared: Tensor) -> Tensor:
+    """The median of the distances between two different examples, from squared ones (n, n)."""
+    n = len(squared)
+    apart = squared.flatten()[1:].view(n - 1, n + 1)[:, :-1]  # all but the diagonal
+    return apart.flatten().median().sqrt()
+
+
+class _Grams:
+    """What CKA takes from the layers of one network, batch by batch: `begin` a batch, then `see`
+    each layer's activation as it appears. Nothing of an activation is kept but numbers."""
+
+    def __init__(self, layers: Sequence[Hashable], kernel: Kernel, bandwidth: float) -> None:
+        self.layers = {name: i for i, name in enumerate(layers)}
+        self.layered = range(len(self.layers))
+        self.kernel = kernel
+        self.bandwidth = bandwidth
+        self.batch = -1
+        self.size = 0
+        # Of each layer: sum of squares about the mean, and of the mean; what tells a constant one.
+        self.spread: dict[int, Tensor] = {}
+        self.offset: dict[int, Tensor] = {}
+        self._last: dict[int, bool] = {}
+        self._scratch: dict[torch.dtype, Tensor] = {}
+
+    def begin(self, batch: int, size: int, keep: bool = True, first: bool = False) -> None:
+        """The activations seen from now on are those of the `size` examples of batch `batch`."""
+        self.batch, self.size = batch, size
+
+    def see(self, name: Hashable, activation: Tensor) -> None:
+        """Take in the activation (size, ...) of a layer."""
+        with torch.no_grad(), torch.autocast(activation.device.type, enabled=False):
+            i = self.layers[name]
+            # In one order for all batches, whichever memory format a later one comes in.
+            last = self._last.setdefault(i, channels_last(activation))
+            self._see(i, features(activation, last))
+
+    def _see(self, i: int, x: Tensor) -> None:
+        raise NotImplementedError
+
+    def _centered(self, x: Tensor, mean: Tensor) -> Tensor:
+        """x minus its mean, (n, p), in memory that the next call uses again: fresh pages cost as
+        much as the subtraction."""
+        scratch = self._scratch.get(mean.dtype)
+        if scratch is None or scratch.numel() < x.numel():
+            scratch = self._scratch[mean.dtype] = mean.new_empty(x.numel())
+        return torch.sub(x, mean, out=scratch[: x.numel()].view(x.shape))
+
+    def _measure(self, i: int, spread: Tensor, mean: Tensor) -> None:
+        offset = self.size * _wide(mean.dot(mean))
+        # Rounding leaves a constant layer a spread of some eps^2, and no more.
+        offset *= (32 * torch.finfo(mean.dtype).eps) ** 2
+        self.spread[i] = self.spread[i] + spread if i in self.spread else spread
+        self.offset[i] = self.offset[i] + offset if i in self.offset else offset
+
+    def _each(self, values: Mapping[int, T]) -> list[T]:
+        """The values of all layers, in their order."""
+        for name, i in self.layers.items():
+            if i not in values:
+                raise MemtoolError(f"layer {name!r} is not called for every batch of images")
+        return [values[i] for i in self.layered]
+
+    def finish(self) -> None:
+        """All sums with the present batch's Gram matrices are made, but those over rows."""
+
+    def drop(self) -> None:
+        """Free the memory of the present batch's Gram matrices."""
+
+    def share(self, add: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> None:
+        """Bring the state together over processes, each of which saw some of the batches of
+        `sizes`; `add` sums a tensor over all of them."""
+        for sums in (self.spread, self.offset):
+            for i in self.layered:
+                sums[i] = add(sums[i])
+
+    def ones(self) -> Tensor:
+        """(layers, 1), where and in the type that sums are."""
+        return torch.ones_like(self.spread[0]).expand(len(self.layers), 1)
+
+    def constant(self) -> Tensor:
+        """Which layers give all examples the same features, (layers,) bool."""
+        spread = torch.stack(self._each(self.spread))
+        return spread <= torch.stack(self._each(self.offset))
+
+
+def _mean(x: Tensor) -> Tensor:
+    """Mean of features (n, p) over the examples, in float32 or better."""
+    return x.mean(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+
+
+class BatchGrams(_Grams):
+    """Whole Gram matrices of the present batch, for `minibatch`."""
+
+    def begin(self, batch: int, size: int, keep: bool = True, first: bool = False) -> None:
+        """`keep`: the batch counts."""
+        super().begin(batch, size)
+        self.weight = size if keep else 0  # the number of examples that were not counted before
+        self.drop()
+
+    def drop(self) -> None:
+        self._halves: Tensor | None = None
+        self._diagonals: dict[int, Tensor] = {}
+
+    def _see(self, i: int, x: Tensor) -> None:
+        mean = _mean(x)
+        x = self._centered(x, mean)
+        if self.kernel is Kernel.linear:
+            half, diagonal = _strips(len(x), x.dtype, x.device).half(x)
+            spread = _wide(diagonal).sum()
+        else:
+            gram = x @ x.T
+            spread = _wide(gram.diagonal()).sum()
+            gram, diagonal = _rbf(gram, self.bandwidth)
+            half = gram.flatten()
+        if self._halves is None:
+            self._halves = _wide(half[:0]).new_empty(len(self.layers), len(half))
+        self._halves[i] = half
+        self._diagonals[i] = diagonal
+        self._measure(i, spread, mean)
+
+    def halves(self) -> Tensor:
+        """Vectors, one a layer, whose inner products are S, (layers, k)."""
+        assert self._halves is not None
+        return self._halves
+
+    def diagonals(self) -> Tensor:
+        """diag Kc of each layer, (layers, size)."""
+        return _wide(torch.stack(self._each(self._diagonals)))
+
+    def contributions(
+        self, other: "BatchGrams", product: Product
+    ) -> Iterator[tuple[set[int], Tensor]]:
+        """What the present batch adds to the sums, and the groups of batches that it is from."""
+        x, y = self.diagonals(), other.diagonals()
+        traces = product(x.sum(1, keepdim=True), y.sum(1, keepdim=True))
+        s = product(self.halves(), other.halves())
+        value = hsic(Estimator.unbiased, s, product(x, y), traces, self.size)
+        yield {self.batch % GROUPS}, self.weight * value
+
+    def hsic(
+        self, other: "BatchGrams", product: Product, total: Tensor, without: int | None
+    ) -> Tensor:
+        """HSIC up to a factor common to all pairs of layers, from the sums."""
+        return total
+
+
+class _Strips:
+    """The half of a symmetric matrix (n, n) that is computed: strips of its lower triangle, as a
+    vector. An element that stands for two is times sqrt 2 there, so that inner products of such
+    vectors are those of the matrices; those on the diagonal are zero."""
+
+    def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
+        step = max(32, -(-n // STRIPS))
+        self._rows = [(start, min(start + step, n)) for start in range(0, n, step)]
+        weights, diagonal, at = [], [], 0
+        for start, stop in self._rows:
+            strip = torch.ones(stop - start, stop, dtype=dtype)
+            strip[:, :start] = math.sqrt(2)
+            strip.diagonal(start).zero_()
+            weights.append(strip.flatten())
+            diagonal.append(torch.arange(stop - start) * (stop + 1) + start + at)
+            at += strip.numel()
+        self._weights = torch.cat(weights).to(device)
+        self._diagonal = torch.cat(diagonal).to(device)
+
+    def half(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """X X^T of centered features (n, p): the vector (k,) and the diagonal (n,)."""
+        vector, at = torch.empty_like(self._weights), 0
+        for start, stop in self._rows:
+            strip = vector[at : at + (stop - start) * stop].view(stop - start, stop)
+            torch.mm(x[start:stop], x[:stop].T, out=strip)
+            at += strip.numel()
+        diagonal = vector[self._diagonal]
+        return vector.mul_(self._weights), diagonal
+
+
+@lru_cache(maxsize=4)
+def _strips(n: int, dtype: torch.dtype, device: torch.device) -> _Strips:
+    with torch.inference_mode(False):
+        return _Strips(n, dtype, device)
+
+
+def _rbf(gram: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
+    """The centered Gram matrix of exp(-distance^2 / (2 sigma^2)) with zeroed diagonal, (n, n), and
+    its diagonal, (n,), from that of the linear kernel; sigma = bandwidth * median distance."""
+    norms = gram.diagonal()
+    squared = squared_distances(gram, norms, norms).fill_diagonal_(0)
+    sigma = bandwidth * median_distance(squared)
+    k = _wide(torch.exp(squared / (-2 * sigma**2)))
+    k = k - k.mean(0)
+    k = k - k.mean(1, keepdim=True)
+    diagonal = k.diagonal().clone()
+    return k.fill_diagonal_(0), diagonal
+
+
+class TileGrams(_Grams):
+    """Gram matrices of all n examples, tile by tile, for `exact` and `unbiased`.
+
+    The features of a block of batches are kept; each later batch gives a tile, of the kept
+    examples with its own, which is used and thrown away: no n x n matrix is ever there. Tiles are
+    not centered; what centering them takes are sums over their rows, for
+
+        <Kc, Lc> = <K, L> - 2/n <r, s> + (1^T r) (1^T s) / n^2,    r = K 1, s = L 1,
+        diag Kc = diag K - 2/n r + (1^T r) / n^2.
+
+    All features are taken relative to the mean of the first batch ever seen, so that an offset
+    costs no digits; the bandwidth of `rbf` is set by the median distance in that batch.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Hashable],
+        kernel: Kernel,
+        bandwidth: float,
+        estimator: Estimator,
+        capacity: int = 0,
+    ) -> None:
+        """`capacity`: examples in a block, if known."""
+        super().__init__(layers, kernel, bandwidth)
+        self.estimator = estimator
+        self._capacity = capacity
+        self._origin: dict[int, Tensor] = {}
+        self._sigma: dict[int, Tensor] = {}
+        self._kept: dict[int, Tensor] = {}
+        self._norms: dict[int, Tensor] = {}
+        self.diagonals: dict[int, Tensor] = {}  # by batch, (layers, size)
+        self.row_sums: dict[int, Tensor] = {}  # by batch, (layers, size, groups), off the diagonal
+        self._bounds: list[tuple[int, int, int]] = []  # batch, start and stop of those kept
+
+    def begin(self, batch: int, size: int, keep: bool = True, first: bool = False) -> None:
+        """`keep`: the batch is one of the present block; `first`: it begins another."""
+        super().begin(batch, size)
+        if first:
+            self._bounds = []
+        self._keep = keep
+        self._start = self._bounds[-1][2] if self._bounds else 0
+        self._done = False
+        self.drop()
+
+    def drop(self) -> None:
+        self._tiles: dict[int, Tensor] = {}  # (kept examples, size)
+        self._squares: dict[int, tuple[Tensor, Tensor]] = {}  # (size, size) and its diagonal
+
+    def _see(self, i: int, x: Tensor) -> None:
+        if i not in self._origin:
+            self._origin[i] = _mean(x)
+        x = self._centered(x, self._origin[i])
+        norms = torch.linalg.vector_norm(x, dim=1).square()
+        self._measure(i, _wide(norms).sum(), self._origin[i])
+        if self.kernel is Kernel.rbf and i not in self._sigma:
+            distance = median_distance(squared_distances(x @ x.T, norms, norms))
+            self._sigma[i] = self.bandwidth * distance
+        if self._start:
+            kept = self._kept[i][: self._start]
+            self._tiles[i] = self._gram(i, kept @ x.T, self._norms[i][: self._start], norms)
+        if self._keep:
+            square = self._gram(i, x @ x.T, norms, norms)
+            if self.kernel is Kernel.rbf:
+                square.fill_diagonal_(1)
+            diagonal = square.diagonal().clone()
+            self._squares[i] = square.fill_diagonal_(0), diagonal
+            self._kept[i] = self._appended(self._kept.get(i), x)
+            self._norms[i] = self._appended(self._norms.get(i), norms)
+
+    def _gram(self, i: int, products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        if self.kernel is Kernel.linear:
+            return products
+        return torch.exp(squared_distances(products, rows, columns) / (-2 * self._sigma[i] ** 2))
+
+    def _appended(self, store: Tensor | None, new: Tensor) -> Tensor:
+        """`store` with `new` behind the examples kept so far; moved where it is too small."""
+        stop = self._start + len(new)
+        if store is None or len(store) < stop:
+            larger = new.new_empty(max(self._capacity, 2 * self._start, stop), *new.shape[1:])
+            if store is not None:
+                larger[: self._start] = store[: self._start]
+            store = larger
+        store[self._start : stop] = new
+        return store
+
+    def finish(self) -> None:
+        """Add up the rows of the present batch's tiles; nothing the second time."""
+        if self._done:
+            return
+        self._done = True
+        for batch, tile in self._pieces():
+            self._add_rows(batch, self.batch, tile.sum(2))
+            if batch != self.batch:
+                self._add_rows(self.batch, batch, tile.sum(1))
+        if self._keep:
+            diagonals = [_wide(diagonal) for _, diagonal in self._each(self._squares)]
+            self.diagonals[self.batch] = torch.stack(diagonals)
+            self._bounds.append((self.batch, self._start, self._start + self.size))
+
+    def _add_rows(self, rows: int, columns: int, sums: Tensor) -> None:
+        if rows not in self.row_sums:
+            self.row_sums[rows] = sums.new_zeros(*sums.shape, GROUPS)
+        self.row_sums[rows][:, :, columns % GROUPS] += sums
+
+    def share(self, add: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> None:
+        super().share(add, sizes)
+        for batch, size in enumerate(sizes):
+            for sums, shape in ((self.diagonals, (size,)), (self.row_sums, (size, GROUPS))):
+                none = self.ones().new_zeros(len(self.layers), *shape)
+                sums[batch] = add(sums.get(batch, none))
+
+    def _pieces(self) -> Iterator[tuple[int, Tensor]]:
+        """Of each kept batch its tile with the present one, (layers, its size, size)."""
+        for batch, start, stop in self._bounds:
+            if stop <= self._start:
+                tiles = [_wide(tile[start:stop]) for tile in self._each(self._tiles)]
+                yield batch, torch.stack(tiles)
+        if self._keep:
+            yield (
+                self.batch,
+                torch.stack([_wide(square) for square, _ in self._each(self._squares)]),
+            )
+
+    def contributions(
+        self, other: "TileGrams", product: Product
+    ) -> Iterator[tuple[set[int], Tensor]]:
+        """What the present batch adds to the sums, and the groups of batches that it is from."""
+        for (batch, x), (_, y) in zip(self._pieces(), other._pieces(), strict=True):
+            value = product(x.flatten(1), y.flatten(1))
+            both = batch != self.batch  # the tile on the other side of the diagonal as well
+            yield {batch % GROUPS, self.batch % GROUPS}, value * 2 if both else value
+
+    def _rows(self, without: int | None) -> tuple[Tensor, Tensor]:
+        """diag K and K 1, (layers, n), without the examples of a group."""
+        kept = [batch for batch in sorted(self.diagonals) if batch % GROUPS != without]
+        diagonals = torch.cat([self.diagonals[batch] for batch in kept], 1)
+        sums = torch.cat([self.row_sums[batch] for batch in kept], 1)
+        rows = sums.sum(2) + diagonals
+        return diagonals, rows if without is None else rows - sums[:, :, without]
+
+    def hsic(
+        self, other: "TileGrams", product: Product, total: Tensor, without: int | None
+    ) -> Tensor:
+        """HSIC from the sums: all that is left is centering."""
+        (d, r), (e, s) = self._rows(without), other._rows(without)
+        n = d.shape[1]
+        whole_r, whole_s = r.sum(1, keepdim=True), s.sum(1, keepdim=True)
+        both = total + product(d, e) - 2 / n * product(r, s) + product(whole_r, whole_s) / n**2
+        d, e = d - 2 / n * r + whole_r / n**2, e - 2 / n * s + whole_s / n**2
+        diagonal = product(d, e)
+        traces = product(d.sum(1, keepdim=True), e.sum(1, keepdim=True))
+        return hsic(self.estimator, both - diagonal, diagonal, traces, n)

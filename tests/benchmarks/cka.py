@@ -1,0 +1,220 @@
+"""What CKA costs beyond the forward passes it needs, and whether its numbers are right.
+
+    python tests/benchmarks/cka.py [--repeat 5] [--profile]
+
+Two torchvision ResNet-18 (10 classes, random weights, fitted batch-norm statistics), 1,024 images
+of 32x32, batches of 256, two threads. Every time is told as a ratio to the bare forward passes of
+both models, taken in turn with it in the same process: the median of the ratios of neighbours, and
+the least time of each. Values are those of --pairs all, checked one by one against the written-out
+formula in float64. Peak memory and the whole command run in processes of their own.
+
+Beside memtool, those of pytorch-cka, torch_cka and netrep that can be imported.
+"""
+
+import argparse
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+import torch
+from torch import nn
+from torchvision.models import resnet18
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from memtool import cka, layers
+from memtool.choices import Estimator
+from memtool.gram import chosen, crossed
+
+N, BATCH, THREADS = 1024, 256, 2
+BLOCKS = ["maxpool", "layer?.?", "fc"]  # ten
+SELECTIONS = {"ten blocks": BLOCKS, "every module": ["all"]}
+TARGETS = {"ten blocks": 1.25, "every module": 2.0}
+
+
+def images() -> torch.Tensor:
+    """Smooth random images, uint8 (N, 3, 32, 32)."""
+    generator = torch.Generator().manual_seed(0)
+    coarse = torch.randn(N, 3, 8, 8, generator=generator)
+    smooth = nn.functional.interpolate(coarse, size=32, mode="bilinear")
+    fine = torch.randn(N, 3, 32, 32, generator=generator)
+    return (smooth * 50 + fine * 20 + 128).clamp(0, 255).byte()
+
+
+def network(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    model = resnet18(num_classes=10)
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.momentum = None  # the plain mean over batches
+    with torch.no_grad():
+        for batch in images()[:512].split(BATCH):
+            model(normalized(batch))
+    for norm in norms:
+        norm.momentum = 0.1
+    return model.eval().requires_grad_(False)
+
+
+def normalized(batch: torch.Tensor) -> torch.Tensor:
+    return batch.float().sub_(128).div_(64)
+
+
+def bare(models: list[nn.Module]) -> None:
+    with torch.inference_mode():
+        for batch in images_once.split(BATCH):
+            for model in models:
+                model(normalized(batch))
+
+
+def tensors(model: nn.Module, patterns: list[str]) -> list[str]:
+    found = layers.select(layers.trace(model, torch.zeros(2, 3, 32, 32)), patterns, "benchmark")
+    return list(dict.fromkeys(layer.same_as for layer in found))
+
+
+def memtool_cka(
+    models: list[nn.Module], names: list[str], estimator: Estimator, pairs: str
+) -> torch.Tensor:
+    x, y = (cka.grams(names, estimator, capacity=N) for _ in models)
+    cells = range(len(names))
+    alignment = cka.Alignment(x, y, crossed if pairs == "all" else chosen(cells, cells))
+    with torch.inference_mode(), ExitStack() as hooks:
+        for model, side in zip(models, (x, y), strict=True):
+            hooks.enter_context(layers.observed(model, names, side.see))
+        for number, batch in enumerate(images_once.split(BATCH)):
+            for model, side in zip(models[::-1], (y, x), strict=True):
+                side.begin(number, len(batch))
+                model(normalized(batch))
+            alignment.add()
+        return alignment.compute()[0]
+
+
+def float64_grams(model: nn.Module, names: list[str], batch: torch.Tensor) -> torch.Tensor:
+    """Gram matrices in float64 of the float32 activations, (layers, n, n)."""
+    reduce = lambda tensor: (x := tensor.flatten(1).double()) @ x.T  # noqa: E731
+    with torch.inference_mode(), layers.activations(model, names, reduce) as found:
+        model(normalized(batch))
+    return torch.stack([found[name] for name in names])
+
+
+def float64_cka(models: list[nn.Module], names: list[str], estimator: Estimator) -> torch.Tensor:
+    """CKA of each layer with each by the formulas as they are published."""
+    batches = images_once.split(BATCH if estimator is Estimator.minibatch else N)
+    hsic = biased_hsic if estimator is Estimator.exact else unbiased_hsic
+    xy, xx, yy = 0, 0, 0
+    for batch in batches:
+        k, l = (float64_grams(model, names, batch) for model in models)  # noqa: E741
+        xy, xx, yy = xy + hsic(k, l), xx + hsic(k, k).diagonal(), yy + hsic(l, l).diagonal()
+    return xy / (xx[:, None] * yy).sqrt()
+
+
+def biased_hsic(k: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741
+    """trace(K H L H) / (n - 1)^2."""
+    n = k.shape[1]
+    h = torch.eye(n, dtype=k.dtype) - 1 / n
+    return (h @ k @ h).flatten(1) @ l.flatten(1).T / (n - 1) ** 2
+
+
+def unbiased_hsic(k: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E741
+    """Song et al. 2012, Eq. 5."""
+    n = k.shape[1]
+    off = 1 - torch.eye(n, dtype=k.dtype)
+    k, l = k * off, l * off  # noqa: E741
+    a = k.flatten(1) @ l.flatten(1).T
+    b = torch.outer(k.sum((1, 2)), l.sum((1, 2))) / ((n - 1) * (n - 2))
+    c = 2 / (n - 2) * k.sum(2) @ l.sum(2).T
+    return (a + b - c) / (n * (n - 3))
+
+
+def ratios(run, models: list[nn.Module], repeat: int) -> tuple[float, float, float]:
+    """Median ratio of `run` to the bare passes next to it, least times of both in seconds."""
+    times: list[tuple[float, float]] = []
+    run()
+    for _ in range(repeat):
+        start = time.perf_counter()
+        bare(models)
+        middle = time.perf_counter()
+        run()
+        times.append((middle - start, time.perf_counter() - middle))
+    median = statistics.median(mine / base for base, mine in times)
+    return median, min(base for base, _ in times), min(mine for _, mine in times)
+
+
+def peak(what: str) -> float:
+    """Peak memory in MB of a process of its own that runs `what` once."""
+    output = subprocess.run(
+        [sys.executable, __file__, "--peak", what], capture_output=True, text=True, check=True
+    )
+    return float(output.stdout.split()[-1])
+
+
+def run_for_peak(what: str) -> None:
+    models = [network(0), network(1)]
+    bare(models)
+    if what != "bare":
+        names = tensors(models[0], SELECTIONS[what])
+        memtool_cka(models, names, Estimator.minibatch, "all")
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+
+
+def torch_cka(models: list[nn.Module], names: list[str]) -> torch.Tensor:
+    """AntixK's: minibatch, each layer with each."""
+    from torch_cka import CKA
+
+    loader = torch.utils.data.DataLoader(
+        [(normalized(image[None])[0], 0) for image in images_once], BATCH
+    )
+    comparison = CKA(*models, model1_layers=names, model2_layers=names, device="cpu")
+    comparison.compare(loader)
+    return comparison.export()["CKA"]
+
+
+PEERS = {"torch_cka": torch_cka}
+
+
+def line(name: str, what: str, pairs: str, result: str, error: str) -> None:
+    print(f"{name:<22} {what:<13} {pairs:<6} {result:<32} {error}", flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--repeat", type=int, default=5)
+    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--peak")
+    arguments = parser.parse_args()
+    torch.set_num_threads(THREADS)
+    if arguments.peak:
+        return run_for_peak(arguments.peak)
+    models = [network(0), network(1)]
+    line("what", "layers", "pairs", "x bare (least s / bare s)", "largest error")
+    for what, patterns in SELECTIONS.items():
+        names = tensors(models[0], patterns)
+        for estimator in (Estimator.minibatch, Estimator.exact, Estimator.unbiased):
+            expected = float64_cka(models, names, estimator)
+            for pairs in ("same", "all"):
+                run = lambda: memtool_cka(models, names, estimator, pairs)  # noqa: E731, B023
+                found = run()
+                error = (found - (expected if pairs == "all" else expected.diagonal())).abs().max()
+                median, base, mine = ratios(run, models, arguments.repeat)
+                line(
+                    f"memtool {estimator}",
+                    f"{what}",
+                    pairs,
+                    f"{median:.2f} ({mine:.2f} / {base:.2f} = {mine / base:.2f})",
+                    f"{error:.1e}",
+                )
+    if arguments.profile:
+        from torch.profiler import profile
+
+        with profile() as profiler:
+            memtool_cka(models, names, Estimator.minibatch, "same")
+        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+
+
+images_once = images()
+
+if __name__ == "__main__":
+    main()
