@@ -243,7 +243,7 @@ def test_a_terminals_table_reads_well():
 def test_a_single_row_is_a_list_of_its_values():
     row = {"file": "runs/r50.safetensors", "noise_ratio": 0.5, "loss": None, "epoch": 20}
     assert table.render([row], ["file", "noise_ratio", "loss", "epoch"], 80) == (
-        "file         runs/r50\nnoise ratio  0.5000\nepoch        20\n"
+        "file         runs/r50.safetensors\nnoise ratio  0.5000\nepoch        20\n"
     )
 
 
