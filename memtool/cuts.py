@@ -16,7 +16,16 @@ Cut = tuple[Layer, Layer]  # of the front, of the back
 def all_cuts(
     fronts: Sequence[Checkpoint], back: Checkpoint, at: Sequence[str]
 ) -> dict[Path, list[Cut]]:
-    """The cuts of each front with the back, by the front's path."""
+    """The cuts of each front with the back, by the front's path.
+
+    Raises MemtoolError if a front does not take the images that the back takes.
+    """
+    for front in fronts:
+        if front.image_shape != back.image_shape:
+            raise MemtoolError(
+                f"{front.path}: takes images of (channels, height, width) = {front.image_shape}, "
+                f"but {back.path} takes {back.image_shape}; stitch networks for images of one size"
+            )
     *ours, theirs = traced_all([*fronts, back])
     return {
         front.path: cuts(layers, theirs, at, str(front.path), str(back.path))

@@ -390,7 +390,8 @@ class Stitching:
         settings = {key: value for key, value in self.plan.settings().items() if value is not None}
         metadata = {
             "model": StitchedModel.spec(front.spec, back.spec, *names, self.layer).json(),
-            "data": front.data,
+            # Images go in at the front, classes come out at the back.
+            "data": {**back.data, "mean": front.data["mean"], "std": front.data["std"]},
             "training": {
                 **settings,
                 "epoch": self.plan.epochs,

@@ -257,6 +257,17 @@ def test_the_same_name_is_asked_for_where_there_is_none(run, runs, narrow):
     assert "has no layer 'block3'" in result.stderr and "--at block3=BACK_LAYER" in result.stderr
 
 
+def test_both_networks_must_take_the_same_images(run, runs, tmp_path):
+    path = tmp_path / "large.safetensors"
+    spec = models.parse("digits-cnn?image_size=16")
+    described = data.load("digits").metadata() | {"image_shape": [1, 16, 16]}
+    metadata = {"model": spec.json(), "data": described, "training": {}}
+    save_tensors(path, "checkpoint", models.build(spec).state_dict(), metadata)
+    result = run("stitch", path, runs.clean)
+    assert result.code == 1
+    assert f"{path}: takes images" in result.stderr and "(1, 8, 8)" in result.stderr
+
+
 def test_a_layer_inside_a_residual_branch_is_refused(run, narrow):
     result = run("stitch", narrow, narrow, "--at", "layer2.0.conv2")
     assert result.code == 1
