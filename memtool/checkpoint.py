@@ -71,6 +71,16 @@ def _opened(path: Path, framework: str) -> Iterator[Any]:
         raise MemtoolError(f"{path}: not a safetensors file, or cut short ({error})") from error
 
 
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """`replacing`, for safetensors to write to: it has an exception of its own for a full disk."""
+    with replacing(path) as temporary:
+        try:
+            yield temporary
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+
 def is_pickle(path: Path) -> bool:
     """Whether a file begins as those of torch.save do: as a zip, a pickle or a tar archive."""
     with open(path, "rb") as file:
@@ -152,7 +162,7 @@ def save_tensors(
     from safetensors.torch import save_file
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
-    with replacing(path) as temporary:
+    with _replacing(path) as temporary:
         save_file(copies, temporary, _encoded(kind, metadata))
 
 
@@ -475,7 +485,7 @@ class LabelFile:
         from safetensors.numpy import save_file
 
         arrays = {"given": self.given, "true": self.true, "mislabelled": self.mislabelled}
-        with replacing(path) as temporary:
+        with _replacing(path) as temporary:
             save_file(arrays, temporary, _encoded("labels", self.metadata))
 
     @staticmethod

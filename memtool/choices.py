@@ -25,6 +25,15 @@ class Start(StrEnum):
     random = "random"  # torch's own initialization
 
 
+class Connector(StrEnum):
+    """What kind of map a stitching layer is."""
+
+    auto = "auto"  # conv1x1 for maps of channels, linear for vectors and tokens
+    conv1x1 = "conv1x1"  # the same affine map of the channels at each position
+    linear = "linear"  # of vectors and of each token; maps are flattened first
+    none = "none"  # the identity, nothing to train
+
+
 class Study(StrEnum):
     """What is reproduced."""
 

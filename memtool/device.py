@@ -26,7 +26,9 @@ def choose(name: str = "auto") -> torch.device:
         available.insert(0, "cuda")
     if name == "auto":
         name = available[0]
-    if name.partition(":")[0] not in available:
+    kind, colon, index = name.partition(":")
+    count = torch.cuda.device_count() if kind == "cuda" else 1
+    if kind not in available or colon and not (index.isdecimal() and int(index) < count):
         raise MemtoolError(f"device {name!r} is not available (available: {', '.join(available)})")
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"

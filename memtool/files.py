@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memtool import MemtoolError
@@ -25,19 +25,22 @@ def replacing(path: Path) -> Iterator[Path]:
     are made as needed; a symbolic link keeps pointing where it points. Raises MemtoolError if the
     disk says no.
     """
-    target = Path(os.path.realpath(path))
-    if _is_special(target):
-        yield target
+    if _is_special(path):
+        yield path
         return
+    target = Path(os.path.realpath(path))
     temporary = _temporary(target)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         os.replace(temporary, target)
+    except BrokenPipeError:  # of stdout, which is written at the same time: no fault of this file
+        raise
     except OSError as error:
-        raise MemtoolError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise _not_written(path, error) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink()
 
 
 def check_writable(path: Path) -> None:
@@ -45,15 +48,19 @@ def check_writable(path: Path) -> None:
 
     Raises MemtoolError, naming `path`, if it cannot, or if it is a folder.
     """
-    target = Path(os.path.realpath(path))
-    if target.is_dir():
-        raise MemtoolError(f"{path}: is a folder; name a file")
-    if _is_special(target):
-        return
-    folder = next(parent for parent in target.parents if parent.exists())
-    probe = _temporary(folder / target.name)
     try:
+        if path.is_dir():
+            raise MemtoolError(f"{path}: is a folder; name a file")
+        if _is_special(path):
+            return
+        target = Path(os.path.realpath(path))
+        folder = next(parent for parent in target.parents if parent.exists())
+        probe = _temporary(folder / target.name)
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise MemtoolError(f"{path}: cannot be written ({error.strerror or error})") from error
+        raise _not_written(path, error) from error
+
+
+def _not_written(path: Path, error: OSError) -> MemtoolError:
+    return MemtoolError(f"{path}: cannot be written ({error.strerror or error})")

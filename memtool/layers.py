@@ -7,12 +7,12 @@ a graph or rewritten, so any model will do.
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -53,20 +53,27 @@ def first_tensor(output: Any) -> Tensor | None:
 
 
 class _Replay:
-    """True while a model runs only in order to reach the layer it is to go on from: what its
-    layers give there is not part of the computation, so hooks that observe look away."""
+    """The runs of a model that are under way only in order to reach the layer it is to go on from:
+    what its layers give there is not part of the computation, so hooks that observe look away."""
 
-    active = False
+    active: ClassVar[set[object]] = set()
 
 
 @contextmanager
 def _hooked(
-    model: nn.Module, see: Callable[[str, nn.Module, Any], Any], replaces: bool = False
+    model: nn.Module,
+    see: Callable[[str, nn.Module, Any], Any],
+    layers: Collection[str] | None = None,
+    replaces: bool = False,
 ) -> Iterator[None]:
     """Call `see(name, module, output)` after each call of each submodule; what it returns, unless
-    None, replaces the output. A hook that `replaces` runs first: observers see the new output."""
+    None, replaces the output. A hook that `replaces` runs first: observers see the new output.
+
+    With `layers`, only modules that can give one of those are hooked (and seen)."""
     names = {module: name for name, module in model.named_modules() if name}
     taken = set(names.values())
+    if layers is not None:
+        names = {module: name for module, name in names.items() if _gives(name, layers)}
     calls: dict[str, int] = defaultdict(int)
 
     def after(module: nn.Module, inputs: Any, output: Any) -> Any:
@@ -83,6 +90,13 @@ def _hooked(
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _gives(module: str, layers: Collection[str]) -> bool:
+    """Whether one of the layers may be a call of the module: its name, or that with a number."""
+    return any(
+        layer == module or layer.startswith((f"{module}_", f"{module}:")) for layer in layers
+    )
 
 
 @contextmanager
@@ -278,32 +292,43 @@ def activations(
 
 
 class _Reached(Exception):
-    """Carries the activation out of a forward pass that needs to go no further."""
+    """Ends a forward pass that needs to go no further; `found` says whose, if one is in another."""
 
-    def __init__(self, activation: Tensor) -> None:
-        self.activation = activation
+    def __init__(self, found: dict[str, Tensor]) -> None:
+        self.found = found
 
 
-def run_to(model: nn.Module, layer: str, images: Tensor) -> Tensor:
-    """The activation at `layer` for `images`; what comes after the layer does not run."""
+def run_to(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[str, Tensor]:
+    """The activation at each of `layers` for `images`; what comes after the last does not run.
+
+    Raises MemtoolError for a layer that `model` does not have or does not call.
+    """
+    found: dict[str, Tensor] = {}
+    around = set(_Replay.active)  # those of which this run is a part
 
     def see(name: str, module: nn.Module, output: Any) -> None:
-        if name == layer and not _Replay.active:
-            raise _Reached(output)
+        if name in layers and _Replay.active <= around:
+            # A copy, unless nothing runs that could change it in place.
+            found[name] = output if len(found) + 1 == len(layers) else output.clone()
+            if len(found) == len(layers):
+                raise _Reached(found)
 
-    with _hooked(model, see):
+    with _hooked(model, see, layers):
         try:
             model(images)
         except _Reached as reached:
-            return reached.activation
-    raise MemtoolError(f"{type(model).__name__} has no layer {layer!r}, or does not call it")
+            if reached.found is found:
+                return found
+            raise
+    (missing, *_) = [layer for layer in layers if layer not in found]
+    raise MemtoolError(f"{type(model).__name__} has no layer {missing!r}, or does not call it")
 
 
 def run_from(model: nn.Module, layer: str, activation: Tensor, images: Tensor) -> Tensor:
     """The output of `model` with `activation`, (n, ...), in place of what `layer` gives.
 
-    The part before the layer runs on the first of `images` alone, and on all of them where the
-    model needs to know their number (a class token expanded to the batch, say).
+    The part before the layer runs on the first of `images` alone and without gradients, and on all
+    of them where the model needs to know their number (a class token expanded to the batch, say).
     """
     try:
         return _run_from(model, layer, activation, images[:1])
@@ -314,18 +339,20 @@ def run_from(model: nn.Module, layer: str, activation: Tensor, images: Tensor) -
 
 
 def _run_from(model: nn.Module, layer: str, activation: Tensor, images: Tensor) -> Tensor:
+    gradients, replay = torch.is_grad_enabled(), object()
+
     def see(name: str, module: nn.Module, output: Any) -> Tensor | None:
         if name != layer:
             return None
-        _Replay.active = outer
+        _Replay.active.discard(replay)
+        torch.set_grad_enabled(gradients)
         return activation
 
-    outer = _Replay.active
-    _Replay.active = True
+    _Replay.active.add(replay)
     try:
-        with _hooked(model, see, replaces=True):
+        with torch.no_grad(), _hooked(model, see, [layer], replaces=True):
             result = first_tensor(model(images))
     finally:
-        _Replay.active = outer
+        _Replay.active.discard(replay)
     assert result is not None
     return result

@@ -94,7 +94,7 @@ def _check_stitched(spec: ModelSpec) -> None:
             "back": dict(),
             "front_layer": str(),
             "back_layer": str(),
-            "stitching": [int(), int()],
+            "stitching": dict(),
         }:
             assert spec.parts
         case _:

@@ -74,7 +74,7 @@ COLUMNS = {
 CONDITIONS = {
     Kind.convergence: ("estimator", "kernel"),
     Kind.divergence: ("estimator", "kernel"),
-    Kind.stitching: ("start", "epochs"),
+    Kind.stitching: ("batch_norm", "start", "optimizer", "epochs", "learning_rate", "batch_size"),
     Kind.heatmap: ("estimator", "kernel"),
     Kind.training: ("model", "data", "noise_kind"),
 }
@@ -86,6 +86,7 @@ LIGHTEST = 0.8  # position in a colour map; what lies beyond is too light for wh
 MARKERS = "os^Dv*Xp<>"
 CLEAN: Style = {"color": "black", "linestyle": ":", "zorder": 3, "label": "clean model"}
 NOISY: Style = {"color": "#00B4D8", "linestyle": "--", "zorder": 3, "label": "noisy model"}
+NO_GAIN: Style = {**CLEAN, "label": "as the control"}
 SPARSE = 0.25  # distance between markers along a curve of many epochs, in panel diagonals
 
 COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches, of the usual two-column page
@@ -195,16 +196,20 @@ def divergence(rows: Rows) -> Figure:
 
 
 @matplotlib.rc_context(LOOK)
-def stitching(rows: Rows) -> Figure:
+def stitching(rows: Rows, net_of_control: bool = False) -> Figure:
     """Figure 2: test accuracy of stitched models against the noise ratio, a panel per direction.
 
     One curve per cut; black dotted: the clean networks alone (noise ratio 0, whichever end of a
-    row they are); cyan dashed: the noisy networks alone.
+    row they are); cyan dashed: the noisy networks alone. Of a curve over epochs the last counts.
+    With `net_of_control` each row's control is taken off, and a dotted line is drawn at 0.
 
-    Raises MemtoolError for an unknown direction or noise ratio.
+    Raises MemtoolError for an unknown direction or noise ratio, or without controls to take off.
     """
     _check(Kind.stitching, rows)
+    rows = [row for row in rows if row.get("epoch") in (None, row.get("epochs"))]
     rows = _usable(rows, "test_accuracy")
+    if net_of_control:
+        return _net_of_control(rows)
     groups = _groups(rows, lambda row: row["direction"])
     if unknown := [name for name in groups if name not in DIRECTIONS]:
         raise MemtoolError(f"no direction {unknown[0]!r}; there are {', '.join(DIRECTIONS)}")
@@ -217,7 +222,7 @@ def stitching(rows: Rows) -> Figure:
     for axes, direction in zip(panels, directions, strict=True):
         if clean is not None:
             axes.axhline(clean, **CLEAN)
-        _stitched(axes, groups[direction], "back" if direction == "reverse" else "front", styles)
+        _stitched(axes, groups[direction], _noisy_end(direction), styles)
     lines = [*styles.values(), *([] if clean is None else [CLEAN]), NOISY]
     _label(figure, NOISE_RATIO, "test accuracy", lines, "cut")
     return figure
@@ -326,11 +331,42 @@ def _over_layers(rows: Rows, ylabel: str) -> Figure:
 # ---------------------------------------------------------------- stitching: Figure 2
 
 
+def _net_of_control(rows: Rows) -> Figure:
+    rows = [
+        {**row, "test_accuracy": row["test_accuracy"] - row["control_accuracy"]}
+        for row in rows
+        if row["direction"] != "control" and row.get("control_accuracy") is not None
+    ]
+    if not rows:
+        raise MemtoolError(
+            "no row has a control to take off: stitch with --control and a direction beside it"
+        )
+    groups = _groups(rows, lambda row: row["direction"])
+    cuts = list(dict.fromkeys(map(_cut, rows)))
+    styles = _styles(cuts, cuts, CUT_COLORS)
+    figure, panels = _grid([DIRECTIONS[name] for name in groups], columns=len(groups))
+    for axes, (direction, group) in zip(panels, groups.items(), strict=True):
+        axes.axhline(0, **NO_GAIN)
+        _cut_curves(axes, group, _noisy_end(direction), styles)
+    _label(figure, NOISE_RATIO, "test accuracy − control's", [*styles.values(), NO_GAIN], "cut")
+    return figure
+
+
+def _noisy_end(direction: str) -> str:
+    """Which end of a row is the noisy network."""
+    return "back" if direction == "reverse" else "front"
+
+
 def _stitched(axes: Axes, rows: Rows, noisy: str, styles: Mapping[str, Style]) -> None:
     """Accuracy of the noisy networks alone, then of every cut; `noisy` is their end of a row."""
     _require_noise_ratio(rows, noisy)
     curve = _curve(rows, f"{noisy}_noise_ratio", f"{noisy}_accuracy")
     axes.plot(_percent(curve.x), curve.mean, **NOISY)
+    _cut_curves(axes, rows, noisy, styles)
+
+
+def _cut_curves(axes: Axes, rows: Rows, noisy: str, styles: Mapping[str, Style]) -> None:
+    _require_noise_ratio(rows, noisy)
     for cut, group in _groups(rows, _cut).items():
         curve = _curve(group, f"{noisy}_noise_ratio", "test_accuracy")
         spread = curve.spread if any(curve.spread) else None

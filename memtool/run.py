@@ -70,8 +70,10 @@ class Run:
 
         `finish` is to follow. With `resume`, the rows of the epochs already done come first, so
         that the rows are those of a run never stopped. Raises MemtoolError if the state is of a
-        run with other settings.
+        run with other settings, or if there is a single image, which batch norm cannot train on.
         """
+        if len(self.dataset.train) < 2:
+            raise MemtoolError(f"{self.dataset.name}: one training image is not enough to train on")
         with torch.random.fork_rng():
             torch.manual_seed(self.config.seed)
             model = models.build(self.spec).to(device)
@@ -114,8 +116,11 @@ class Run:
 
     def _settings(self) -> Metadata:
         """What a state must agree with for the run to go on from it."""
-        digest = self.labels.fingerprint
-        return {**self.metadata({"epoch": 0}), "labels": digest}
+        return {
+            **self.metadata({"epoch": 0}),
+            "labels": self.labels.fingerprint,
+            "epochs_to_save": sorted(self.epochs_to_save),
+        }
 
     def _save_state(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Row]

@@ -7,8 +7,9 @@ interface: they are fixed here and pinned by a test.
 import csv
 import io
 import json
+import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
@@ -29,8 +30,8 @@ CKA = (
 ).split()
 STITCHING = (
     "front back direction front_layer back_layer front_noise_ratio back_noise_ratio connector "
-    "parameters start epochs learning_rate batch_size seed n loss test_accuracy front_accuracy "
-    "back_accuracy agreement"
+    "batch_norm parameters start optimizer epochs epoch learning_rate batch_size seed n loss "
+    "test_accuracy front_accuracy back_accuracy agreement control_accuracy"
 ).split()
 FILES = (
     "file kind model model_from parameters tensors types bytes data train test classes image_shape "
@@ -59,7 +60,7 @@ def format_of(path: Path | None, chosen: Format | None) -> Format:
         return chosen
     if path is None:
         return Format.table if sys.stdout.isatty() else Format.csv
-    suffix = path.suffix.removeprefix(".")
+    suffix = path.suffix.removeprefix(".").lower()
     if suffix in Format.__members__ and suffix != Format.table:
         return Format(suffix)
     if suffix in ("", "txt") or not path.is_file() and path.exists():
@@ -101,7 +102,7 @@ def _writer_to(stream: TextIO, columns: Sequence[str], format: Format) -> Iterat
             yield rows.append
         finally:  # what there is, even if the work was stopped
             if rows:
-                stream.write(render(rows, columns))
+                stream.write(render(rows, columns, styled=stream.isatty()))
                 stream.flush()
         return
     # csv writes \r\n unless told otherwise, and cut and awk would see the stray character.
@@ -121,13 +122,18 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def render(rows: Sequence[Row], columns: Sequence[str], width: int | None = None) -> str:
-    """Rows as a table for a terminal, `width` characters wide (the terminal's own by default).
+def render(
+    rows: Sequence[Row], columns: Sequence[str], width: int | None = None, styled: bool = False
+) -> str:
+    """Rows as a table for a terminal, `width` characters wide (the terminal's own by default), its
+    titles in bold if `styled`.
 
     Numbers have four digits and checkpoints lose their suffix; columns that hold one value
     throughout are told once, above the table; where it would be too wide, MINOR columns are left
-    out, which is told below it.
+    out, which is told below it. A single row is a line for each of its values.
     """
+    if len(rows) == 1:
+        return _list(rows[0], columns)
     from rich.console import Console
     from rich.table import Table
 
@@ -135,13 +141,13 @@ def render(rows: Sequence[Row], columns: Sequence[str], width: int | None = None
     console = Console(
         file=stream,
         width=width,
-        force_terminal=sys.stdout.isatty(),
+        force_terminal=styled,
         highlight=False,
         markup=False,
         emoji=False,
     )
     cells = {column: [_short(row.get(column)) for row in rows] for column in columns}
-    constant = [column for column in columns if len(rows) > 1 and len(set(cells[column])) == 1]
+    constant = [column for column in columns if len(set(cells[column])) == 1]
     if told := [f"{_title(name)} {cells[name][0]}" for name in constant if cells[name][0]]:
         console.print(", ".join(told) + "\n")
     shown = [column for column in columns if column not in constant]
@@ -169,14 +175,11 @@ def render(rows: Sequence[Row], columns: Sequence[str], width: int | None = None
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def block(row: Row, columns: Sequence[str]) -> str:
-    """One row for a terminal, a column a line, without those that are empty."""
-    cells = {_title(name): row[name] for name in columns if row.get(name) is not None}
-    width = max(map(len, cells))
-    return "\n".join(
-        f"{name:<{width}}  {_short(cell) if isinstance(cell, float) else _cell(cell)}"
-        for name, cell in cells.items()
-    )
+def _list(row: Row, columns: Sequence[str]) -> str:
+    """The values of one row that has them, each below the other."""
+    values = {_title(column): _whole(row.get(column)) for column in columns}
+    width = max(map(len, values), default=0)
+    return "".join(f"{title:{width}}  {value}\n" for title, value in values.items() if value)
 
 
 # What a narrow terminal leaves out, the first one first.
@@ -201,6 +204,11 @@ def _width(columns: Sequence[str], cells: Mapping[str, Sequence[str]]) -> int:
     return sum(_widest(column, cells) + 2 for column in columns) - 2
 
 
+def _whole(value: Any) -> str:
+    """A value with room enough: only numbers are shortened."""
+    return _short(value) if isinstance(value, bool | float) else _cell(value)
+
+
 def _short(value: Any) -> str:
     if isinstance(value, bool):
         return "yes" if value else ""
@@ -217,13 +225,12 @@ def read(path: Path | None) -> list[dict[str, Any]]:
     """
     name = "stdin" if path is None else str(path)
     try:
-        text = sys.stdin.read() if path is None else path.read_text(encoding="utf-8")
+        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
+        rows = _parsed(content.decode("utf-8-sig"))
     except FileNotFoundError as error:
         raise MemtoolError(f"{name}: no such file") from error
     except (OSError, UnicodeDecodeError) as error:
         raise MemtoolError(f"{name}: cannot be read as text ({error})") from error
-    try:
-        rows = list(_parsed(text))
     except (ValueError, csv.Error) as error:
         raise MemtoolError(f"{name}: not a table ({error})") from error
     if not rows:
@@ -231,24 +238,42 @@ def read(path: Path | None) -> list[dict[str, Any]]:
     return rows
 
 
-def _parsed(text: str) -> Iterable[dict[str, Any]]:
+def _parsed(text: str) -> list[dict[str, Any]]:
     if text.startswith("{"):
-        return [json.loads(line) for line in text.splitlines() if line]
+        # Not splitlines, which also ends lines at characters that JSON strings may hold.
+        return [
+            _json_row(number, line)
+            for number, line in enumerate(text.split("\n"), 1)
+            if line.strip()
+        ]
     header = text.partition("\n")[0]
     delimiter = "\t" if "\t" in header else ","
     lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     columns = next(lines, [])
-    return [
-        {column: _value(cell) for column, cell in zip(columns, line, strict=True)} for line in lines
-    ]
+    return [_row(lines.line_num, columns, line) for line in lines if line]
+
+
+def _json_row(number: int, line: str) -> dict[str, Any]:
+    row = json.loads(line)
+    if not isinstance(row, dict):
+        raise ValueError(f"line {number} is no JSON object")
+    return row
+
+
+def _row(number: int, columns: Sequence[str], cells: Sequence[str]) -> dict[str, Any]:
+    if len(cells) != len(columns):
+        raise ValueError(f"line {number} has {len(cells)} cells, the header {len(columns)}")
+    return {column: _value(cell) for column, cell in zip(columns, cells, strict=True)}
+
+
+# Python's int and float take more: 1_000, padded numbers, other scripts' digits.
+INTEGER = re.compile(r"-?(0|[1-9]\d*)", re.ASCII)
+NUMBER = re.compile(r"-?((0|[1-9]\d*)(\.\d*)?|\.\d+)([eE][+-]?\d+)?|-?inf|nan", re.ASCII)
 
 
 def _value(cell: str) -> bool | int | float | str | None:
     if cell in ("", "true", "false"):
         return {"": None, "true": True, "false": False}[cell]
-    for number in (int, float):
-        try:
-            return number(cell)
-        except ValueError:
-            pass
-    return cell
+    if INTEGER.fullmatch(cell):
+        return int(cell)
+    return float(cell) if NUMBER.fullmatch(cell) else cell

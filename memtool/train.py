@@ -54,7 +54,7 @@ class TrainConfig:
             return self.learning_rate * (step + 1) / rising
         if self.schedule is Schedule.constant:
             return self.learning_rate
-        return self.learning_rate * (steps - step) / max(1.0, steps - rising)
+        return self.learning_rate * min(1.0, (steps - step) / max(1.0, steps - rising))
 
 
 def make_optimizer(parameters: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:

@@ -217,8 +217,9 @@ def test_code_that_was_typed_runs_whatever_the_metadata_say(run, own):
 
 def test_code_in_the_parts_of_a_stitched_model_does_not_run(run, own):
     part = read_metadata(own)["model"]
+    layer = {"connector": "linear", "front": [64], "back": [64], "batch_norm": False}
     spec = ModelSpec("stitched", {"front": part, "back": part, "front_layer": "0",
-                                  "back_layer": "0", "stitching": [64, 64]})  # fmt: skip
+                                  "back_layer": "0", "stitching": layer})  # fmt: skip
     path = written(own.with_name("stitched.safetensors"), nn.Linear(1, 1), spec)
     result = run("info", "--layers", path)
     assert result.code == 1 and "--trust" in result.stderr and not Path("ran").exists()

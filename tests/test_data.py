@@ -531,7 +531,9 @@ def test_without_network_the_files_are_named(
 
     download = "download_url" if name == "svhn" else "download_and_extract_archive"
     monkeypatch.setattr(f"torchvision.datasets.{module}.{download}", offline)
-    result = run("make-noisy", name, "-r", "5%", "-o", tmp_path / "x", "--data-dir", tmp_path)
+    result = run(
+        "make-noisy", name, "-r", "5%", "-o", tmp_path / "x.safetensors", "--data-dir", tmp_path
+    )
     assert (result.code, result.stdout) == (1, "")
     assert file in result.stderr and str(tmp_path) in result.stderr
     assert "no route to host" in result.stderr and "MEMTOOL_DATA" in result.stderr

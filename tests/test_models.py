@@ -231,8 +231,8 @@ def test_the_images_that_a_model_is_meant_for(text, shape):
     "options",
     [
         {},
-        {"front": {}, "back": {}, "front_layer": "a", "back_layer": "a", "stitching": [1, 1]},
-        {"front": 3, "back": 3, "front_layer": "a", "back_layer": "a", "stitching": [1, 1]},
+        {"front": {}, "back": {}, "front_layer": "a", "back_layer": "a", "stitching": {}},
+        {"front": 3, "back": 3, "front_layer": "a", "back_layer": "a", "stitching": {}},
     ],
     ids=["empty", "parts that are no specs", "parts of another type"],
 )

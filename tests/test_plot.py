@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -407,6 +408,67 @@ def test_without_a_clean_network_there_is_no_line_for_it():
 def test_a_cut_between_layers_of_different_names_shows_both():
     rows = [row | {"back_layer": "net." + row["back_layer"]} for row in stitch_rows(["forward"])]
     assert legend_labels(plot.stitching(rows))[0] == "conv1 → net.conv1"
+
+
+def with_control(rows):
+    """Each row's control, in a column, as `memtool stitch --control` has it."""
+
+    def control(row):
+        noisy = "back" if row["direction"] == "reverse" else "front"
+        return stitched("control", row["front_layer"], row[f"{noisy}_noise_ratio"], row["seed"])
+
+    return [row | {"control_accuracy": control(row) + row["seed"] / 10} for row in rows]
+
+
+def test_stitching_net_of_control_takes_it_off_row_by_row():
+    rows = with_control(stitch_rows(seeds=(0, 1)))
+    figure = plot.stitching(rows, net_of_control=True)
+    assert titles(figure) == ["noisy front, clean back", "clean front, noisy back"]
+    assert figure.get_supylabel() == "test accuracy − control's"
+    assert legend_labels(figure) == [*LAYERS, "as the control"]
+    for direction, axes in zip(["forward", "reverse"], figure.axes, strict=True):
+        lines = curves(axes)
+        np.testing.assert_allclose(lines["as the control"].get_ydata(orig=False), 0)
+        for cut in LAYERS:
+            expected = [
+                stitched(direction, cut, ratio, 0) - stitched("control", cut, ratio, 0) - 0.05
+                for ratio in RATIOS[1:]
+            ]
+            np.testing.assert_allclose(lines[cut].get_ydata(orig=False), expected, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [stitch_rows(["forward"]), with_control(stitch_rows(["control"]))],
+    ids=["no control", "nothing else"],
+)
+def test_net_of_control_needs_a_control_and_a_direction(rows):
+    with pytest.raises(MemtoolError, match="stitch with --control"):
+        plot.stitching(rows, net_of_control=True)
+
+
+def test_of_a_curve_over_epochs_the_last_is_drawn():
+    last = [row | {"epoch": 5} for row in stitch_rows(["forward"])]
+    earlier = [row | {"epoch": 2, "test_accuracy": 0.1} for row in last]
+    lines = curves(plot.stitching(earlier + last).axes[0])
+    expected = [stitched("forward", "fc", ratio, 0) for ratio in RATIOS[1:]]
+    np.testing.assert_allclose(lines["fc"].get_ydata(orig=False), expected)
+
+
+def test_the_option_net_of_control_draws_the_difference(run, tmp_path):
+    def drawn(name, rows):
+        source, figure = tmp_path / "rows.jsonl", tmp_path / name
+        source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return run("plot", source, "--net-of-control", "-o", figure), figure
+
+    result, figure = drawn("a.svg", with_control(stitch_rows()))
+    assert result.code == 0, result.stderr
+    expected = io.BytesIO()
+    plot.save(plot.stitching(with_control(stitch_rows()), net_of_control=True), expected, "svg")
+    assert figure.read_bytes() == expected.getvalue()
+    result, figure = drawn("b.svg", training_rows())
+    assert result.code == 2 and "training has no control" in result.stderr
+    assert not figure.exists()
 
 
 @pytest.mark.parametrize(

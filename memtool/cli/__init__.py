@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 the work failed; 2 wrong usage; 130 Ctrl-C; 143 terminated
 ends quietly with 0. Nothing here imports torch before a command runs.
 """
 
+import errno
 import os
 import signal
 import sys
@@ -27,13 +28,23 @@ class Group(TyperGroup):
             sys.stdout.flush()
             return result
         except MemtoolError as error:
-            print(f"memtool: error: {error}", file=sys.stderr)
+            _tell(error)
             raise typer.Exit(1) from error
-        except BrokenPipeError:
-            # Whoever read our output has seen enough. Python would complain once more when it
-            # flushes stdout at exit, so stdout goes nowhere from here on.
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.ENOSPC):
+                raise
+            # Python would complain once more when it flushes stdout at exit, so stdout goes
+            # nowhere from here on.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(0) from None
+            if error.errno == errno.EPIPE:  # whoever read our output has seen enough
+                raise typer.Exit(0) from None
+            _tell(error.strerror)
+            raise typer.Exit(1) from error
+
+
+def _tell(error: object) -> None:
+    """An error in one line, whatever the libraries put into it."""
+    print(f"memtool: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
 
 
 class Command(TyperCommand):
@@ -97,6 +108,9 @@ def _memtool(
 def main(arguments: list[str] | None = None) -> None:
     """The console script. SIGTERM ends it as Ctrl-C does: temporary files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:  # closed, as by >&-: print would take the other one
+            setattr(sys, stream, open(os.devnull, "w"))
     app(arguments, prog_name="memtool")
 
 

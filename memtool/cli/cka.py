@@ -58,9 +58,11 @@ def cka(
     \b
     Examples:
       memtool cka runs/r25.safetensors runs/r0.safetensors --layers all
-      memtool cka runs/r25/*.safetensors runs/r25.safetensors --layers 'block?' -o cka.csv
-      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o heatmap.png
-      memtool cka a.safetensors b.safetensors --model torchvision:resnet50 --data folder:val
+      memtool cka runs/r25/*.safetensors runs/r25.safetensors \\
+          --layers 'block?' -o cka.csv
+      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
+      memtool cka a.safetensors b.safetensors --model torchvision:resnet50 \\
+          --data folder:val
     """
     import torch
 

@@ -1,10 +1,13 @@
 """What goes to stderr: notes and progress, and none of it with `-q`.
 
-A terminal gets bars with the time left; a log gets one line for each note and nothing else.
+A terminal gets bars with the time left; a log gets one line for each note, and now and then one
+that says how far long work has got.
 """
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from time import monotonic as clock
 from typing import Protocol
 
 from rich.console import Console as RichConsole
@@ -16,6 +19,8 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+
+LOG_EVERY = 30.0  # seconds between two lines of progress in a log
 
 
 class Advance(Protocol):
@@ -44,7 +49,10 @@ class Console:
 
     @contextmanager
     def progress(self, description: str, total: int) -> Iterator[Advance]:
-        """A bar of `total` steps; yields the function that advances it and may rename it."""
+        """A bar of `total` steps; yields the function that advances it and may rename it.
+
+        In a log, it tells in a line every LOG_EVERY seconds, so that short work leaves none.
+        """
         bar = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
@@ -54,12 +62,23 @@ class Console:
             TimeRemainingColumn(),
             console=self._rich,
             transient=True,
+            # Rows that go to the same terminal stand above the bar; rows for a pipe stay there.
+            redirect_stdout=sys.stdout.isatty(),
             disable=not self.shows_bars,
         )
+        title = description
+        done, told = 0, clock()
         with bar:
-            task = bar.add_task(description, total=total)
+            task = bar.add_task(title, total=total)
 
             def advance(steps: int = 1, description: str | None = None) -> None:
+                nonlocal done, told
                 bar.update(task, advance=steps, description=description)
+                done += steps
+                if not self._rich.is_terminal and clock() - told >= LOG_EVERY:
+                    told = clock()
+                    self.note(
+                        f"{title}: {done}/{total}" + (f", {description}" if description else "")
+                    )
 
             yield advance

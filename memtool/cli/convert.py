@@ -49,7 +49,8 @@ def convert(
 
     \b
     Examples:
-      memtool convert old_run.pth --model timm:vit_tiny_patch16_224 -o old_run.safetensors
+      memtool convert old_run.pth --model timm:vit_tiny_patch16_224 \\
+          -o old_run.safetensors
       memtool convert resnet18.pth -o resnet18.safetensors
     """
     from memtool import conversion, data

@@ -54,8 +54,8 @@ def info(
     from memtool.files import check_writable
 
     path = options.output_path(output)
-    chosen = table.format_of(path, table_format)
     if path:
+        table.format_of(path, table_format)
         check_writable(path)
     console = Console(quiet)
     if layers:
@@ -63,9 +63,6 @@ def info(
         rows = list(description.layers(checkpoints, image_size))
     else:
         rows = list(description.files(files, options.model_spec(model), console.note))
-    if len(files) == 1 and chosen is table.Format.table and not path and not layers:
-        print(table.block(rows[0], table.FILES))
-        return
     with table.writer(table.LAYERS if layers else table.FILES, path, table_format) as write:
         for row in rows:
             write(row)

@@ -68,7 +68,7 @@ def make_noisy(
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Replace a part of a data set's training labels by random ones
+    """Replace part of a data set's training labels by random ones
 
     Exactly round(RATIO * n) training examples have their label redrawn. One seed gives nested
     sets: what is mislabelled at 5 % is so at 10 %, with the same given label.
@@ -131,6 +131,8 @@ def _read(path: Path, classes: int) -> Matrix:
 
     try:
         text = path.read_text(encoding="utf-8").replace(",", " ")
+        if not text.strip():
+            raise ValueError("it is empty")
         matrix = np.loadtxt(text.splitlines(), ndmin=2)
         noise.check_transition_matrix(matrix, classes)
     except OSError as error:

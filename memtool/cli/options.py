@@ -117,7 +117,10 @@ Trust = Annotated[
 BatchSize = Annotated[
     int, typer.Option("--batch-size", metavar="N", min=1, help="Examples in a batch")
 ]
-Seed = Annotated[int, typer.Option("--seed", metavar="N", min=0, help="Seed of all that is random")]
+Seed = Annotated[
+    int,
+    typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Seed of all that is random"),
+]
 Device = Annotated[
     str,
     typer.Option(
@@ -125,6 +128,15 @@ Device = Annotated[
         metavar="DEVICE",
         envvar="MEMTOOL_DEVICE",
         help="auto, cpu, cuda, cuda:1, ... or mps",
+    ),
+]
+Memory = Annotated[
+    str,
+    typer.Option(
+        "--memory",
+        metavar="SIZE",
+        help="What activations kept for later may take, as 512MiB or 4GiB; beyond that they are "
+        "computed again",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes on stderr")]
@@ -153,9 +165,22 @@ def fraction(text: str) -> float:
     except ValueError:
         raise typer.BadParameter(f"{text!r} is not a ratio, such as 25% or 0.25") from None
     if not 0 <= value <= 1:
-        hint = f"; did you mean {text}%?" if 1 < value <= 100 else ""
+        hint = f"; did you mean {text}%?" if 1 < value <= 100 and "%" not in text else ""
         raise typer.BadParameter(f"ratio {text} is outside [0, 1]{hint}")
     return value
+
+
+def size(text: str) -> int:
+    """'512MiB' or '4GiB' in bytes; a usage error for anything else."""
+    number, unit = text[:-3], text[-3:].lower()
+    powers = {"kib": 10, "mib": 20, "gib": 30, "tib": 40}
+    try:
+        value = float(number) * 2 ** powers[unit]
+    except (KeyError, ValueError):
+        raise typer.BadParameter(f"{text!r} is not a size, such as 512MiB or 4GiB") from None
+    if not 0 <= value < float("inf"):
+        raise typer.BadParameter(f"{text!r} is not a size, such as 512MiB or 4GiB")
+    return int(value)
 
 
 def epochs(text: str) -> list[int]:
@@ -267,6 +292,6 @@ def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
 
 
 def check_file(path: Path) -> None:
-    """Raise MemtoolError unless `path` names a file rather than stdout."""
-    if path == Path("-"):
-        raise MemtoolError("-: this output is binary and several files long; name a file")
+    """A usage error unless `path` names a safetensors file, rather than stdout or a figure."""
+    if path.suffix != ".safetensors":
+        raise typer.BadParameter(f"{path}: name a file that ends in .safetensors", param_hint="-o")

@@ -29,6 +29,13 @@ def plot(
             show_default=False,
         ),
     ] = None,
+    net_of_control: Annotated[
+        bool,
+        typer.Option(
+            "--net-of-control",
+            help="Of stitching, draw the test accuracy less that of the control at the same cut",
+        ),
+    ] = False,
 ) -> None:
     """Draw the figures of the paper from tables
 
@@ -37,8 +44,8 @@ def plot(
     \b
     Examples:
       memtool plot stitching.csv -o figure2.pdf
-      memtool plot convergence tables/convergence-*.csv -o figure1.png -o figure1.pdf
-      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o heatmap.png
+      memtool plot convergence tables/*.csv -o figure1.png -o figure1.pdf
+      memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
     """
     import sys
 
@@ -50,14 +57,18 @@ def plot(
     if not names and sys.stdin.isatty():
         raise typer.BadParameter("name a table, or pipe one in", param_hint="TABLE")
     for path in output:
-        suffix = path.suffix.removeprefix(".")
-        if suffix not in plot.METADATA:
+        if path == Path("-"):
+            raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
+        if path.suffix.removeprefix(".") not in plot.METADATA:
             table.format_of(path, None)
         check_writable(path)
     rows = [
         row for name in names or ["-"] for row in table.read(None if name == "-" else Path(name))
     ]
-    figure = plot.draw(kind or plot.recognize(rows), rows)
+    kind = kind or plot.recognize(rows)
+    if net_of_control and kind is not plot.Kind.stitching:
+        raise typer.BadParameter(f"{kind} has no control", param_hint="--net-of-control")
+    figure = plot.stitching(rows, net_of_control) if net_of_control else plot.draw(kind, rows)
     for path in output:
         suffix = path.suffix.removeprefix(".")
         if suffix in plot.METADATA:

@@ -55,7 +55,7 @@ def reproduce(
     table_format: options.TableFormat = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Reproduce the paper: noise, training, CKA, stitching, figures
+    """Reproduce the paper: noise, training, CKA, stitching
 
     Figures 1, 2 and 3 and their tables are in DIR at the end, and a table of the findings is
     printed. Steps whose output is there and newer than their inputs are skipped.

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from memtool.choices import Start
+from memtool.choices import Connector, Start
 from memtool.cli import app, options
 from memtool.cli.console import Console
 
@@ -35,6 +35,22 @@ def stitch(
     control: Annotated[
         bool, typer.Option("--control", help="Also the control: each FRONT with its own back")
     ] = False,
+    connector: Annotated[
+        Connector,
+        typer.Option(
+            "--connector",
+            metavar="KIND",
+            help="conv1x1 (a map of channels), linear (of vectors or tokens; maps are flattened), "
+            "none (the identity), or auto: conv1x1 for maps, linear for vectors and tokens",
+        ),
+    ] = Connector.auto,
+    resize: Annotated[
+        bool,
+        typer.Option("--resize", help="Interpolate where heights and widths, or tokens, differ"),
+    ] = False,
+    batch_norm: Annotated[
+        bool, typer.Option("--batch-norm", help="Batch norm before and after the connector")
+    ] = False,
     start: Annotated[
         Start,
         typer.Option(
@@ -51,6 +67,9 @@ def stitch(
         float, typer.Option("--learning-rate", metavar="RATE", min=0, help="For Adam")
     ] = 2e-3,
     batch_size: options.BatchSize = 128,
+    curve: Annotated[
+        bool, typer.Option("--curve", help="A row for the start, epoch 0, and for each epoch")
+    ] = False,
     seed: options.Seed = 0,
     save: Annotated[
         Path | None,
@@ -76,7 +95,12 @@ def stitch(
     data_dir: options.DataDir = None,
     image_size: options.ImageSize = None,
     split_at: options.SplitAt = None,
+    memory: options.Memory = "4GiB",
     output: options.Output = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on from where a stopped sweep got to, if any; with -o"),
+    ] = False,
     table_format: options.TableFormat = None,
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
@@ -84,40 +108,58 @@ def stitch(
 ) -> None:
     """Stitch the front of one network to the back of another
 
-    Between them goes a trainable 1x1 convolution or linear layer; it alone is trained, on the true
-    labels of the training images, and the whole is tested. Prints one row for each cut. A stitched
-    model is a checkpoint that every command takes.
+    Between them goes a trainable 1x1 convolution or linear layer, the connector; it alone is
+    trained, on the true labels of the training images, and the whole is tested. Prints one row for
+    each cut. A stitched model is a checkpoint that every command takes. The processes of a torchrun
+    share the cuts.
 
     \b
     Examples:
       memtool stitch runs/r50.safetensors runs/r0.safetensors --at all
       memtool stitch runs/r*.safetensors runs/r0.safetensors --at 'block?' \\
-          --both --control -o stitching.csv
+          --both --control -o stitching.csv --resume
+      memtool stitch resnet.safetensors vgg.safetensors --resize \\
+          --at layer2=features.13 --epochs 10 --curve
     """
     import json
-    from dataclasses import asdict
 
     from memtool import sweep, table
-    from memtool.device import choose
+    from memtool.cuts import all_cuts
+    from memtool.device import choose, processes
     from memtool.files import check_writable
     from memtool.train import Optimizer, Schedule, TrainConfig
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a front and a back", param_hint="FRONT")
     path = options.output_path(output)
+    if resume and path is None:
+        raise typer.BadParameter("name the table (-o FILE)", param_hint="--resume")
     if path:
         table.format_of(path, table_format)
         check_writable(path)
     where = choose(device)
-    config = TrainConfig(
-        epochs=epochs,
-        batch_size=batch_size,
-        optimizer=Optimizer.adam,
-        learning_rate=learning_rate,
-        weight_decay=0.0,
-        schedule=Schedule.constant,
-        warmup=0.0,
-        seed=seed,
+    plan = sweep.Plan(
+        directions=(
+            sweep.Direction.forward,
+            *([sweep.Direction.reverse] if both else []),
+            *([sweep.Direction.control] if control else []),
+        ),
+        config=TrainConfig(
+            epochs=epochs,
+            batch_size=batch_size,
+            optimizer=Optimizer.adam,
+            learning_rate=learning_rate,
+            weight_decay=0.0,
+            schedule=Schedule.constant,
+            warmup=0.0,
+            seed=seed,
+        ),
+        connector=connector,
+        start=start,
+        batch_norm=batch_norm,
+        resize=resize,
+        memory=options.size(memory),
+        curve=curve,
     )
     console = Console(quiet)
     opened = options.open_checkpoints(checkpoints, console, model, model_back, trust)
@@ -131,28 +173,33 @@ def stitch(
         training=True,
     )
     *fronts, back = [checkpoint.on(set_) for checkpoint in opened]
-    directions = [
-        sweep.Direction.forward,
-        *([sweep.Direction.reverse] if both else []),
-        *([sweep.Direction.control] if control else []),
-    ]
-    cuts = sweep.all_cuts(fronts, back, options.comma_separated(at))
+    cuts = all_cuts(fronts, back, options.comma_separated(at))
+    plan.check(cuts)
     if save:
-        sweep.check_folder(save, back.path, cuts, directions)
+        sweep.check_folder(save, back.path, cuts, plan.directions)
+    described = sweep.described(fronts, back, cuts, plan)
     if dry_run:
-        named = {
-            str(path): [f"{ours.name}={theirs.name}" for ours, theirs in own]
-            for path, own in cuts.items()
-        }
-        settings = {"back": str(back.path), "cuts": named, "start": start, **asdict(config)}
-        print(json.dumps(settings))
+        print(json.dumps(described))
         return
-    total = len(directions) * sum(map(len, cuts.values()))
-    with (
-        table.writer(table.STITCHING, path, table_format) as write,
-        console.progress("stitching", total) as advance,
-    ):
+    with processes(where) as ranks:
+        settings = {**described, "data": set_.fingerprint, "save": str(save)}
+        networks = [*fronts, back]
+        unfinished = sweep.Unfinished.beside(path, settings, networks, plan) if path else None
+        finished = unfinished.finished() if unfinished and resume else []
+        done = len(finished) // plan.rows_per_job
         examples = sweep.Examples.of(set_, where)
-        for row in sweep.sweep(fronts, back, cuts, directions, examples, start, config, save):
-            write(row)
-            advance(description=f"{row['direction']} {row['front_layer']}")
+        rows = sweep.sweep(fronts, back, cuts, plan, examples, save, done, ranks)
+        if ranks.rank:
+            for _ in rows:  # rank 0 writes them
+                pass
+            return
+        total = plan.rows_per_job * sum(map(len, cuts.values()))
+        with (
+            table.writer(table.STITCHING, path, table_format) as write,
+            console.progress("stitching", total) as advance,
+        ):
+            for row in unfinished.keeping(finished, rows) if unfinished else rows:
+                write(row)
+                advance(description=f"{row['direction']} {row['front_layer']}")
+        if unfinished:
+            unfinished.remove()

@@ -55,7 +55,10 @@ def train(
         ),
     ] = None,
     epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=1, help="Epochs")] = 20,
-    batch_size: options.BatchSize = 64,
+    batch_size: Annotated[
+        int,
+        typer.Option("--batch-size", metavar="N", min=2, help="Examples in a batch"),
+    ] = 64,
     learning_rate: Annotated[
         float, typer.Option("--learning-rate", metavar="RATE", min=0, help="Peak, for AdamW")
     ] = 3e-3,
@@ -142,6 +145,7 @@ def train(
         raise typer.BadParameter("pass --data, or --labels that know theirs", param_hint="--data")
     options.check_file(output)
     check_writable(output)
+    rows_to = options.output_path(rows_to)  # stdout has them anyway
     if rows_to:
         table.format_of(rows_to, None)
         check_writable(rows_to)
@@ -175,14 +179,17 @@ def train(
         epochs_to_save=saved,
     )
     where = choose(device)
+    for epoch in saved:
+        check_writable(run.epoch_path(epoch))
     if dry_run:
         print(json.dumps({"output": str(output), **run.metadata({"epoch": 0})}, sort_keys=True))
         return
     with ExitStack() as stack:
+        # The bar first: on a terminal, the rows then stand above it.
+        advance = stack.enter_context(console.progress(f"training {output}", epochs))
         writers = [stack.enter_context(table.writer(table.TRAINING, None, table_format))]
         if rows_to:
             writers.append(stack.enter_context(table.writer(table.TRAINING, rows_to, None)))
-        advance = stack.enter_context(console.progress(f"training {output}", epochs))
         for row in run.train(where, resume):
             for write in writers:
                 write(row)

@@ -1,0 +1,77 @@
+"""Devices and the processes of a torchrun."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from memtool import MemtoolError
+from memtool.device import Processes, choose, processes
+
+
+def test_the_device_chosen():
+    assert choose("cpu") == torch.device("cpu")
+    assert choose() == choose("auto")
+    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        assert choose() == torch.device("cpu")
+
+
+@pytest.mark.parametrize("name", ["gpu", "", "cpu:x", "cpu:", "cpu:-1", "cuda:99"])
+def test_a_device_that_is_not_here(name):
+    with pytest.raises(MemtoolError, match=f"device {name!r} is not available .*cpu"):
+        choose(name)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_process_of_a_torchrun_takes_its_own_gpu(monkeypatch):
+    assert choose() == torch.device("cuda")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert choose() == choose("cuda") == choose("cuda:0") == torch.device("cuda:0")
+
+
+def test_a_single_process_has_all_the_work(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with processes(torch.device("cpu")) as alone:
+        assert (alone.rank, alone.size) == (0, 1)
+        assert alone.share([1, 2, 3]) == [1, 2, 3]
+        assert alone.sum(torch.ones(2)).tolist() == [1, 1]
+        assert alone.gather("mine") == ["mine"]
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+def test_the_shares_make_up_the_whole(size):
+    shares = [Processes(rank, size).share(range(6)) for rank in range(size)]
+    assert sorted(sum(map(list, shares), [])) == list(range(6))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+WORKER = """
+import json, sys, torch
+from memtool.device import processes
+with processes(torch.device("cpu")) as ours:
+    total = ours.sum(torch.tensor([float(ours.rank + 1)], dtype=torch.float64))
+    print(json.dumps([ours.rank, total.tolist(), ours.gather({"rank": ours.rank})]))
+"""
+
+
+def test_two_processes_sum_and_gather(tmp_path):
+    import json
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    common = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER],
+            env={**os.environ, **common, "RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+        )
+        for rank in range(2)
+    ]
+    told = [json.loads(process.communicate(timeout=120)[0]) for process in started]
+    assert told == [[rank, [3.0], [{"rank": 0}, {"rank": 1}]] for rank in range(2)]

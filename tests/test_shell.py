@@ -1,0 +1,154 @@
+"""The command in a real shell: pipes, signals, what is imported."""
+
+import os
+import shlex
+import signal
+import subprocess
+import sys
+
+import pytest
+
+MEMTOOL = f"{shlex.quote(sys.executable)} -m memtool"
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
+
+
+def shell(script, **variables):
+    """Run `script` by bash, `memtool` being this one; fails if any part of a pipe fails."""
+    script = f'set -o pipefail; memtool() {{ {MEMTOOL} "$@"; }}; {script}'
+    return subprocess.run(
+        ["bash", "-c", script],
+        capture_output=True,
+        text=True,
+        env={**ENVIRONMENT, **variables},
+        timeout=120,
+    )
+
+
+def python(code):
+    return subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT
+    )
+
+
+def test_a_closed_pipe_ends_quietly(runs):
+    # More rows than a pipe holds, so that the writer meets its end.
+    done = shell(f"memtool info {' '.join([str(runs.clean)] * 600)} | head -1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("file,") and done.stdout.count("\n") == 1
+
+
+def test_a_full_disk_is_an_error_of_one_line(runs):
+    done = shell(f"memtool info {runs.clean} > /dev/full")
+    assert done.returncode == 1
+    assert done.stderr == "memtool: error: No space left on device\n"
+
+
+def test_without_stdout_or_stderr_a_command_does_its_work(runs, tmp_path):
+    make = "memtool make-noisy digits -r 5% -o"
+    done = shell(f"memtool info {runs.clean} >&- && {make} {tmp_path}/a.safetensors 2>&-")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "a.safetensors").exists()
+
+
+def test_stdout_by_name_and_stdin_by_a_dash(runs, tmp_path):
+    rows = f"memtool cka {runs.noisy} {runs.clean} --layers 'block?' -o /dev/stdout --pairs all"
+    done = shell(f"{rows} | memtool plot - -o {tmp_path}/heatmap.png")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    assert (tmp_path / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_help_and_completion_do_without_torch():
+    done = python(
+        "import sys, memtool.cli\n"
+        "try: memtool.cli.app(['train', '--help'])\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'torchvision', 'matplotlib', 'PIL'} & set(sys.modules)\n"
+        "assert not heavy, heavy"
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_completion_completes_commands_and_options():
+    code = "import sys; sys.argv = ['memtool']; from memtool.cli import app; app()"
+    for words, number, found in (("memtool c", 1, "cka"), ("memtool train --res", 2, "--resume")):
+        done = subprocess.run(
+            [sys.executable, "-X", "importtime", "-c", code],
+            capture_output=True,
+            text=True,
+            env={
+                **ENVIRONMENT,
+                "_MEMTOOL_COMPLETE": "complete_bash",
+                "COMP_WORDS": words,
+                "COMP_CWORD": str(number),
+            },
+        )
+        assert found in done.stdout.split()
+        assert "| torch\n" not in done.stderr
+
+
+def terminal(command, **variables):
+    """What a command writes to a terminal of 80 columns."""
+    import pty
+
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        command, stdout=theirs, stderr=theirs, env={**ENVIRONMENT, "TERM": "xterm", **variables}
+    ) as process:
+        os.close(theirs)
+        written = b""
+        while True:
+            try:
+                part = os.read(ours, 4096)
+            except OSError:  # Linux: the other side is closed
+                break
+            if not part:
+                break
+            written += part
+    os.close(ours)
+    assert process.returncode == 0, written
+    return written.decode()
+
+
+BAR = """
+from memtool.cli.console import Console
+with Console(quiet={quiet}).progress("comparing", 2) as advance:
+    advance()
+"""
+
+
+@pytest.mark.parametrize("variables, colored", [({}, True), ({"NO_COLOR": "1"}, False)])
+def test_a_terminal_gets_a_bar_colored_unless_told_not_to(variables, colored):
+    written = terminal([sys.executable, "-c", BAR.format(quiet=False)], **variables)
+    assert "comparing" in written and "1/2" in written
+    assert ("\x1b[3" in written or "\x1b[38;" in written) == colored
+
+
+def test_quiet_means_no_bar():
+    assert terminal([sys.executable, "-c", BAR.format(quiet=True)]) == ""
+
+
+def test_a_terminal_gets_a_table(runs):
+    written = terminal([sys.executable, "-m", "memtool", "info", runs.clean])
+    assert "file " in written and "file," not in written
+
+
+@pytest.mark.parametrize(
+    "stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "terminated"]
+)
+def test_a_signal_in_the_middle_of_training_leaves_no_partial_file(tmp_path, stop, code):
+    arguments = "train --model digits-cnn --data digits --epochs 500 -o r.safetensors --table r.csv"
+    with subprocess.Popen(
+        [sys.executable, "-m", "memtool", *arguments.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "PYTHONPATH": os.getcwd()},
+    ) as process:
+        assert process.stdout.readline().startswith("checkpoint,")
+        assert process.stdout.readline()
+        process.send_signal(stop)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in errors and errors.count("\n") <= 1
+    assert [path.name for path in tmp_path.iterdir()] == ["r.state.safetensors"]
