@@ -361,7 +361,9 @@ def fitted(spec: ModelSpec, image_shape: tuple[int, int, int], classes: int) -> 
             f"model {spec.name!r} takes images of 3 channels, these have {channels}; one of ours "
             f"takes any ({', '.join(ours())})"
         )
-    settled = {"num_classes": classes, "channels": channels, "in_chans": channels, **sizes}
+    # timm's resnets have `channels` of their own: those of the stages.
+    depth = "in_chans" if "in_chans" in names else "channels"
+    settled = {"num_classes": classes, depth: channels, **sizes}
     known = {key: value for key, value in settled.items() if key in names}
     return replace(spec, options={**known, **spec.options})
 

@@ -184,7 +184,8 @@ def completed(spec: ModelSpec, shapes: Shapes) -> ModelSpec:
     free = [option for option in accepted if option not in spec.options]
     if _fits(spec, shapes):
         return spec
-    for option in ("num_classes", "channels", "in_chans", "width"):
+    depth = "in_chans" if "in_chans" in accepted else "channels"
+    for option in ("num_classes", depth, "width"):
         if option in free and (value := _read_off(spec, option, shapes)):
             spec = _with(spec, option, value)
     for option, values in TRIED.items():

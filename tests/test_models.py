@@ -58,6 +58,13 @@ def test_timm_models_are_built_with_or_without_the_tag_of_their_weights():
         assert models.skeleton(spec).head.out_features == 7
 
 
+def test_a_timm_option_of_another_meaning_is_left_alone():
+    pytest.importorskip("timm")
+    spec = models.fitted(models.parse("timm:resnet10t"), (1, 32, 32), 7)
+    assert spec.options == {"num_classes": 7, "in_chans": 1}
+    assert models.skeleton(spec).fc.out_features == 7
+
+
 @pytest.mark.parametrize(
     "text, message",
     [
