@@ -295,7 +295,7 @@ def _recognized(path: Path, shapes: Shapes) -> Identity:
             return Identity(specs[0], level.names, "tensors", {}, notes)
     raise MemtoolError(
         f"{path}: memtool did not write it, and its {len(shapes)} tensors "
-        f"({', '.join(list(shapes)[:3])}, ...) are those of no model of ours or of torchvision; "
+        f"({_first(list(shapes))}) are those of no model of ours or of torchvision; "
         "say what it holds: --model SPEC, as in --model timm:resnet18"
     )
 
