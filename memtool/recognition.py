@@ -84,7 +84,7 @@ def _identity(
         found = {name: shapes[key] for name, key in level.names.items()}
         spec = completed(spec, found)
         wanted = expected(spec, found)
-    except Refused as error:
+    except MemtoolError as error:
         raise MemtoolError(f"{path}: {error}") from error
     if problems := misfits(wanted, found):
         raise MemtoolError(f"{path}: its tensors do not fit the model {spec}: {problems}")
