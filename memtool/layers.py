@@ -131,7 +131,8 @@ def trace(model: nn.Module, images: Tensor) -> list[Layer]:
     autograd graph: a layer is one if every path from output to input leads through its tensor.
     """
     seen: list[_Seen] = []
-    passed: dict[tuple[int, int], tuple[Tensor, tuple[int, int]]] = {}
+    passed: dict[tuple[int, int], tuple[int, int]] = {}
+    kept: list[Tensor] = []
 
     def see(name: str, module: nn.Module, output: Any) -> Tensor | None:
         tensor = first_tensor(output)
@@ -141,10 +142,12 @@ def trace(model: nn.Module, images: Tensor) -> list[Layer]:
         if output is tensor and value in given[module]:
             # An Identity, or a dropout in eval mode: what came in may go other ways too, and those
             # do not lead through this layer. A copy tells them apart.
+            kept.append(tensor)  # while it is there, no other gets its identity
             output = tensor = tensor.clone()
-            passed[_identity(tensor)] = (tensor, value)
+            passed[_identity(tensor)] = value
+        value = _identity(tensor)
         while value in passed:
-            value = passed[value][1]
+            value = passed[value]
         seen.append(_Seen(name, module, output, tensor, value, _node(tensor)))
         return tensor if output is tensor else None
 

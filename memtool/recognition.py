@@ -84,7 +84,7 @@ def _identity(
         found = {name: shapes[key] for name, key in level.names.items()}
         spec = completed(spec, found)
         wanted = expected(spec, found)
-    except Refused as error:
+    except MemtoolError as error:
         raise MemtoolError(f"{path}: {error}") from error
     if problems := misfits(wanted, found):
         raise MemtoolError(f"{path}: its tensors do not fit the model {spec}: {problems}")
@@ -295,7 +295,7 @@ def _recognized(path: Path, shapes: Shapes) -> Identity:
             return Identity(specs[0], level.names, "tensors", {}, notes)
     raise MemtoolError(
         f"{path}: memtool did not write it, and its {len(shapes)} tensors "
-        f"({', '.join(list(shapes)[:3])}, ...) are those of no model of ours or of torchvision; "
+        f"({_first(list(shapes))}) are those of no model of ours or of torchvision; "
         "say what it holds: --model SPEC, as in --model timm:resnet18"
     )
 

@@ -48,9 +48,9 @@ MODELS = {
     "torchvision:shufflenet_v2_x0_5": (32, "stage?"),
     "torchvision:regnet_y_400mf": (32, "trunk_output.block?"),
     "timm:resnet10t": (32, "layer?"),
-    "timm:vit_tiny_patch16_224?img_size=32&depth=2": (32, "blocks.?"),
+    "timm:vit_tiny_patch16_224?img_size=32&depth=3": (32, "blocks.?"),
     "timm:convnext_atto": (32, "stages.?"),
-    "timm:mixer_s32_224?img_size=32&num_blocks=2": (32, "blocks.?"),
+    "timm:mixer_s32_224?img_size=32": (32, "blocks.?"),
     "net.py:make": (32, "relu,relu_1"),
 }
 

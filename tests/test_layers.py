@@ -170,7 +170,7 @@ ZOO = {
     "timm:resnet10t": 32,
     "timm:vit_tiny_patch16_224?img_size=32&depth=2": 32,
     "timm:convnext_atto": 32,
-    "timm:mixer_s32_224?img_size=64&num_blocks=2": 64,
+    "timm:mixer_s32_224?img_size=64": 64,
 }
 CHECKED = 12  # layers of each, spread evenly: each costs two forward passes
 
