@@ -34,6 +34,7 @@ T = TypeVar("T")
 MINIMUM = 4  # examples that the unbiased estimator needs
 GROUPS = 10  # of batches, which the standard error leaves out one at a time
 STRIPS = 4  # of a symmetric matrix: 10 of 16 parts are computed, in products still large
+CHUNK = 4096  # features at a time: what is centered is multiplied while it is in the cache
 
 # Inner products of the rows of (layers, k) and (other layers, k): of which with which.
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -211,12 +212,12 @@ class BatchGrams(_Grams):
         self._diagonals: dict[int, Tensor] = {}
 
     def _see(self, i: int, x: Tensor) -> None:
-        mean = _mean(x)
-        x = self._centered(x, mean)
         if self.kernel is Kernel.linear:
-            half, diagonal = _strips(len(x), x.dtype, x.device).half(x)
+            half, diagonal, mean = self._half(x)
             spread = _wide(diagonal).sum()
         else:
+            mean = _mean(x)
+            x = self._centered(x, mean)
             gram = x @ x.T
             spread = _wide(gram.diagonal()).sum()
             gram, diagonal = _rbf(gram, self.bandwidth)
@@ -226,6 +227,18 @@ class BatchGrams(_Grams):
         self._halves[i] = half
         self._diagonals[i] = diagonal
         self._measure(i, spread, mean)
+
+    def _half(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Half of the Gram matrix of features (n, p), its diagonal (n,), and their mean (p,)."""
+        means, parts = [], x.split(CHUNK, dim=1)
+        for part in parts:
+            means.append(_mean(part))
+            centered = self._centered(part, means[-1])
+            if len(means) == 1:
+                strips = _strips(len(x), centered.dtype, x.device)
+                half = strips.empty()
+            strips.add(half, centered, first=len(means) == 1)
+        return half, strips.finish(half), torch.cat(means)
 
     def halves(self) -> Tensor:
         """Vectors, one a layer, whose inner products are S, (layers, k)."""
@@ -254,33 +267,46 @@ class BatchGrams(_Grams):
 
 
 class _Strips:
-    """The half of a symmetric matrix (n, n) that is computed: strips of its lower triangle, as a
-    vector. An element that stands for two is times sqrt 2 there, so that inner products of such
-    vectors are those of the matrices; those on the diagonal are zero."""
+    """The half of a symmetric matrix (n, n) that is computed: vertical strips of its lower
+    triangle, as a vector. In a finished vector, an element that stands for two is times sqrt 2, so
+    that inner products are those of the matrices; those on the diagonal are zero."""
 
     def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
         step = max(32, -(-n // STRIPS))
-        self._rows = [(start, min(start + step, n)) for start in range(0, n, step)]
+        self._columns = [(start, min(start + step, n)) for start in range(0, n, step)]
         weights, diagonal, at = [], [], 0
-        for start, stop in self._rows:
-            strip = torch.ones(stop - start, stop, dtype=dtype)
-            strip[:, :start] = math.sqrt(2)
-            strip.diagonal(start).zero_()
+        for start, stop in self._columns:
+            width = stop - start
+            strip = torch.full((n - start, width), math.sqrt(2), dtype=dtype)
+            strip[:width] = 1
+            strip.diagonal().zero_()
             weights.append(strip.flatten())
-            diagonal.append(torch.arange(stop - start) * (stop + 1) + start + at)
+            diagonal.append(torch.arange(width) * (width + 1) + at)
             at += strip.numel()
         self._weights = torch.cat(weights).to(device)
         self._diagonal = torch.cat(diagonal).to(device)
 
-    def half(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """X X^T of centered features (n, p): the vector (k,) and the diagonal (n,)."""
-        vector, at = torch.empty_like(self._weights), 0
-        for start, stop in self._rows:
-            strip = vector[at : at + (stop - start) * stop].view(stop - start, stop)
-            torch.mm(x[start:stop], x[:stop].T, out=strip)
-            at += strip.numel()
+    def empty(self) -> Tensor:
+        return torch.empty_like(self._weights)
+
+    def add(self, vector: Tensor, x: Tensor, first: bool) -> None:
+        """Add X X^T of centered features (n, p) to `vector`, or set it, if it is the `first`."""
+        at, n = 0, len(x)
+        for start, stop in self._columns:
+            length = (n - start) * (stop - start)
+            strip = vector[at : at + length].view(n - start, stop - start)
+            rows, columns = x[start:], x[start:stop].T
+            if first:
+                torch.mm(rows, columns, out=strip)
+            else:
+                torch.addmm(strip, rows, columns, out=strip)
+            at += length
+
+    def finish(self, vector: Tensor) -> Tensor:
+        """Weigh the elements of `vector`; returns the diagonal, (n,), as it was."""
         diagonal = vector[self._diagonal]
-        return vector.mul_(self._weights), diagonal
+        vector.mul_(self._weights)
+        return diagonal
 
 
 @lru_cache(maxsize=4)
