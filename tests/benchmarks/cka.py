@@ -7,18 +7,25 @@ of 32x32, batches of 256, two threads. Every time is told as a ratio to the bare
 both models, taken in turn with it in the same process: the median of the ratios of neighbours, and
 the least time of each. Values are those of --pairs all, checked one by one against the written-out
 formula in float64. Peak memory is that of processes of their own.
+
+The last lines are of the whole command, start-up and reading of images included: its time against
+that of a bare script that loads the same models and images and runs the forward passes.
 """
 
 import argparse
+import os
 import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import ExitStack
 from pathlib import Path
 
 import torch
+from PIL import Image
+from safetensors.torch import save_file
 from torch import nn
 from torchvision.models import resnet18
 
@@ -157,6 +164,59 @@ def run_for_peak(what: str) -> None:
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
+BARE_SCRIPT = """
+import sys
+from pathlib import Path
+import numpy, torch
+from PIL import Image
+from safetensors.torch import load_file
+from torchvision.models import resnet18
+torch.set_num_threads(int(sys.argv[1]))
+paths = sorted(Path(sys.argv[2]).glob("*/*.png"))
+images = torch.from_numpy(numpy.stack([numpy.asarray(Image.open(path)) for path in paths]))
+models = []
+for path in sys.argv[3:]:
+    model = resnet18(num_classes=10)
+    model.load_state_dict(load_file(path))
+    models.append(model.eval())
+with torch.inference_mode():
+    for batch in images.permute(0, 3, 1, 2).split(256):
+        for model in models:
+            model(batch.float().sub(128).div(64))
+"""
+
+
+def whole_command(models: list[nn.Module], patterns: list[str], threads: int, repeat: int) -> str:
+    """Wall time of `memtool cka` on files, as a ratio to that of BARE_SCRIPT next to it."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for i, image in enumerate(images_once):
+            (folder / "images" / str(i % 10)).mkdir(parents=True, exist_ok=True)
+            picture = Image.fromarray(image.permute(1, 2, 0).numpy())
+            picture.save(folder / "images" / str(i % 10) / f"{i:04d}.png")
+        weights = [str(folder / f"{i}.safetensors") for i in range(len(models))]
+        for model, path in zip(models, weights, strict=True):
+            save_file(model.state_dict(), path)
+        script = [sys.executable, "-c", BARE_SCRIPT, str(threads), f"{folder}/images", *weights]
+        command = [sys.executable, "-m", "memtool", "cka", *weights, "-q", "-o", f"{folder}/o.csv"]
+        command += ["--model", "torchvision:resnet18?num_classes=10", "--estimator", "minibatch"]
+        command += ["--data", f"folder:{folder}/images", "--layers", ",".join(patterns)]
+        times = [(seconds(script, threads), seconds(command, threads)) for _ in range(1 + repeat)]
+    median = statistics.median(mine / base for base, mine in times[1:])
+    base, mine = map(min, zip(*times[1:], strict=True))
+    return f"{median:.2f} ({mine:.2f} / {base:.2f} = {mine / base:.2f})"
+
+
+def seconds(command: list[str], threads: int) -> float:
+    environment = os.environ | {
+        "OMP_NUM_THREADS": str(threads),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
+    start = time.perf_counter()
+    subprocess.run(command, check=True, env=environment)
+    return time.perf_counter() - start
+
+
 def line(name: str, what: str, pairs: str, result: str, error: str) -> None:
     print(f"{name:<22} {what:<13} {pairs:<6} {result:<32} {error}", flush=True)
 
@@ -192,6 +252,9 @@ def main() -> None:
     base = peak("bare")
     for what in SELECTIONS:
         print(f"memory above the bare passes, {what}: {peak(what) - base:.0f} MB")
+    for what, patterns in SELECTIONS.items():
+        ratio = whole_command(models, patterns, arguments.threads, arguments.repeat)
+        print(f"whole command x bare script, {what}: {ratio}", flush=True)
     if arguments.profile:
         from torch.profiler import profile
 
