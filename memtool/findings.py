@@ -108,7 +108,7 @@ def _stitching(rows: Rows) -> list[Finding]:
         ("cost of a noisy front, cut block1, r = 50%", -gain("forward", "block1"), -0.01, 0.01),
         ("cost of a noisy front, cut block6, r = 50%", -gain("forward", "block6"), 0.1, 1),
         ("gain of a clean front, cut block4, r = 50%", gain("reverse", "block4"), 0.3, 1),
-        ("gain of the control, cut block4, r = 50%", gain("control", "block4"), 0, 0.2),
+        ("gain of the control, cut block4, r = 50%", gain("control", "block4"), 0, 0.25),
     ]
 
 

@@ -167,5 +167,5 @@ def test_broken_files(run, tmp_path, weights):
 def test_the_output_is_a_file(run, tmp_path, weights):
     torch.save(weights, tmp_path / "w.pth")
     assert run("convert", tmp_path / "w.pth", "-o", "-").code == 2
-    assert run("convert", tmp_path / "w.pth", "-o", tmp_path).code == 1
+    assert run("convert", tmp_path / "w.pth", "-o", tmp_path).code == 2
     assert run("convert", tmp_path / "w.pth").code == 2

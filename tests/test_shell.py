@@ -51,7 +51,7 @@ def test_without_stdout_or_stderr_a_command_does_its_work(runs, tmp_path):
 
 
 def test_stdout_by_name_and_stdin_by_a_dash(runs, tmp_path):
-    rows = f"memtool cka {runs.noisy} {runs.clean} --layers 'block?' -o /dev/stdout --pairs all"
+    rows = f"memtool cka {runs.noisy} {runs.clean} --layers 'block?' -q -o /dev/stdout --pairs all"
     done = shell(f"{rows} | memtool plot - -o {tmp_path}/heatmap.png")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert (tmp_path / "heatmap.png").read_bytes().startswith(b"\x89PNG")
