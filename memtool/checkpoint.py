@@ -43,6 +43,7 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 METADATA_KEY = "memtool"
+SMALL_IMAGE, SMALL_MODEL = 64 * 64, 2**25  # pixels, weights
 # Far beyond what any file needs (a transition matrix of 1,000 classes), and harmless to read.
 MAX_METADATA = 32 * 2**20  # characters
 MAX_CONTAINERS = 100_000
@@ -308,19 +309,31 @@ class Checkpoint:
         return Network(self.model().to(device), self.data["mean"], self.data["std"])
 
     def traced(self, image_shape: tuple[int, int, int]) -> "list[Layer]":
-        """The layers of the model, for images of that shape; on the meta device where the model
-        allows it, else with weights. Raises MemtoolError if it does not take such images."""
+        """The layers of the model, for images of that shape. Raises MemtoolError if it does not
+        take such images.
+
+        On the meta device where the model allows it, which computes nothing; but with weights if
+        images and model are small: the meta device takes a second of imports.
+        """
         import torch
 
         from memtool.layers import trace
 
-        model = self.skeleton()
-        try:
-            return trace(model.to("meta"), torch.zeros(2, *image_shape, device="meta"))
-        except Exception:  # whatever a model does that only real tensors can
-            pass
-        try:
+        def on_meta() -> "list[Layer]":
+            return trace(self.skeleton().to("meta"), torch.zeros(2, *image_shape, device="meta"))
+
+        def with_weights() -> "list[Layer]":
             return trace(self.model(), torch.zeros(2, *image_shape))
+
+        weights = sum(math.prod(shape) for shape in self.shapes.values())
+        small = math.prod(image_shape[1:]) <= SMALL_IMAGE and weights <= SMALL_MODEL
+        if not small:
+            try:
+                return on_meta()
+            except Exception:  # whatever a model does that only real tensors can
+                pass
+        try:
+            return with_weights()
         except MemtoolError:
             raise
         except Exception as error:

@@ -1,9 +1,12 @@
 """Our own networks."""
 
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
 from torch import nn
-from torchvision.models.resnet import BasicBlock, Bottleneck
+
+if TYPE_CHECKING:  # seconds to import, and only the ResNets need it
+    from torchvision.models.resnet import BasicBlock, Bottleneck
 
 
 def _convolution(inputs: int, outputs: int, pool: bool = False) -> nn.Sequential:
@@ -76,21 +79,27 @@ def cnn(
 
 def resnet18(num_classes: int = 10, channels: int = 3, width: int = 64) -> nn.Sequential:
     """ResNet-18 for small images, of any size: `width` channels in the first stage."""
+    from torchvision.models.resnet import BasicBlock
+
     return _resnet(BasicBlock, [2, 2, 2, 2], num_classes, channels, width)
 
 
 def resnet34(num_classes: int = 10, channels: int = 3, width: int = 64) -> nn.Sequential:
     """ResNet-34 for small images, of any size: `width` channels in the first stage."""
+    from torchvision.models.resnet import BasicBlock
+
     return _resnet(BasicBlock, [3, 4, 6, 3], num_classes, channels, width)
 
 
 def resnet50(num_classes: int = 10, channels: int = 3, width: int = 64) -> nn.Sequential:
     """ResNet-50 for small images, of any size: 4 * `width` channels in the first stage."""
+    from torchvision.models.resnet import Bottleneck
+
     return _resnet(Bottleneck, [3, 4, 6, 3], num_classes, channels, width)
 
 
 def _resnet(
-    block: type[BasicBlock | Bottleneck],
+    block: "type[BasicBlock | Bottleneck]",
     blocks: list[int],
     num_classes: int,
     channels: int,
@@ -120,7 +129,7 @@ def _resnet(
 
 
 def _stage(
-    block: type[BasicBlock | Bottleneck], inputs: int, width: int, count: int, stride: int
+    block: "type[BasicBlock | Bottleneck]", inputs: int, width: int, count: int, stride: int
 ) -> nn.Sequential:
     """`count` residual blocks, the first of which takes `inputs` channels and strides."""
     outputs = width * block.expansion

@@ -4,6 +4,7 @@ A step is one memtool command that makes one file (its name, its inputs and its 
 that make needs to know). What a command writes besides is there once the output is.
 """
 
+import gc
 import multiprocessing
 import os
 import shlex
@@ -231,6 +232,7 @@ def _log(folder: str, step: Step) -> Path:
 
 def _execute(command: Callable[[list[str]], None], step: Step, log: Path) -> None:
     """Run one step in this process: stdout goes nowhere, stderr to `log`."""
+    gc.freeze()  # a collection would write to, and so copy, all memory shared with the parent
     for path, stream in ((Path(os.devnull), sys.stdout), (log, sys.stderr)):
         with open(path, "wb") as file:
             os.dup2(file.fileno(), stream.fileno())
