@@ -1,6 +1,6 @@
 """What CKA costs beyond the forward passes it needs, and whether its numbers are right.
 
-    python tests/benchmarks/cka.py [--repeat 5] [--profile] [--threads 2]
+    python tests/benchmarks/cka.py [--repeat 5] [--profile] [--threads 2] [--peers [NAME ...]]
 
 Two torchvision ResNet-18 (10 classes, random weights, fitted batch-norm statistics), 1,024 images
 of 32x32, batches of 256, two threads. Every time is told as a ratio to the bare forward passes of
@@ -8,11 +8,17 @@ both models, taken in turn with it in the same process: the median of the ratios
 the least time of each. Values are those of --pairs all, checked one by one against the written-out
 formula in float64. Peak memory is that of processes of their own.
 
-The last lines are of the whole command, start-up and reading of images included: its time against
+Two lines are of the whole command, start-up and reading of images included: its time against
 that of a bare script that loads the same models and images and runs the forward passes.
+
+The last lines are of other CKA libraries, those that are installed, on the same models, images,
+batches and layers: called as their documentation says, and checked against the minibatch estimator
+that all of them state. `--peers` runs them alone.
 """
 
 import argparse
+import copy
+import io
 import os
 import resource
 import statistics
@@ -20,15 +26,17 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
 
 import torch
 from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 from torchvision.models import resnet18
 
+sys.path.pop(0)  # this folder, where `import cka` would find this file
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from memtool import cka, layers
@@ -63,6 +71,10 @@ def network(seed: int) -> nn.Module:
     return model.eval().requires_grad_(False)
 
 
+def selected(model: nn.Module, patterns: list[str]) -> list[layers.Layer]:
+    return layers.select(layers.trace(model, torch.zeros(2, 3, 32, 32)), patterns, "benchmark")
+
+
 def normalized(batch: torch.Tensor) -> torch.Tensor:
     return batch.float().sub_(128).div_(64)
 
@@ -75,8 +87,7 @@ def bare(models: list[nn.Module]) -> None:
 
 
 def tensors(model: nn.Module, patterns: list[str]) -> list[str]:
-    found = layers.select(layers.trace(model, torch.zeros(2, 3, 32, 32)), patterns, "benchmark")
-    return list(dict.fromkeys(layer.same_as for layer in found))
+    return list(dict.fromkeys(layer.same_as for layer in selected(model, patterns)))
 
 
 def memtool_cka(
@@ -133,18 +144,23 @@ def unbiased_hsic(k: torch.Tensor, l: torch.Tensor) -> torch.Tensor:  # noqa: E7
     return (a + b - c) / (n * (n - 3))
 
 
-def ratios(run, models: list[nn.Module], repeat: int) -> tuple[float, float, float]:
-    """Median ratio of `run` to the bare passes next to it, least times of both in seconds."""
+def ratios(run, models: list[nn.Module], repeat: int) -> str:
+    """Median ratio of `run`, which has run before, to the bare passes next to it; least times."""
     times: list[tuple[float, float]] = []
-    run()
     for _ in range(repeat):
         start = time.perf_counter()
         bare(models)
         middle = time.perf_counter()
         run()
         times.append((middle - start, time.perf_counter() - middle))
+    return compared(times)
+
+
+def compared(times: list[tuple[float, float]]) -> str:
+    """Median of the ratios, then those of the least times: of pairs of seconds, bare first."""
     median = statistics.median(mine / base for base, mine in times)
-    return median, min(base for base, _ in times), min(mine for _, mine in times)
+    base, mine = map(min, zip(*times, strict=True))
+    return f"{median:.2f} ({mine:.2f} / {base:.2f} = {mine / base:.2f})"
 
 
 def peak(what: str) -> float:
@@ -202,9 +218,7 @@ def whole_command(models: list[nn.Module], patterns: list[str], threads: int, re
         command += ["--model", "torchvision:resnet18?num_classes=10", "--estimator", "minibatch"]
         command += ["--data", f"folder:{folder}/images", "--layers", ",".join(patterns)]
         times = [(seconds(script, threads), seconds(command, threads)) for _ in range(1 + repeat)]
-    median = statistics.median(mine / base for base, mine in times[1:])
-    base, mine = map(min, zip(*times[1:], strict=True))
-    return f"{median:.2f} ({mine:.2f} / {base:.2f} = {mine / base:.2f})"
+    return compared(times[1:])
 
 
 def seconds(command: list[str], threads: int) -> float:
@@ -217,6 +231,93 @@ def seconds(command: list[str], threads: int) -> float:
     return time.perf_counter() - start
 
 
+def pytorch_cka(x: nn.Module, y: nn.Module, modules: list[str], data: DataLoader):
+    from cka import compute_cka
+
+    return modules, compute_cka(x, y, data, layers=modules, device="cpu", progress=False)[0]
+
+
+def torch_cka(x: nn.Module, y: nn.Module, modules: list[str], data: DataLoader):
+    from torch_cka import CKA
+
+    peer = CKA(x, y, "x", "y", model1_layers=modules, model2_layers=modules, device="cpu")
+    peer.compare(data)
+    results = peer.export()
+    return results["model1_layers"], results["CKA"]
+
+
+def cka_pytorch(x: nn.Module, y: nn.Module, modules: list[str], data: DataLoader):
+    from cka_pytorch.cka import CKACalculator
+
+    peer = CKACalculator(x, y, modules, batched_feature_size=256, verbose=False)
+    # One pass over the images, as the others do, and not the ten that are its default.
+    return peer.hook_manager1.module_names, peer.calculate_cka_matrix(data, num_epochs=1)
+
+
+def ckatorch(x: nn.Module, y: nn.Module, modules: list[str], data: DataLoader):
+    from ckatorch import CKA
+
+    peer = CKA(x, y, modules, first_name="x", second_name="y")
+    found = peer(data, epochs=1, f_extract=lambda batch: {"x": batch[0]}, f_args={})
+    return peer.first_model_info.layers, found
+
+
+# By the name to install: each gives the modules that it has values of, and CKA of each with each.
+PEERS = {
+    "pytorch-cka": pytorch_cka,
+    "torch-cka": torch_cka,
+    "cka-pytorch": cka_pytorch,
+    "ckatorch": ckatorch,
+}
+
+
+def compare_peer(name: str, models: list[nn.Module], repeat: int) -> None:
+    """Tell what one of PEERS costs and how far off it is, or why it does not run."""
+    data = DataLoader(
+        TensorDataset(normalized(images_once), torch.zeros(N)), batch_size=BATCH, shuffle=False
+    )
+    weights = [w for model in models for w in (*model.parameters(), *model.buffers())]
+    for what, patterns in SELECTIONS.items():
+        found = selected(models[0], patterns)
+        tensor_of = last_calls(models[0], found)
+
+        def run():
+            # Some leave their hooks behind: on copies, which share the weights.
+            x, y = copy.deepcopy(models, {id(weight): weight for weight in weights})
+            with redirect_stderr(io.StringIO()):  # progress bars
+                return PEERS[name](x, y, list(tensor_of), data)  # noqa: B023
+
+        try:
+            modules, values = run()
+        except ImportError:
+            return print(f"{name}: not installed (pip install {name})")
+        except Exception as error:
+            line(name, what, "all", "fails", f"{type(error).__name__}: {error}")
+            continue
+        names = list(dict.fromkeys(tensor_of.values()))
+        rows = [names.index(tensor_of[module]) for module in modules]
+        expected = float64_cka(models, names, Estimator.minibatch)[rows][:, rows]
+        left_out = f"{len(found) - len(modules)} of {len(found)} layers left out"
+        result = ratios(run, models, repeat)
+        line(name, what, "all", result, f"{differences(values, expected)}; {left_out}")
+
+
+def differences(values: torch.Tensor, expected: torch.Tensor) -> str:
+    error = (values - expected).abs()
+    off = f"{(error > 0.01).sum()} of {error.numel()} off by more than 0.01"
+    return f"{error.nan_to_num().max():.1e}; {off}; {error.isnan().sum()} NaN"
+
+
+def last_calls(model: nn.Module, found: list[layers.Layer]) -> dict[str, str]:
+    """The tensor of each module: of the last call where there are several, which is what libraries
+    keep that know one output a module."""
+    modules = dict(model.named_modules())
+    return {
+        layer.name if layer.name in modules else layer.name.rsplit("_", 1)[0]: layer.same_as
+        for layer in found
+    }
+
+
 def line(name: str, what: str, pairs: str, result: str, error: str) -> None:
     print(f"{name:<22} {what:<13} {pairs:<6} {result:<32} {error}", flush=True)
 
@@ -226,6 +327,7 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=5)
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--threads", type=int, default=THREADS)
+    parser.add_argument("--peers", nargs="*", choices=PEERS, help="other libraries only, or these")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -233,6 +335,13 @@ def main() -> None:
         return run_for_peak(arguments.peak)
     models = [network(0), network(1)]
     line("what", "layers", "pairs", "x bare (least s / bare s)", "largest error")
+    if arguments.peers is None:
+        compare_memtool(models, arguments)
+    for name in arguments.peers or PEERS:
+        compare_peer(name, models, arguments.repeat)
+
+
+def compare_memtool(models: list[nn.Module], arguments: argparse.Namespace) -> None:
     for what, patterns in SELECTIONS.items():
         names = tensors(models[0], patterns)
         for estimator in (Estimator.minibatch, Estimator.exact, Estimator.unbiased):
@@ -241,14 +350,8 @@ def main() -> None:
                 run = lambda: memtool_cka(models, names, estimator, pairs)  # noqa: E731, B023
                 found = run()
                 error = (found - (expected if pairs == "all" else expected.diagonal())).abs().max()
-                median, base, mine = ratios(run, models, arguments.repeat)
-                line(
-                    f"memtool {estimator}",
-                    f"{what}",
-                    pairs,
-                    f"{median:.2f} ({mine:.2f} / {base:.2f} = {mine / base:.2f})",
-                    f"{error:.1e}",
-                )
+                result = ratios(run, models, arguments.repeat)
+                line(f"memtool {estimator}", what, pairs, result, f"{error:.1e}")
     base = peak("bare")
     for what in SELECTIONS:
         print(f"memory above the bare passes, {what}: {peak(what) - base:.0f} MB")
