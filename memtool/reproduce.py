@@ -174,12 +174,16 @@ def makefile(steps: Sequence[Step], again: Sequence[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+WARNING = "memtool: warning: "
+
+
 @dataclass(frozen=True)
 class Progress:
-    """What happened to a step: it was found done, or it ran for so many seconds."""
+    """What happened to a step: it was found done, or it ran for so many seconds and warned."""
 
     step: Step
-    seconds: float | None
+    seconds: float | None = None
+    warnings: tuple[str, ...] = ()
 
 
 def run(
@@ -205,7 +209,7 @@ def run(
                     if step.is_done():
                         waiting.remove(step)
                         unmade.discard(step.output)
-                        yield Progress(step, None)
+                        yield Progress(step)
                     elif len(running) < jobs:
                         waiting.remove(step)
                         process = context.Process(
@@ -216,9 +220,11 @@ def run(
                 for sentinel in connection.wait(list(running), timeout=None if running else 0):
                     step, ended, start = running.pop(sentinel)
                     ended.join()
-                    _check(step, ended.exitcode, _log(logs, step))
+                    said = _said(_log(logs, step))
+                    _check(step, ended.exitcode, said)
                     unmade.discard(step.output)
-                    yield Progress(step, time.monotonic() - start)
+                    warnings = tuple(line for line in said if line.startswith(WARNING))
+                    yield Progress(step, time.monotonic() - start, warnings)
         finally:
             for _, stopped, _ in running.values():
                 stopped.terminate()
@@ -239,9 +245,13 @@ def _execute(command: Callable[[list[str]], None], step: Step, log: Path) -> Non
     command(list(step.arguments))
 
 
-def _check(step: Step, code: int | None, log: Path) -> None:
+def _said(log: Path) -> list[str]:
+    """The lines that a step wrote to stderr."""
+    return log.read_text(errors="replace").strip().splitlines() if log.exists() else []
+
+
+def _check(step: Step, code: int | None, said: list[str]) -> None:
     if code:
-        said = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
         last = said[-1].removeprefix("memtool: error: ") if said else f"exit code {code}"
         raise MemtoolError(f"{step.name}: {last} (the step alone: {step.command()})")
     if not step.output.exists():

@@ -96,6 +96,17 @@ def test_a_failed_step_is_told_with_its_command_and_the_others_end(tiny, tmp_pat
     assert "memtool make-noisy digits -r 5%)" in str(error.value)
 
 
+def warn(arguments):
+    print("a note\nmemtool: warning: a layer is constant", file=sys.stderr)
+    Path(arguments[-1]).touch()
+
+
+def test_what_a_step_warns_of_is_passed_on(tmp_path):
+    one = step(tmp_path / "x", [], "-o", str(tmp_path / "x"))
+    (done,) = reproduce.run([one], jobs=1, command=warn)
+    assert done.warnings == ("memtool: warning: a layer is constant",)
+
+
 def test_make_cannot_take_every_path():
     with pytest.raises(MemtoolError, match="a b/labels"):
         reproduce.makefile(reproduce.steps(Study.digits, Path("a b"), seeds=1), [])

@@ -87,6 +87,8 @@ def reproduce(
             advance(description=done.step.name)
             if done.seconds is not None:
                 console.note(f"{done.step.name}: {done.seconds:.1f} s")
+            for warning in done.warnings:
+                console.warn(f"{done.step.name}: {warning.removeprefix(paper.WARNING)}")
     tables = {kind: table.read(output / f"{stem}.csv") for kind, stem in paper.FIGURES.items()}
     with table.writer(findings.COLUMNS, None, table_format) as write:
         for row in findings.findings(**tables):
