@@ -19,7 +19,7 @@ and 1e15 neither vanish nor overflow in float32.
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import TypeVar
 
@@ -370,6 +370,7 @@ class TileGrams(_Grams):
         self._keep = keep
         self._start = self._bounds[-1][2] if self._bounds else 0
         self._done = False
+        self._own: list[tuple[set[int], Tensor]] = []
         self.drop()
 
     def drop(self) -> None:
@@ -453,9 +454,18 @@ class TileGrams(_Grams):
 
     def contributions(
         self, other: "TileGrams", product: Product
-    ) -> Iterator[tuple[set[int], Tensor]]:
+    ) -> Iterable[tuple[set[int], Tensor]]:
         """What the present batch adds to the sums, and the groups of batches that it is from."""
-        for (batch, x), (_, y) in zip(self._pieces(), other._pieces(), strict=True):
+        if other is not self:
+            return self._products(zip(self._pieces(), other._pieces(), strict=True), product)
+        if not self._own:  # the same for all networks that this one is compared with
+            self._own = list(self._products(((piece, piece) for piece in self._pieces()), product))
+        return self._own
+
+    def _products(
+        self, pieces: Iterable[tuple[tuple[int, Tensor], tuple[int, Tensor]]], product: Product
+    ) -> Iterator[tuple[set[int], Tensor]]:
+        for (batch, x), (_, y) in pieces:
             value = product(x.flatten(1), y.flatten(1))
             both = batch != self.batch  # the tile on the other side of the diagonal as well
             yield {batch % GROUPS, self.batch % GROUPS}, value * 2 if both else value

@@ -111,7 +111,15 @@ def main(arguments: list[str] | None = None) -> None:
     for stream in ("stdout", "stderr"):
         if getattr(sys, stream) is None:  # closed, as by >&-: print would take the other one
             setattr(sys, stream, open(os.devnull, "w"))
-    app(arguments, prog_name="memtool")
+    try:
+        app(arguments, prog_name="memtool")
+    except SystemExit as done:
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            # A thread that gloo leaves running can abort an interpreter which is taken down.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(done.code if isinstance(done.code, int) else bool(done.code))
+        raise
 
 
 from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `app`)
