@@ -55,6 +55,9 @@ RECIPES = {
 # the number of threads, which must not depend on how many steps run at once.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
+# The paper's estimator; a few checkpoints at a time, so that steps side by side stay below 1 GB.
+EXACT = ("--estimator", "exact", "--memory", "48MiB")
+
 # What a step's process would otherwise import for itself; torch's optimizers import torch._dynamo.
 PRELOAD = ["torch", "torch._dynamo"] + [
     f"memtool.{module}" for module in ("cli", "run", "comparison", "sweep", "plot")
@@ -132,11 +135,11 @@ def _run_steps(recipe: Recipe, root: Path, ratio: float, seed: int) -> Iterator[
     )
     yield step(
         *("convergence", [ours], table("convergence")),
-        *("cka", *saved, ours, "--layers", recipe.layers),
+        *("cka", *saved, ours, "--layers", recipe.layers, *EXACT),
     )
     yield step(
         *("divergence", [ours, clean], table("divergence")),
-        *("cka", *saved, clean, "--layers", recipe.layers),
+        *("cka", *saved, clean, "--layers", recipe.layers, *EXACT),
     )
     yield step(
         *("stitching", [ours, clean], table("stitching")),
