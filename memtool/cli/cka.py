@@ -85,15 +85,7 @@ def cka(
             "some 0.001 at most",
         ),
     ] = Precision.float32,
-    memory: Annotated[
-        str,
-        typer.Option(
-            "--memory",
-            metavar="SIZE",
-            help="For weights, kept features and Gram matrices, such as 500MiB; what does not fit "
-            "at once is done in blocks, with more forward passes",
-        ),
-    ] = "4GiB",
+    memory: options.Memory = "4GiB",
     seed: options.Seed = 0,
     dataset: options.Data = None,
     data_dir: options.DataDir = None,

@@ -136,8 +136,8 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="What activations kept for later may take, as 512MiB or 4GiB; beyond that they are "
-        "computed again",
+        help="How much may be kept in memory, such as 512MiB or 4GiB; what does not fit is "
+        "computed again, with more forward passes",
     ),
 ]
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes on stderr")]
