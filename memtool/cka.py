@@ -17,6 +17,7 @@ from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.choices import Estimator, Kernel
+from memtool.covariance import Features, is_cheaper
 from memtool.gram import GROUPS, MINIMUM, BatchGrams, Product, TileGrams, crossed, paired
 
 Grams = BatchGrams | TileGrams
@@ -88,12 +89,8 @@ class Alignment:
         The error is the jackknife's over up to 10 groups of batches, each left out in turn. Both
         are NaN where a layer is constant, or its HSIC with itself is not positive.
         """
-        value = self._cka(None)
-        if len(self._groups) < 2:
-            return value, torch.full_like(value, math.nan)
-        left_out = torch.stack([self._cka(group) for group in sorted(self._groups)])
-        squares = (left_out - left_out.mean(0)).square().sum(0)
-        return value, (squares * (1 - 1 / len(left_out))).sqrt()
+        left_out = sorted(self._groups) if len(self._groups) > 1 else []
+        return _jackknifed(torch.stack([self._cka(group) for group in [None, *left_out]]))
 
     def _cka(self, without: int | None) -> Tensor:
         xy, xx, yy = (
@@ -105,6 +102,43 @@ class Alignment:
         each_xx = self._product(xx[:, None], self.y.ones())
         each_yy = self._product(self.x.ones(), yy[:, None])
         return normalized(xy, each_xx, each_yy)
+
+
+class FeatureAlignment:
+    """CKA of pairs of layers, `cells`, one of each network, both of which keep their features."""
+
+    def __init__(self, x: Features, y: Features, cells: Sequence[tuple[int, int]]) -> None:
+        self.x, self.y, self._cells = x, y, cells
+
+    def add(self) -> None:
+        """Take in the batch that both sides have seen: nothing is left to do."""
+
+    def share(self, add: Callable[[Tensor], Tensor], batches: int) -> None:
+        """Bring the sums together over processes: there are none."""
+
+    def compute(self, advance: Callable[[], None] = lambda: None) -> tuple[Tensor, Tensor]:
+        """CKA and its standard error, float64 (cells,), as `Alignment.compute` has them; `advance`
+        is called after each cell."""
+        x, y, values = self.x, self.y, []
+        with torch.no_grad(), torch.autocast(x.ones().device.type, enabled=False):
+            for i, j in self._cells:
+                xx, yy = (
+                    side.hsic(k, side, k).masked_fill(side.constant()[k], math.nan)
+                    for side, k in ((x, i), (y, j))
+                )
+                values.append(normalized(x.hsic(i, y, j), xx, yy))
+                advance()
+        return _jackknifed(torch.stack(values, 1))
+
+
+def _jackknifed(values: Tensor) -> tuple[Tensor, Tensor]:
+    """CKA of all examples, and the standard error from what it is without each group: the first of
+    `values`, and the others."""
+    value, left_out = values[0], values[1:]
+    if not len(left_out):
+        return value, torch.full_like(value, math.nan)
+    squares = (left_out - left_out.mean(0)).square().sum(0)
+    return value, (squares * (1 - 1 / len(left_out))).sqrt()
 
 
 class CKA:
@@ -224,10 +258,24 @@ def cka(
 
     Raises MemtoolError if n differs or is less than 2 for `exact`, 4 for the others.
     """
+    n = _examples([x, y])
+    if Kernel(kernel) is Kernel.linear and Estimator(estimator) is not Estimator.minibatch:
+        widths = x[0].numel(), y[0].numel()
+        if is_cheaper(n, widths, [widths]):
+            return _in_feature_space(x, y, _settled(Estimator(estimator)))
     stream = CKA(estimator, kernel, bandwidth)
-    for start, stop in batches(_examples([x, y]), batch_size):
+    for start, stop in batches(n, batch_size):
         stream.update([x[start:stop]], [y[start:stop]])
     return stream.compute()[0, 0]
+
+
+def _in_feature_space(x: Tensor, y: Tensor, estimator: Estimator) -> Tensor:
+    check_examples(estimator, len(x))
+    sides = Features([0], estimator), Features([0], estimator)
+    for side, activation in zip(sides, (x, y), strict=True):
+        side.begin(0, len(activation))
+        side.see(0, activation)
+    return FeatureAlignment(*sides, [(0, 0)]).compute()[0][0]
 
 
 def batches(n: int, size: int, multiple: int = 1) -> list[tuple[int, int]]:

@@ -75,7 +75,7 @@ def hsic(estimator: Estimator, s: Tensor, d: Tensor, traces: Tensor, n: int) -> 
     return (s - 2 * d / (n - 2) + traces / ((n - 1) * (n - 2))) / (n * (n - 3))
 
 
-def _wide(x: Tensor) -> Tensor:
+def wide(x: Tensor) -> Tensor:
     """In float64, which Apple's MPS lacks."""
     return x if x.device.type == "mps" else x.double()
 
@@ -116,11 +116,16 @@ def median_distance(squared: Tensor) -> Tensor:
     return apart.flatten().median().sqrt()
 
 
-class _Grams:
+class Statistics:
     """What CKA takes from the layers of one network, batch by batch: `begin` a batch, then `see`
-    each layer's activation as it appears. Nothing of an activation is kept but numbers."""
+    each layer's activation as it appears."""
 
-    def __init__(self, layers: Sequence[Hashable], kernel: Kernel, bandwidth: float) -> None:
+    def __init__(
+        self,
+        layers: Sequence[Hashable],
+        kernel: Kernel = Kernel.linear,
+        bandwidth: float = 1.0,
+    ) -> None:
         self.layers = {name: i for i, name in enumerate(layers)}
         self.layered = range(len(self.layers))
         self.kernel = kernel
@@ -130,6 +135,7 @@ class _Grams:
         # Of each layer: sum of squares about the mean, and of the mean; what tells a constant one.
         self.spread: dict[int, Tensor] = {}
         self.offset: dict[int, Tensor] = {}
+        self._origin: dict[int, Tensor] = {}
         self._last: dict[int, bool] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
 
@@ -156,8 +162,18 @@ class _Grams:
             scratch = self._scratch[mean.dtype] = mean.new_empty(x.numel())
         return torch.sub(x, mean, out=scratch[: x.numel()].view(x.shape))
 
+    def _relative(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """x relative to the mean of the first batch ever seen, (n, p), so that an offset costs no
+        digits, in memory that the next call uses again; and squared norms (n,)."""
+        if i not in self._origin:
+            self._origin[i] = _mean(x)
+        x = self._centered(x, self._origin[i])
+        norms = torch.linalg.vector_norm(x, dim=1).square()
+        self._measure(i, wide(norms).sum(), self._origin[i])
+        return x, norms
+
     def _measure(self, i: int, spread: Tensor, mean: Tensor) -> None:
-        offset = self.size * _wide(mean.dot(mean))
+        offset = self.size * wide(mean.dot(mean))
         # Rounding leaves a constant layer a spread of some eps^2, and no more.
         offset *= (32 * torch.finfo(mean.dtype).eps) ** 2
         self.spread[i] = self.spread[i] + spread if i in self.spread else spread
@@ -198,7 +214,7 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
 
 
-class BatchGrams(_Grams):
+class BatchGrams(Statistics):
     """Whole Gram matrices of the present batch, for `minibatch`."""
 
     def begin(self, batch: int, size: int, keep: bool = True, first: bool = False) -> None:
@@ -214,16 +230,16 @@ class BatchGrams(_Grams):
     def _see(self, i: int, x: Tensor) -> None:
         if self.kernel is Kernel.linear:
             half, diagonal, mean = self._half(x)
-            spread = _wide(diagonal).sum()
+            spread = wide(diagonal).sum()
         else:
             mean = _mean(x)
             x = self._centered(x, mean)
             gram = x @ x.T
-            spread = _wide(gram.diagonal()).sum()
+            spread = wide(gram.diagonal()).sum()
             gram, diagonal = _rbf(gram, self.bandwidth)
             half = gram.flatten()
         if self._halves is None:
-            self._halves = _wide(half[:0]).new_empty(len(self.layers), len(half))
+            self._halves = wide(half[:0]).new_empty(len(self.layers), len(half))
         self._halves[i] = half
         self._diagonals[i] = diagonal
         self._measure(i, spread, mean)
@@ -247,7 +263,7 @@ class BatchGrams(_Grams):
 
     def diagonals(self) -> Tensor:
         """diag Kc of each layer, (layers, size)."""
-        return _wide(torch.stack(self._each(self._diagonals)))
+        return wide(torch.stack(self._each(self._diagonals)))
 
     def contributions(
         self, other: "BatchGrams", product: Product
@@ -321,14 +337,14 @@ def _rbf(gram: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
     norms = gram.diagonal()
     squared = squared_distances(gram, norms, norms).fill_diagonal_(0)
     sigma = bandwidth * median_distance(squared)
-    k = _wide(torch.exp(squared / (-2 * sigma**2)))
+    k = wide(torch.exp(squared / (-2 * sigma**2)))
     k = k - k.mean(0)
     k = k - k.mean(1, keepdim=True)
     diagonal = k.diagonal().clone()
     return k.fill_diagonal_(0), diagonal
 
 
-class TileGrams(_Grams):
+class TileGrams(Statistics):
     """Gram matrices of all n examples, tile by tile, for `exact` and `unbiased`.
 
     The features of a block of batches are kept; each later batch gives a tile, of the kept
@@ -338,8 +354,7 @@ class TileGrams(_Grams):
         <Kc, Lc> = <K, L> - 2/n <r, s> + (1^T r) (1^T s) / n^2,    r = K 1, s = L 1,
         diag Kc = diag K - 2/n r + (1^T r) / n^2.
 
-    All features are taken relative to the mean of the first batch ever seen, so that an offset
-    costs no digits; the bandwidth of `rbf` is set by the median distance in that batch.
+    The bandwidth of `rbf` is set by the median distance in the first batch ever seen.
     """
 
     def __init__(
@@ -354,7 +369,6 @@ class TileGrams(_Grams):
         super().__init__(layers, kernel, bandwidth)
         self.estimator = estimator
         self._capacity = capacity
-        self._origin: dict[int, Tensor] = {}
         self._sigma: dict[int, Tensor] = {}
         self._kept: dict[int, Tensor] = {}
         self._norms: dict[int, Tensor] = {}
@@ -378,11 +392,7 @@ class TileGrams(_Grams):
         self._squares: dict[int, tuple[Tensor, Tensor]] = {}  # (size, size) and its diagonal
 
     def _see(self, i: int, x: Tensor) -> None:
-        if i not in self._origin:
-            self._origin[i] = _mean(x)
-        x = self._centered(x, self._origin[i])
-        norms = torch.linalg.vector_norm(x, dim=1).square()
-        self._measure(i, _wide(norms).sum(), self._origin[i])
+        x, norms = self._relative(i, x)
         if self.kernel is Kernel.rbf and i not in self._sigma:
             distance = median_distance(squared_distances(x @ x.T, norms, norms))
             self._sigma[i] = self.bandwidth * distance
@@ -424,7 +434,7 @@ class TileGrams(_Grams):
             if batch != self.batch:
                 self._add_rows(self.batch, batch, tile.sum(1))
         if self._keep:
-            diagonals = [_wide(diagonal) for _, diagonal in self._each(self._squares)]
+            diagonals = [wide(diagonal) for _, diagonal in self._each(self._squares)]
             self.diagonals[self.batch] = torch.stack(diagonals)
             self._bounds.append((self.batch, self._start, self._start + self.size))
 
@@ -444,12 +454,12 @@ class TileGrams(_Grams):
         """Of each kept batch its tile with the present one, (layers, its size, size)."""
         for batch, start, stop in self._bounds:
             if stop <= self._start:
-                tiles = [_wide(tile[start:stop]) for tile in self._each(self._tiles)]
+                tiles = [wide(tile[start:stop]) for tile in self._each(self._tiles)]
                 yield batch, torch.stack(tiles)
         if self._keep:
             yield (
                 self.batch,
-                torch.stack([_wide(square) for square, _ in self._each(self._squares)]),
+                torch.stack([wide(square) for square, _ in self._each(self._squares)]),
             )
 
     def contributions(

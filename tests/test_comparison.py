@@ -1,11 +1,10 @@
-"""Comparing checkpoints: the command, its plan, and the rows."""
+"""Comparing checkpoints: the command and its rows."""
 
 import csv
 import io
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,13 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from memtool import MemtoolError, comparison, layers
+from memtool import comparison
 from memtool.checkpoint import Checkpoint, load_tensors, read_metadata, save_tensors
-from memtool.choices import Estimator, Pairs
-from memtool.comparison import Settings
 from memtool.data import load
-from memtool.device import Processes
-from memtool.models import ModelSpec
 
 
 def rows(text):
@@ -204,54 +199,17 @@ def test_sizes_that_are_none(run, runs, size):
     assert run("cka", runs.noisy, runs.clean, f"--memory={size}").code == 2
 
 
-def selected(runs, *patterns):
-    opened = [Checkpoint.open(path) for path in (runs.noisy, runs.noisy, runs.clean)]
-    *selections, reference = comparison.selections(opened, patterns or ["all"])
-    return selections, reference
-
-
-def test_auto_is_exact_while_one_pass_fits(runs):
-    selections, reference = selected(runs)
-    settings = Settings()
-    exact = comparison.plan(selections, reference, 500, settings)
-    assert exact.estimator is Estimator.exact and exact.passes == 1 and len(exact.groups) == 1
-    minibatch = comparison.plan(
-        selections, reference, 500, replace(settings, memory=exact.bytes - 1)
-    )
-    assert minibatch.estimator is Estimator.minibatch
-    more = comparison.plan(selections, reference, 10**6, settings)
-    assert more.estimator is Estimator.minibatch and more.bytes < exact.bytes * 2
-    assert more.bytes == comparison.plan(selections, reference, 10**7, settings).bytes
-
-
-def test_the_plan_keeps_within_its_budget(runs):
-    selections, reference = selected(runs)
-    settings = Settings(estimator=Estimator.exact)
-    passes = []
-    for memory in (2**33, 2**29, 2**28, 2**27):
-        plan = comparison.plan(selections, reference, 10_000, replace(settings, memory=memory))
-        assert plan.bytes <= memory
-        passes.append(plan.passes * len(plan.groups))
-    assert passes == sorted(passes) and passes[0] == 1 and passes[-1] > 2
-
-
-@pytest.mark.parametrize("processes", [1, 2, 3, 8])
-@pytest.mark.parametrize("memory", [2**33, 2**27])
-def test_processes_share_all_tiles(runs, processes, memory):
-    selections, reference = selected(runs)
-    settings = Settings(estimator=Estimator.exact, memory=memory)
-    plan = comparison.plan(selections, reference, 10_000, settings, processes)
-    tiles = []
-    for rank in range(processes):
-        steps = plan.steps(Processes(rank, processes))
-        assert steps[0].batch == 0  # every process takes its origin there
-        kept: list[int] = []
-        for step in steps:
-            kept = [] if step.first else kept
-            kept += [step.batch] if step.keep else []
-            tiles += [(one, step.batch) for one in kept]
-    count = len(plan.batches)
-    assert sorted(tiles) == [(i, j) for i in range(count) for j in range(i, count)]
+@pytest.mark.parametrize("estimator", ["exact", "unbiased"])
+def test_feature_space_gives_the_values_of_gram_matrices(run, runs, other, estimator):
+    command = ("cka", runs.noisy, other, "--estimator", estimator, "--pairs", "all", "--layers")
+    found = run(*command, "block6,fc")
+    by_grams = rows(run(*command, "all").stdout)
+    assert len(rows(found.stdout)) == 4
+    for row in rows(found.stdout):
+        pair = row["layer"], row["reference_layer"]
+        (expected,) = [one for one in by_grams if (one["layer"], one["reference_layer"]) == pair]
+        for column in ("cka", "cka_se"):
+            assert float(row[column]) == pytest.approx(float(expected[column]), abs=1e-6)
 
 
 def test_a_dead_layer_is_told_once_and_its_cells_are_empty(run, runs, tmp_path):
@@ -318,31 +276,36 @@ def test_modules_of_all_kinds(run, runs, tmp_path):
     assert run(*command, "-q").stderr == ""
 
 
-def test_bf16_stays_close(run, runs):
+def test_bf16_stays_within_a_thousandth(run, runs):
     command = ("cka", runs.noisy, runs.clean, "--layers", "block?")
-    whole, half = values(run(*command)), values(run(*command, "--precision", "bf16"))
-    close(half, whole, 2e-3)
-    assert half != whole
+    whole, half = (run(*command, "--precision", one) for one in ("float32", "bf16"))
+    close(values(half), values(whole), 1e-3)
+    assert values(half) != values(whole)
+    assert {row["precision"] for row in rows(half.stdout)} == {"bf16"}
 
 
-def test_a_stitched_models_parts_correspond_by_their_bare_names():
-    def named(*names):
-        found = [layers.Layer(name, "Conv2d", (4,), False, name) for name in names]
-        checkpoint = Checkpoint(Path("x.safetensors"), {}, ModelSpec("none"), {}, {})
-        return comparison.Selection(checkpoint, found, ["all"])
+@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
+def test_bf16_that_changes_cka_is_not_used(run, runs, tmp_path, estimator):
+    """The features lie on an offset that leaves bf16 no digits for what they differ in."""
 
-    stitched, plain = named("front.a", "stitching", "back.b"), named("a", "b")
-    pairs = comparison.paired(stitched, plain, Pairs.same)
-    assert [(a.name, b.name) for a, b in pairs] == [("front.a", "a"), ("back.b", "b")]
-    with pytest.raises(MemtoolError, match="--pairs all"):
-        comparison.paired(named("c"), plain, Pairs.same)
+    def lift(tensors):
+        tensors["block5.norm.bias"] += 1000
+
+    lifted = rewritten(runs.noisy, tmp_path / "lifted.safetensors", lift)
+    command = ("cka", lifted, runs.clean, "--layers", "block5", "--estimator", estimator)
+    whole, half = (run(*command, "--precision", one) for one in ("float32", "bf16"))
+    assert half.stdout == whole.stdout
+    assert "--precision bf16 changes CKA of block5 by" in half.stderr
+    assert "more than 0.001: computing in float32" in half.stderr
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
-def test_two_processes_give_the_rows_of_one(run, runs, other, tmp_path, estimator):
+@pytest.mark.parametrize(
+    ("estimator", "pairs"), [("exact", "all"), ("unbiased", "same"), ("minibatch", "all")]
+)
+def test_two_processes_give_the_rows_of_one(run, runs, other, tmp_path, estimator, pairs):
     arguments = ["cka", runs.noisy, other, runs.clean, "--estimator", estimator]
-    arguments += ["--batch-size", 100, "--pairs", "all", "--format", "csv"]
+    arguments += ["--batch-size", 100, "--pairs", pairs, "--format", "csv"]
     shared = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "memtool"]
         + [str(argument) for argument in arguments],

@@ -81,8 +81,8 @@ def cka(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="What the networks compute in: float32, tf32 (on CUDA) or bf16; CKA changes by "
-            "some 0.001 at most",
+            help="What the networks compute in: float32, tf32 (on CUDA) or bf16; float32 after all "
+            "if another one changes CKA of the first batch by more than 0.001",
         ),
     ] = Precision.float32,
     memory: options.Memory = "4GiB",
@@ -115,15 +115,16 @@ def cka(
     """
     import torch
 
-    from memtool import comparison, table
+    from memtool import comparison, pairing, table
     from memtool.device import choose, processes
     from memtool.files import check_writable
+    from memtool.plan import Settings, plan
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a checkpoint and a reference", param_hint="CHECKPOINT")
     if not bandwidth > 0:
         raise typer.BadParameter(f"{bandwidth} is not positive", param_hint="--bandwidth")
-    settings = comparison.Settings(
+    settings = Settings(
         pairs, estimator, kernel, bandwidth, precision, batch_size, seed, options.size(memory)
     )
     path = options.output_path(output)
@@ -137,25 +138,24 @@ def cka(
         dataset, opened[-1], data_dir, console, image_size=image_size, samples=samples
     )
     opened = [checkpoint.on(set_) for checkpoint in opened]
-    *selections, reference = comparison.selections(
+    *selections, reference = pairing.selections(
         opened,
         options.comma_separated(layers),
         options.comma_separated(layers_reference) if layers_reference else None,
     )
     for selection in selections:
-        comparison.paired(selection, reference, pairs)
+        pairing.paired(selection, reference, pairs)
     images = torch.from_numpy(set_.test.images).to(where)
     with processes(where) as together:
-        plan = comparison.plan(selections, reference, len(images), settings, together.size)
+        planned = plan(selections, reference, len(images), settings, together.size)
         speaks = together.rank == 0
-        console.note(str(plan))
-        steps = len(plan.steps(together)) * sum(len(group) + 1 for group in plan.groups)
+        console.note(str(planned))
         with (
-            console.progress("comparing", steps) as advance,
+            console.progress("comparing", planned.advances(together)) as advance,
             table.writer(table.CKA, path, table_format) if speaks else nullcontext() as write,
         ):
             for row in comparison.compare(
-                plan, reference, images, settings, together, console, advance
+                planned, reference, images, settings, together, console, advance
             ):
                 if write:
                     write(row)
