@@ -224,5 +224,6 @@ def _bytes(
     if estimator is Estimator.minibatch:
         return weights + 4 * two * batch**2 + added
     kept = 4 * (rows * features[Form.gram] + n * features[Form.features])
+    centered = 4 * batch * sum(max(network.widths.values()) for network in networks)
     row_sums = 8 * n * (GROUPS + 1) * sum(tensors[Form.gram] + tensors[Form.features])
-    return weights + kept + row_sums + 4 * two * rows * batch + added
+    return weights + kept + centered + row_sums + 4 * two * rows * batch + added
