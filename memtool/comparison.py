@@ -31,6 +31,8 @@ class Reporter(Protocol):
 
 
 class _Silent:
+    """Of what only tries something out."""
+
     def note(self, text: str) -> None:
         pass
 
@@ -113,7 +115,12 @@ def _change(
         ]
         for one in (settings.precision, Precision.float32)
     ]
-    return max((abs(a - b), layer) for (a, layer), (b, _) in zip(*values, strict=True) if a and b)
+    changes = (
+        (abs(a - b), layer)
+        for (a, layer), (b, _) in zip(*values, strict=True)
+        if a is not None and b is not None
+    )
+    return max(changes, default=(0.0, ""))
 
 
 def _compare(

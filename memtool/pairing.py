@@ -4,12 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from fnmatch import fnmatchcase
+from functools import cached_property
 from math import prod
 
 from torch import nn
 
 from memtool import MemtoolError
-from memtool.checkpoint import Checkpoint, traced_all
+from memtool.checkpoint import Checkpoint, stored_tensors, traced_all
 from memtool.choices import Pairs
 from memtool.covariance import is_cheaper
 from memtool.layers import Layer, select
@@ -28,7 +29,13 @@ class Selection:
         """One name for each distinct tensor: a block and its last ReLU are computed once."""
         return list(dict.fromkeys(layer.same_as for layer in self.layers))
 
-    @property
+    @cached_property
+    def weights(self) -> int:
+        """The bytes that the checkpoint's tensors take in float32."""
+        stored = stored_tensors(self.checkpoint.path).values()
+        return sum(4 * prod(tensor.shape) for tensor in stored)
+
+    @cached_property
     def widths(self) -> dict[str, int]:
         """How many features each of these tensors has."""
         return {layer.same_as: prod(layer.shape) for layer in self.layers}

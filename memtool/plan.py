@@ -3,10 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from math import prod
 
 from memtool import MemtoolError
-from memtool.checkpoint import stored_tensors
 from memtool.choices import Estimator, Kernel, Pairs, Precision
 from memtool.cka import batches, check_examples
 from memtool.device import Processes
@@ -136,6 +134,7 @@ def plan(
     forms = [whole]
     if estimator is not Estimator.minibatch and settings.kernel is Kernel.linear:
         forms.insert(0, [by_the_cheaper(one, reference, n, settings.pairs) for one in whole])
+        forms = forms[: 1 if forms[0] == whole else 2]
     best: Plan | None = None
     for comparisons, size in product(forms, range(len(selections), 0, -1)):
         groups = [comparisons[i : i + size] for i in range(0, len(selections), size)]
@@ -204,8 +203,7 @@ def _bytes(
     most."""
     batch, n = max(stop - start for start, stop in cut), cut[-1][1]
     networks = [*(one.selection for one in comparisons), reference]
-    stored = [t for one in networks for t in stored_tensors(one.checkpoint.path).values()]
-    weights = sum(4 * prod(tensor.shape) for tensor in stored)
+    weights = sum(network.weights for network in networks)
     tensors, features = {}, {}
     for form in Form:
         names = [one.tensors(form) for one in comparisons]

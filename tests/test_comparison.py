@@ -218,6 +218,8 @@ def test_a_dead_layer_is_told_once_and_its_cells_are_empty(run, runs, tmp_path):
         tensors["block3.norm.bias"].fill_(-1)
 
     dead = rewritten(runs.clean, tmp_path / "dead.safetensors", kill)
+    half = run("cka", dead, runs.clean, "--layers", "block3", "--precision", "bf16")
+    assert half.code == 0 and "block3 is the same for all images" in half.stderr
     result = run("cka", dead, runs.clean, "--pairs", "all")
     assert result.code == 0
     empty = {row["layer"] for row in rows(result.stdout) if row["cka"] == ""}
