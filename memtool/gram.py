@@ -34,7 +34,7 @@ T = TypeVar("T")
 MINIMUM = 4  # examples that the unbiased estimator needs
 GROUPS = 10  # of batches, which the standard error leaves out one at a time
 STRIPS = 4  # of a symmetric matrix: 10 of 16 parts are computed, in products still large
-CHUNK = 4096  # features at a time: what is centered is multiplied while it is in the cache
+CHUNK = 2048  # features at a time: what is centered is multiplied while it is in the cache
 
 # Inner products of the rows of (layers, k) and (other layers, k): of which with which.
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -132,9 +132,8 @@ class Statistics:
         self.bandwidth = bandwidth
         self.batch = -1
         self.size = 0
-        # Of each layer: sum of squares about the mean, and of the mean; what tells a constant one.
-        self.spread: dict[int, Tensor] = {}
-        self.offset: dict[int, Tensor] = {}
+        # (layers,): sum of squares about the mean, and what rounding may leave of a constant.
+        self.spread = self.rounding = torch.empty(0)
         self._origin: dict[int, Tensor] = {}
         self._last: dict[int, bool] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
@@ -147,6 +146,9 @@ class Statistics:
         """Take in the activation (size, ...) of a layer."""
         with torch.no_grad(), torch.autocast(activation.device.type, enabled=False):
             i = self.layers[name]
+            if not self.spread.numel():
+                zeros = torch.zeros(2, len(self.layers), device=activation.device)
+                self.spread, self.rounding = wide(zeros)
             # In one order for all batches, whichever memory format a later one comes in.
             last = self._last.setdefault(i, channels_last(activation))
             self._see(i, features(activation, last))
@@ -169,15 +171,14 @@ class Statistics:
             self._origin[i] = _mean(x)
         x = self._centered(x, self._origin[i])
         norms = torch.linalg.vector_norm(x, dim=1).square()
-        self._measure(i, wide(norms).sum(), self._origin[i])
+        self._measure(i, wide(norms).sum(), self._origin[i].dot(self._origin[i]))
         return x, norms
 
-    def _measure(self, i: int, spread: Tensor, mean: Tensor) -> None:
-        offset = self.size * wide(mean.dot(mean))
+    def _measure(self, i: int | slice, spread: Tensor, mean: Tensor) -> None:
+        """Add to the spread of layer i, or of all; `mean` is the sum of squares of its mean."""
+        self.spread[i] += spread
         # Rounding leaves a constant layer a spread of some eps^2, and no more.
-        offset *= (32 * torch.finfo(mean.dtype).eps) ** 2
-        self.spread[i] = self.spread[i] + spread if i in self.spread else spread
-        self.offset[i] = self.offset[i] + offset if i in self.offset else offset
+        self.rounding[i] += wide(mean) * (self.size * (32 * torch.finfo(mean.dtype).eps) ** 2)
 
     def _each(self, values: Mapping[int, T]) -> list[T]:
         """The values of all layers, in their order."""
@@ -195,18 +196,15 @@ class Statistics:
     def share(self, add: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> None:
         """Bring the state together over processes, each of which saw some of the batches of
         `sizes`; `add` sums a tensor over all of them."""
-        for sums in (self.spread, self.offset):
-            for i in self.layered:
-                sums[i] = add(sums[i])
+        self.spread, self.rounding = add(self.spread), add(self.rounding)
 
     def ones(self) -> Tensor:
         """(layers, 1), where and in the type that sums are."""
-        return torch.ones_like(self.spread[0]).expand(len(self.layers), 1)
+        return torch.ones_like(self.spread)[:, None]
 
     def constant(self) -> Tensor:
         """Which layers give all examples the same features, (layers,) bool."""
-        spread = torch.stack(self._each(self.spread))
-        return spread <= torch.stack(self._each(self.offset))
+        return self.spread <= self.rounding
 
 
 def _mean(x: Tensor) -> Tensor:
@@ -224,55 +222,57 @@ class BatchGrams(Statistics):
         self.drop()
 
     def drop(self) -> None:
-        self._halves: Tensor | None = None
+        # By layer: the sum of squares of its mean; the diagonal of Kc for `rbf`.
+        self._means: dict[int, Tensor] = {}
         self._diagonals: dict[int, Tensor] = {}
+        self._grams = torch.empty(0)  # (layers, k), k elements of each Gram matrix
+        self._completed: tuple[Tensor, Tensor] | None = None
 
     def _see(self, i: int, x: Tensor) -> None:
-        if self.kernel is Kernel.linear:
-            half, diagonal, mean = self._half(x)
-            spread = wide(diagonal).sum()
-        else:
+        # What can be done for all layers at once is left for `complete`.
+        if self.kernel is Kernel.rbf:
             mean = _mean(x)
+            self._means[i] = mean.dot(mean)
             x = self._centered(x, mean)
             gram = x @ x.T
-            spread = wide(gram.diagonal()).sum()
-            gram, diagonal = _rbf(gram, self.bandwidth)
-            half = gram.flatten()
-        if self._halves is None:
-            self._halves = wide(half[:0]).new_empty(len(self.layers), len(half))
-        self._halves[i] = half
-        self._diagonals[i] = diagonal
-        self._measure(i, spread, mean)
+            self._measure(i, wide(gram.diagonal()).sum(), self._means[i])
+            gram, self._diagonals[i] = _rbf(gram, self.bandwidth)
+            if not self._grams.numel():
+                self._grams = gram.new_empty(len(self.layers), gram.numel())
+            self._grams[i] = gram.flatten()
+            return
+        for part in x.split(CHUNK, dim=1):
+            mean = _mean(part)
+            centered = self._centered(part, mean)
+            if not self._grams.numel():
+                strips = _strips(len(x), mean.dtype, x.device)
+                self._grams = mean.new_empty(len(self.layers), strips.size)
+            strips = _strips(len(x), self._grams.dtype, x.device)
+            strips.add(self._grams[i], centered.to(self._grams.dtype), first=i not in self._means)
+            square = mean.dot(mean)
+            self._means[i] = self._means[i] + square if i in self._means else square
 
-    def _half(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Half of the Gram matrix of features (n, p), its diagonal (n,), and their mean (p,)."""
-        means, parts = [], x.split(CHUNK, dim=1)
-        for part in parts:
-            means.append(_mean(part))
-            centered = self._centered(part, means[-1])
-            if len(means) == 1:
-                strips = _strips(len(x), centered.dtype, x.device)
-                half = strips.empty()
-            strips.add(half, centered, first=len(means) == 1)
-        return half, strips.finish(half), torch.cat(means)
-
-    def halves(self) -> Tensor:
-        """Vectors, one a layer, whose inner products are S, (layers, k)."""
-        assert self._halves is not None
-        return self._halves
-
-    def diagonals(self) -> Tensor:
-        """diag Kc of each layer, (layers, size)."""
-        return wide(torch.stack(self._each(self._diagonals)))
+    def complete(self) -> tuple[Tensor, Tensor]:
+        """Vectors, one a layer, whose inner products are S, (layers, k), and diag Kc of each layer,
+        (layers, size)."""
+        if self._completed is None:
+            means = torch.stack(self._each(self._means))
+            if self.kernel is Kernel.rbf:
+                self._completed = self._grams, torch.stack(self._each(self._diagonals))
+            else:
+                strips = _strips(self.size, self._grams.dtype, self._grams.device)
+                diagonals = wide(strips.diagonals(self._grams))
+                self._measure(slice(None), diagonals.sum(1), means)
+                self._completed = wide(strips.weigh(self._grams)), diagonals
+        return self._completed
 
     def contributions(
         self, other: "BatchGrams", product: Product
     ) -> Iterator[tuple[set[int], Tensor]]:
         """What the present batch adds to the sums, and the groups of batches that it is from."""
-        x, y = self.diagonals(), other.diagonals()
-        traces = product(x.sum(1, keepdim=True), y.sum(1, keepdim=True))
-        s = product(self.halves(), other.halves())
-        value = hsic(Estimator.unbiased, s, product(x, y), traces, self.size)
+        (x, d), (y, e) = self.complete(), other.complete()
+        traces = product(d.sum(1, keepdim=True), e.sum(1, keepdim=True))
+        value = hsic(Estimator.unbiased, product(x, y), product(d, e), traces, self.size)
         yield {self.batch % GROUPS}, self.weight * value
 
     def hsic(
@@ -284,8 +284,7 @@ class BatchGrams(Statistics):
 
 class _Strips:
     """The half of a symmetric matrix (n, n) that is computed: vertical strips of its lower
-    triangle, as a vector. In a finished vector, an element that stands for two is times sqrt 2, so
-    that inner products are those of the matrices; those on the diagonal are zero."""
+    triangle, as a vector of `size` elements."""
 
     def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
         step = max(32, -(-n // STRIPS))
@@ -302,8 +301,9 @@ class _Strips:
         self._weights = torch.cat(weights).to(device)
         self._diagonal = torch.cat(diagonal).to(device)
 
-    def empty(self) -> Tensor:
-        return torch.empty_like(self._weights)
+    @property
+    def size(self) -> int:
+        return len(self._weights)
 
     def add(self, vector: Tensor, x: Tensor, first: bool) -> None:
         """Add X X^T of centered features (n, p) to `vector`, or set it, if it is the `first`."""
@@ -318,11 +318,14 @@ class _Strips:
                 torch.addmm(strip, rows, columns, out=strip)
             at += length
 
-    def finish(self, vector: Tensor) -> Tensor:
-        """Weigh the elements of `vector`; returns the diagonal, (n,), as it was."""
-        diagonal = vector[self._diagonal]
-        vector.mul_(self._weights)
-        return diagonal
+    def diagonals(self, vectors: Tensor) -> Tensor:
+        """Of each of the vectors (m, size) the diagonal, (m, n)."""
+        return vectors[:, self._diagonal]
+
+    def weigh(self, vectors: Tensor) -> Tensor:
+        """The vectors (m, size), in place, so that their inner products are those of the matrices
+        without diagonals: an element that stands for two times sqrt 2, one of the diagonal 0."""
+        return vectors.mul_(self._weights)
 
 
 @lru_cache(maxsize=4)
