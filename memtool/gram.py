@@ -231,26 +231,31 @@ class BatchGrams(Statistics):
     def _see(self, i: int, x: Tensor) -> None:
         # What can be done for all layers at once is left for `complete`.
         if self.kernel is Kernel.rbf:
-            mean = _mean(x)
-            self._means[i] = mean.dot(mean)
-            x = self._centered(x, mean)
-            gram = x @ x.T
-            self._measure(i, wide(gram.diagonal()).sum(), self._means[i])
-            gram, self._diagonals[i] = _rbf(gram, self.bandwidth)
-            if not self._grams.numel():
-                self._grams = gram.new_empty(len(self.layers), gram.numel())
-            self._grams[i] = gram.flatten()
-            return
+            return self._see_rbf(i, x)
         for part in x.split(CHUNK, dim=1):
             mean = _mean(part)
             centered = self._centered(part, mean)
-            if not self._grams.numel():
-                strips = _strips(len(x), mean.dtype, x.device)
-                self._grams = mean.new_empty(len(self.layers), strips.size)
-            strips = _strips(len(x), self._grams.dtype, x.device)
-            strips.add(self._grams[i], centered.to(self._grams.dtype), first=i not in self._means)
+            type_ = self._grams.dtype if self._grams.numel() else mean.dtype
+            strips = _strips(len(x), type_, x.device)
+            gram = self._row(i, strips.size, type_, x.device)
+            strips.add(gram, centered.to(type_), first=i not in self._means)
             square = mean.dot(mean)
             self._means[i] = self._means[i] + square if i in self._means else square
+
+    def _see_rbf(self, i: int, x: Tensor) -> None:
+        mean = _mean(x)
+        self._means[i] = mean.dot(mean)
+        x = self._centered(x, mean)
+        gram = x @ x.T
+        self._measure(i, wide(gram.diagonal()).sum(), self._means[i])
+        gram, self._diagonals[i] = _rbf(gram, self.bandwidth)
+        self._row(i, gram.numel(), gram.dtype, x.device).copy_(gram.flatten())
+
+    def _row(self, i: int, size: int, type_: torch.dtype, device: torch.device) -> Tensor:
+        """Where the elements of a layer's Gram matrix go, (size,)."""
+        if not self._grams.numel():
+            self._grams = torch.empty(len(self.layers), size, dtype=type_, device=device)
+        return self._grams[i]
 
     def complete(self) -> tuple[Tensor, Tensor]:
         """Vectors, one a layer, whose inner products are S, (layers, k), and diag Kc of each layer,

@@ -275,6 +275,17 @@ def test_precision_of_the_features(estimator, dtype):
     )
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_layers_of_different_precision(estimator):
+    x, y = pair(64, 500, 100)
+    layers = [x, x.half(), x.double(), x.bfloat16()]
+    stream = CKA(estimator)
+    stream.update(layers, [y.double(), y])
+    for layer, found in zip(layers, stream.compute(), strict=True):
+        expected = reference(layer, y, estimator)
+        assert found.tolist() == pytest.approx([expected, expected], abs=1e-5)
+
+
 def test_channels_last_changes_nothing_even_for_some_batches():
     x = torch.randn(48, 6, 5, 4)
     y = x.flatten(1)[:, :30] + torch.randn(48, 30)
