@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError
-from memtool.checkpoint import Checkpoint, is_pickle, load_weights, save_tensors
+from memtool.checkpoint import Checkpoint, load_weights
 from memtool.data import Dataset
 from memtool.models import ModelSpec, one_line
 from memtool.recognition import identify
+from memtool.tensors import is_pickle, save_tensors
 
 # Under which keys training code keeps the weights in what it saves, and averages of them.
 NESTED = (

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError
-from memtool.checkpoint import Checkpoint, Stored, find_metadata, stored_tensors, traced_all
+from memtool.checkpoint import Checkpoint, traced_all
 from memtool.models import ModelSpec
+from memtool.tensors import Stored, find_metadata, stored_tensors
 
 Row = dict[str, Any]
 

@@ -10,10 +10,11 @@ from math import prod
 from torch import nn
 
 from memtool import MemtoolError
-from memtool.checkpoint import Checkpoint, stored_tensors, traced_all
+from memtool.checkpoint import Checkpoint, traced_all
 from memtool.choices import Pairs
 from memtool.covariance import is_cheaper
 from memtool.layers import Layer, select
+from memtool.tensors import stored_tensors
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ import torch
 from torch import nn
 
 from memtool import MemtoolError, models
-from memtool.checkpoint import LabelFile, Metadata, load_tensors, read_metadata, save_tensors
 from memtool.data import Dataset, normalize
+from memtool.labels import LabelFile
 from memtool.models import ModelSpec
+from memtool.tensors import Metadata, load_tensors, read_metadata, save_tensors
 from memtool.train import Task, TrainConfig, fit, make_optimizer
 
 Row = dict[str, Any]

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from memtool import MemtoolError
-from memtool.checkpoint import Checkpoint, Network, save_tensors
+from memtool.checkpoint import Checkpoint, Network
 from memtool.choices import Connector, Start
 from memtool.cuts import Cut, check
 from memtool.data import Dataset
@@ -28,6 +28,7 @@ from memtool.device import Processes
 from memtool.files import check_writable, replacing
 from memtool.layers import Layer, run_from, run_to
 from memtool.stitch import StitchedModel, StitchingLayer, joined, start
+from memtool.tensors import save_tensors
 from memtool.train import TrainConfig, accuracy, make_optimizer, optimize, predict
 
 T = TypeVar("T")

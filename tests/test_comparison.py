@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from memtool import comparison
-from memtool.checkpoint import Checkpoint, load_tensors, read_metadata, save_tensors
+from memtool.checkpoint import Checkpoint
 from memtool.data import load
+from memtool.tensors import load_tensors, read_metadata, save_tensors
 
 
 def rows(text):

@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from memtool import nets
-from memtool.checkpoint import read_metadata
+from memtool.tensors import read_metadata
 
 SPEC = "resnet18?channels=3&num_classes=10&width=4"
 

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memtool import MemtoolError
-from memtool.checkpoint import LabelFile
+from memtool.labels import LabelFile
 from memtool.noise import NoiseKind, check_transition_matrix, redraw, transition_matrix
 
 DRAWN = [NoiseKind.uniform, NoiseKind.symmetric, NoiseKind.pairflip]

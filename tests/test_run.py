@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import memtool.run
-from memtool.checkpoint import load_tensors, read_metadata
+from memtool.tensors import load_tensors, read_metadata
 
 EPOCHS = 3
 

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from memtool import data, models, sweep, table
-from memtool.checkpoint import Checkpoint, load_tensors, save_tensors
+from memtool.checkpoint import Checkpoint
 from memtool.choices import Start
+from memtool.tensors import load_tensors, save_tensors
 from memtool.train import Optimizer, TrainConfig
 
 

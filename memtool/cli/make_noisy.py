@@ -81,8 +81,8 @@ def make_noisy(
     import json
 
     from memtool import noise
-    from memtool.checkpoint import LabelFile
     from memtool.files import check_writable
+    from memtool.labels import LabelFile
 
     ratios = [options.fraction(text) for text in options.comma_separated(ratio)]
     if not ratios:

@@ -130,9 +130,9 @@ def train(
     from contextlib import ExitStack
 
     from memtool import models, table
-    from memtool.checkpoint import LabelFile
     from memtool.device import choose
     from memtool.files import check_writable
+    from memtool.labels import LabelFile
     from memtool.run import Run
     from memtool.train import TrainConfig
 

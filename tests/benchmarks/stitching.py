@@ -26,10 +26,11 @@ import torch
 from torch import Tensor, nn
 
 from memtool import models, sweep
-from memtool.checkpoint import Checkpoint, save_tensors
+from memtool.checkpoint import Checkpoint
 from memtool.cuts import Cut
 from memtool.data import Dataset, Split
 from memtool.layers import run_from, run_to, trace
+from memtool.tensors import save_tensors
 from memtool.train import Optimizer, Schedule, TrainConfig
 
 TRAIN, TEST, BATCH, EPOCHS = 1024, 256, 256, 3
