@@ -111,7 +111,9 @@ class FeatureAlignment:
         self.x, self.y, self._cells = x, y, cells
 
     def add(self) -> None:
-        """Take in the batch that both sides have seen: nothing is left to do."""
+        """Check that both sides have seen the batch, in which nothing is left to do."""
+        self.x.finish()
+        self.y.finish()
 
     def share(self, add: Callable[[Tensor], Tensor], batches: int) -> None:
         """Bring the sums together over processes: there are none."""

@@ -60,6 +60,10 @@ class Features(Statistics):
             self._kept[i][self.batch] = x.clone()
             self._norms[i][self.batch] = norms
 
+    def finish(self) -> None:
+        if self._keep:
+            self._each({i: kept for i, kept in self._kept.items() if self.batch in kept})
+
     def share(self, add: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> None:
         super().share(add, sizes)
         for i in self.layered:

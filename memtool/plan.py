@@ -93,8 +93,11 @@ class Plan:
     def advances(self, processes: Processes) -> int:
         """How often `compare` calls `advance` in this process."""
         networks = sum(len(group) + 1 for group in self.groups)
-        cells = sum(len(one.cells[Form.features]) for group in self.groups for one in group)
-        return len(self.steps(processes)) * networks + cells
+        return len(self.steps(processes)) * networks + self.cells(Form.features)
+
+    def cells(self, form: Form) -> int:
+        """How many pairs of tensors are compared in this form."""
+        return sum(len(one.cells[form]) for group in self.groups for one in group)
 
     def __str__(self) -> str:
         start, stop = self.batches[-1]
@@ -107,6 +110,9 @@ class Plan:
             text += f" ({len(self.blocks)} blocks of examples)"
         if len(self.groups) > 1:
             text += f", of the reference {self.passes * len(self.groups):.3g}"
+        if features := self.cells(Form.features):
+            every = features + self.cells(Form.gram)
+            text += f"; {features} of {every} pairs of layers in feature space"
         return f"{text}; {self.bytes / 2**20:,.0f} MiB beside the forward pass"
 
 

@@ -7,9 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memtool import covariance
+from memtool import MemtoolError, covariance
 from memtool.choices import Estimator
-from memtool.cka import CKA, FeatureAlignment, cka
+from memtool.cka import CKA, Alignment, FeatureAlignment, cka, grams
 from memtool.covariance import Features, is_cheaper
 
 ESTIMATORS = ["exact", "unbiased"]
@@ -82,6 +82,27 @@ def test_a_layer_with_itself_is_1_and_a_constant_one_has_no_cka(estimator):
     assert values[0].item() == pytest.approx(1, abs=1e-9)
     assert errors[0].item() == pytest.approx(0, abs=1e-9)
     assert math.isnan(values[1]) and math.isnan(errors[1])
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "minibatch", "features"])
+def test_a_layer_that_is_not_called_for_a_batch_is_told(estimator):
+    """As in a network that runs one branch or the other."""
+    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    if estimator == "features":
+        sides = [Features("ab", Estimator.exact) for _ in range(2)]
+        alignment = FeatureAlignment(*sides, [(0, 0), (1, 1)])
+    else:
+        sides = [grams("ab", Estimator(estimator)) for _ in range(2)]
+        alignment = Alignment(*sides)
+    for batch, called in enumerate(("ab", "a")):
+        for side in sides:
+            side.begin(batch, len(x), first=batch == 0)
+            for name in called:
+                side.see(name, x)
+        if called == "ab":
+            alignment.add()
+    with pytest.raises(MemtoolError, match="layer 'b' is not called for every batch"):
+        alignment.add()
 
 
 def test_layers_of_different_precision():

@@ -1,6 +1,6 @@
 """What CKA costs beyond the forward passes it needs, and whether its numbers are right.
 
-    python tests/benchmarks/cka.py [--repeat 5] [--profile] [--threads 2] [--peers [NAME ...]]
+    python tests/benchmarks/cka.py [--repeat 5] [--threads 2] [--peers [NAME ...]] [--profile]
 
 Two torchvision ResNet-18 (10 classes, random weights, fitted batch-norm statistics), 1,024 images
 of 32x32, batches of 256, two threads. Every time is told as a ratio to the bare forward passes of
@@ -11,6 +11,8 @@ formula in float64. Peak memory is that of processes of their own.
 Two lines are of the whole command, start-up and reading of images included: its time against
 that of a bare script that loads the same models and images and runs the forward passes.
 
+`--profile` alone shows where the time of every module goes.
+
 The last lines are of other CKA libraries, those that are installed, on the same models, images,
 batches and layers: called as their documentation says, and checked against the minibatch estimator
 that all of them state. `--peers` runs them alone.
@@ -19,6 +21,7 @@ that all of them state. `--peers` runs them alone.
 import argparse
 import copy
 import io
+import math
 import os
 import resource
 import statistics
@@ -39,7 +42,7 @@ from torchvision.models import resnet18
 sys.path.pop(0)  # this folder, where `import cka` would find this file
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from memtool import cka, layers
+from memtool import cka, gram, layers
 from memtool.choices import Estimator
 from memtool.gram import chosen, crossed
 
@@ -325,7 +328,7 @@ def line(name: str, what: str, pairs: str, result: str, error: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--repeat", type=int, default=5)
-    parser.add_argument("--profile", action="store_true")
+    parser.add_argument("--profile", action="store_true", help="of every module, and no more")
     parser.add_argument("--threads", type=int, default=THREADS)
     parser.add_argument("--peers", nargs="*", choices=PEERS, help="other libraries only, or these")
     parser.add_argument("--peak", help=argparse.SUPPRESS)
@@ -334,6 +337,8 @@ def main() -> None:
     if arguments.peak:
         return run_for_peak(arguments.peak)
     models = [network(0), network(1)]
+    if arguments.profile:
+        return show_profile(models)
     line("what", "layers", "pairs", "x bare (least s / bare s)", "largest error")
     if arguments.peers is None:
         compare_memtool(models, arguments)
@@ -358,12 +363,37 @@ def compare_memtool(models: list[nn.Module], arguments: argparse.Namespace) -> N
     for what, patterns in SELECTIONS.items():
         ratio = whole_command(models, patterns, arguments.threads, arguments.repeat)
         print(f"whole command x bare script, {what}: {ratio}", flush=True)
-    if arguments.profile:
-        from torch.profiler import profile
 
-        with profile() as profiler:
-            memtool_cka(models, names, Estimator.minibatch, "same")
-        print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+
+def show_profile(models: list[nn.Module]) -> None:
+    """Where the time of every module goes, and what no way of taking these sums can do without."""
+    found = {layer.same_as: math.prod(layer.shape) for layer in selected(models[0], ["all"])}
+    bare_seconds = least(lambda: bare(models))
+    elements = gram._strips(BATCH, torch.float32, torch.device("cpu")).size
+    flops = 2 * len(models) * (N // BATCH) * sum(found.values()) * elements
+    x = torch.randn(BATCH, gram.CHUNK)
+    speed = 2 * BATCH * BATCH * gram.CHUNK / least(lambda: x @ x.T, 50)
+    print(
+        f"Gram matrices of {sum(found.values()):,} features in {len(found)} tensors, "
+        f"{elements / BATCH**2:.2f} of each: {flops / 1e9:.0f} GFLOP, {flops / speed:.2f} s at the "
+        f"{speed / 1e9:.0f} GFLOP/s of a plain product; with the bare {bare_seconds:.2f} s "
+        f"{1 + flops / speed / bare_seconds:.2f} x bare before anything is centered or added up"
+    )
+    from torch.profiler import profile
+
+    with profile() as profiler:
+        memtool_cka(models, list(found), Estimator.minibatch, "same")
+    print(profiler.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
+
+
+def least(run, repeat: int = 5) -> float:
+    """The least time of `run`, in seconds."""
+    times = []
+    for _ in range(repeat):
+        start = time.perf_counter()
+        run()
+        times.append(time.perf_counter() - start)
+    return min(times)
 
 
 images_once = images()
