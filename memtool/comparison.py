@@ -15,7 +15,7 @@ from memtool.cka import Alignment, FeatureAlignment, grams
 from memtool.covariance import Features
 from memtool.device import Processes, precision
 from memtool.gram import Statistics, chosen, crossed
-from memtool.layers import observed
+from memtool.layers import memory_format, observed
 from memtool.pairing import Cells, Comparison, Form, Selection, paired, reference_tensors
 from memtool.plan import Plan, Settings
 
@@ -193,16 +193,17 @@ def _run(
         for side in sides:
             network = side.selection.checkpoint.network(images.device)
             _note_uncalled(side.selection, network.model, reporter)
+            format_ = memory_format(network.model, network.normalized(images[:2]))
             hooks.enter_context(observed(network.model, side.selection.tensors, side.see))
-            networks.append(network)
+            networks.append((network, format_))
         for step in plan.steps(processes):
             start, stop = plan.batches[step.batch]
             batch = images[order[start:stop]]
-            for network, side in zip(networks, sides, strict=True):
+            for (network, format_), side in zip(networks, sides, strict=True):
                 for form, statistics in side.statistics.items():
                     keep = step.keep if form is Form.gram else step.new
                     statistics.begin(step.batch, stop - start, keep, step.first)
-                network(batch)
+                network.model(network.normalized(batch).contiguous(memory_format=format_))
                 for _, alignment in side.alignments.values():
                     alignment.add()
                 advance()

@@ -56,7 +56,7 @@ def other(runs):
 
 @pytest.fixture
 def counted(monkeypatch):
-    """How many images each network's forward passes saw, by file."""
+    """How many images each network's forward passes saw, by file, but for the two of a trial."""
     seen: dict[str, int] = {}
     original = Checkpoint.network
 
@@ -65,6 +65,8 @@ def counted(monkeypatch):
         result.model.register_forward_pre_hook(
             lambda module, inputs: seen.update(
                 {self.path.name: seen[self.path.name] + len(inputs[0])}
+                if len(inputs[0]) > 2
+                else {}
             )
         )
         seen.setdefault(self.path.name, 0)
@@ -257,6 +259,31 @@ class Odd(nn.Module):
         x = self.relu(self.body(x))
         x = self.split(x)["first"]
         return self.fc(self.relu(x - 0.1).flatten(1))
+
+
+class Viewing(nn.Module):
+    """Takes its features as if they lay in memory channels first."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(256, num_classes)
+
+    def forward(self, x):
+        x = self.last(self.norm(self.conv(x)))
+        return self.fc(x.view(len(x), -1))
+
+
+def test_a_model_that_cannot_have_its_channels_last(run, tmp_path):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_file(Viewing().state_dict(), tmp_path / f"{seed}.safetensors")
+    command = ("cka", tmp_path / "0.safetensors", tmp_path / "1.safetensors", "--data", "digits")
+    found = values(run(*command, "--model", f"{__file__}:Viewing"))
+    assert [layer for layer, _ in found] == ["conv", "norm", "last", "fc"]
+    assert all(0 < value < 1 for value in found.values())
 
 
 class Split(nn.Module):

@@ -242,3 +242,13 @@ def test_layers_are_selected_by_globs_in_order_of_execution():
         MemtoolError, match="x: no layer matches 'blok1'; nearest: block1.*--layers x"
     ):
         select(found, ["fc", "blok1"], "x")
+
+
+def test_memory_format_is_channels_last_where_the_model_can_do_with_it():
+    class Viewing(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).view(len(x), -1)
+
+    images = torch.randn(4, 3, 8, 8)
+    assert layers.memory_format(nn.Conv2d(3, 8, 3), images) is torch.channels_last
+    assert layers.memory_format(Viewing(3, 8, 3), images) is torch.contiguous_format

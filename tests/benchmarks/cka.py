@@ -5,7 +5,8 @@
 Two torchvision ResNet-18 (10 classes, random weights, fitted batch-norm statistics), 1,024 images
 of 32x32, batches of 256, two threads. Every time is told as a ratio to the bare forward passes of
 both models, taken in turn with it in the same process: the median of the ratios of neighbours, and
-the least time of each. Values are those of --pairs all, checked one by one against the written-out
+the least time of each. memtool's own passes have the channels last in memory, which takes a quarter
+less time. Values are those of --pairs all, checked one by one against the written-out
 formula in float64. Peak memory is that of processes of their own.
 
 Two lines are of the whole command, start-up and reading of images included: its time against
@@ -100,12 +101,13 @@ def memtool_cka(
     cells = range(len(names))
     alignment = cka.Alignment(x, y, crossed if pairs == "all" else chosen(cells, cells))
     with torch.inference_mode(), ExitStack() as hooks:
+        formats = [layers.memory_format(model, normalized(images_once[:2])) for model in models]
         for model, side in zip(models, (x, y), strict=True):
             hooks.enter_context(layers.observed(model, names, side.see))
         for number, batch in enumerate(images_once.split(BATCH)):
-            for model, side in zip(models[::-1], (y, x), strict=True):
+            for model, side, format_ in zip(models, (x, y), formats, strict=True):
                 side.begin(number, len(batch))
-                model(normalized(batch))
+                model(normalized(batch).contiguous(memory_format=format_))
             alignment.add()
         return alignment.compute()[0]
 
