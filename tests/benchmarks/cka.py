@@ -6,8 +6,10 @@ Two torchvision ResNet-18 (10 classes, random weights, fitted batch-norm statist
 of 32x32, batches of 256, two threads. Every time is told as a ratio to the bare forward passes of
 both models, taken in turn with it in the same process: the median of the ratios of neighbours, and
 the least time of each. memtool's own passes have the channels last in memory, which takes a quarter
-less time. Values are those of --pairs all, checked one by one against the written-out
-formula in float64. Peak memory is that of processes of their own.
+less time. Threads are bound to processors, unless OMP_PROC_BIND says otherwise: where a scheduler
+puts both on one, as that of a virtual machine may, short operations take four times as long.
+Values are those of --pairs all, checked one by one against the written-out formula in float64.
+Peak memory is that of processes of their own.
 
 Two lines are of the whole command, start-up and reading of images included: its time against
 that of a bare script that loads the same models and images and runs the forward passes.
@@ -32,6 +34,8 @@ import tempfile
 import time
 from contextlib import ExitStack, redirect_stderr
 from pathlib import Path
+
+os.environ.setdefault("OMP_PROC_BIND", "true")  # is read when torch is imported
 
 import torch
 from PIL import Image
