@@ -261,11 +261,11 @@ def cka(
     Raises MemtoolError if n differs or is less than 2 for `exact`, 4 for the others.
     """
     n = _examples([x, y])
-    if Kernel(kernel) is Kernel.linear and Estimator(estimator) is not Estimator.minibatch:
+    stream = CKA(estimator, kernel, bandwidth)
+    if Kernel(kernel) is Kernel.linear and stream.estimator is not Estimator.minibatch:
         widths = x[0].numel(), y[0].numel()
         if is_cheaper(n, widths, [widths]):
-            return _in_feature_space(x, y, _settled(Estimator(estimator)))
-    stream = CKA(estimator, kernel, bandwidth)
+            return _in_feature_space(x, y, stream.estimator)
     for start, stop in batches(n, batch_size):
         stream.update([x[start:stop]], [y[start:stop]])
     return stream.compute()[0, 0]

@@ -15,7 +15,7 @@ from memtool.cka import Alignment, FeatureAlignment, grams
 from memtool.covariance import Features
 from memtool.device import Processes, precision
 from memtool.gram import Statistics, chosen, crossed
-from memtool.layers import memory_format, observed
+from memtool.layers import observed
 from memtool.pairing import Cells, Comparison, Form, Selection, paired, reference_tensors
 from memtool.plan import Plan, Settings
 
@@ -87,7 +87,7 @@ def compare(
         if change > TOLERANCE:
             reporter.warn(
                 f"--precision {settings.precision} changes CKA of {layer} by {change:.2g} in the "
-                f"first {plan.rows(range(1))} images, more than {TOLERANCE}: computing in float32"
+                f"first {plan.batches[0][1]} images, more than {TOLERANCE}: computing in float32"
             )
             settings = replace(settings, precision=Precision.float32)
     yield from _compare(plan, reference, images, settings, processes, reporter, advance)
@@ -149,10 +149,10 @@ def _compare(
 def _statistics(
     tensors: Mapping[Form, list[str]], plan: Plan, settings: Settings
 ) -> dict[Form, Statistics]:
-    rows = max(map(plan.rows, plan.blocks), default=0)
     found: dict[Form, Statistics] = {}
     if names := tensors[Form.gram]:
-        found[Form.gram] = grams(names, plan.estimator, settings.kernel, settings.bandwidth, rows)
+        kernel = settings.kernel, settings.bandwidth
+        found[Form.gram] = grams(names, plan.estimator, *kernel, plan.rows)
     if names := tensors[Form.features]:
         found[Form.features] = Features(names, plan.estimator)
     return found
@@ -191,19 +191,18 @@ def _run(
     with ExitStack() as hooks:
         networks = []
         for side in sides:
-            network = side.selection.checkpoint.network(images.device)
+            network = side.selection.checkpoint.network(images.device).fastest(images)
             _note_uncalled(side.selection, network.model, reporter)
-            format_ = memory_format(network.model, network.normalized(images[:2]))
             hooks.enter_context(observed(network.model, side.selection.tensors, side.see))
-            networks.append((network, format_))
+            networks.append(network)
         for step in plan.steps(processes):
             start, stop = plan.batches[step.batch]
             batch = images[order[start:stop]]
-            for (network, format_), side in zip(networks, sides, strict=True):
+            for network, side in zip(networks, sides, strict=True):
                 for form, statistics in side.statistics.items():
                     keep = step.keep if form is Form.gram else step.new
                     statistics.begin(step.batch, stop - start, keep, step.first)
-                network.model(network.normalized(batch).contiguous(memory_format=format_))
+                network(batch)
                 for _, alignment in side.alignments.values():
                     alignment.add()
                 advance()

@@ -9,6 +9,7 @@ features than there are examples.
 """
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -75,10 +76,12 @@ class Features(Statistics):
 
     def hsic(self, i: int, other: "Features", j: int) -> Tensor:
         """HSIC of layer i with layer j of the other network, (r,)."""
+        if len(self._origin[i]) > len(other._origin[j]):
+            return other.hsic(j, self, i)  # the same to the last bit, whichever comes first
         symmetric = other is self and i == j
         if symmetric and i in self._own:  # the same for all networks that this is compared with
             return self._own[i]
-        sizes, counted = self._groups()
+        sizes, counted = self._groups
         n = counted @ sizes
         (means, d), (other_means, e) = self._centering(i), other._centering(j)
         # Of C_g = X_g^T Y_g, of the examples of group g: <C_g, C_h>, and m^T C_g w for all means.
@@ -97,6 +100,7 @@ class Features(Statistics):
             self._own[i] = values
         return values
 
+    @cached_property
     def _groups(self) -> tuple[Tensor, Tensor]:
         """The number of examples of each group, (groups,), and which count, 0 or 1, (r, groups)."""
         sizes = self.ones().new_zeros(GROUPS)
@@ -110,7 +114,7 @@ class Features(Statistics):
         """Means of the features, (r, p), and diag Kc about them, (n, r), 0 where it does not
         count."""
         if i not in self._moments:
-            sizes, counted = self._groups()
+            sizes, counted = self._groups
             kept, norms = self._kept[i], self._norms[i]
             sums = sizes.new_zeros(GROUPS, len(self._origin[i]))
             for batch, x in kept.items():

@@ -207,9 +207,14 @@ class Statistics:
         return self.spread <= self.rounding
 
 
+def _type(x: Tensor) -> torch.dtype:
+    """What the mean of features x, and they relative to it, are in: float32 or better."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
 def _mean(x: Tensor) -> Tensor:
-    """Mean of features (n, p) over the examples, in float32 or better."""
-    return x.mean(0, dtype=torch.float64 if x.dtype == torch.float64 else torch.float32)
+    """Mean of features (n, p) over the examples."""
+    return x.mean(0, dtype=_type(x))
 
 
 class BatchGrams(Statistics):
@@ -232,12 +237,12 @@ class BatchGrams(Statistics):
         # What can be done for all layers at once is left for `complete`.
         if self.kernel is Kernel.rbf:
             return self._see_rbf(i, x)
+        type_ = self._grams.dtype if self._grams.numel() else _type(x)
+        strips = _strips(len(x), type_, x.device)
+        gram = self._row(i, strips.size, type_, x.device)
         for part in x.split(CHUNK, dim=1):
             mean = _mean(part)
             centered = self._centered(part, mean)
-            type_ = self._grams.dtype if self._grams.numel() else mean.dtype
-            strips = _strips(len(x), type_, x.device)
-            gram = self._row(i, strips.size, type_, x.device)
             strips.add(gram, centered.to(type_), first=i not in self._means)
             square = mean.dot(mean)
             self._means[i] = self._means[i] + square if i in self._means else square
@@ -261,10 +266,10 @@ class BatchGrams(Statistics):
         """Vectors, one a layer, whose inner products are S, (layers, k), and diag Kc of each layer,
         (layers, size)."""
         if self._completed is None:
-            means = torch.stack(self._each(self._means))
             if self.kernel is Kernel.rbf:
                 self._completed = self._grams, torch.stack(self._each(self._diagonals))
             else:
+                means = torch.stack(self._each(self._means))
                 strips = _strips(self.size, self._grams.dtype, self._grams.device)
                 diagonals = wide(strips.diagonals(self._grams))
                 self._measure(slice(None), diagonals.sum(1), means)

@@ -1,7 +1,7 @@
 """How a comparison is carried out within a budget of memory: batches, blocks, groups, passes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 from memtool import MemtoolError
@@ -62,9 +62,11 @@ class Plan:
     groups: list[list[Comparison]]
     bytes: int
 
-    def rows(self, block: range) -> int:
-        """How many examples a block has."""
-        return self.batches[block[-1]][1] - self.batches[block[0]][0]
+    @property
+    def rows(self) -> int:
+        """How many examples a block has at most; 0 without blocks."""
+        cut = self.batches
+        return max((cut[block[-1]][1] - cut[block[0]][0] for block in self.blocks), default=0)
 
     @property
     def passes(self) -> float:
@@ -139,8 +141,8 @@ def plan(
     cut = _batches(estimator, n, settings.batch_size)
     forms = [whole]
     if estimator is not Estimator.minibatch and settings.kernel is Kernel.linear:
-        forms.insert(0, [by_the_cheaper(one, reference, n, settings.pairs) for one in whole])
-        forms = forms[: 1 if forms[0] == whole else 2]
+        split = [by_the_cheaper(one, reference, n, settings.pairs) for one in whole]
+        forms = [split, whole] if split != whole else forms
     best: Plan | None = None
     for comparisons, size in product(forms, range(len(selections), 0, -1)):
         groups = [comparisons[i : i + size] for i in range(0, len(selections), size)]
@@ -176,9 +178,9 @@ def _blocked(
     """The plan for these groups with the fewest blocks that fit; None if nothing does."""
 
     def fitting(blocks: list[range]) -> Plan | None:
-        rows = max((cut[block[-1]][1] - cut[block[0]][0] for block in blocks), default=0)
-        bytes_ = max(_bytes(estimator, group, reference, cut, rows) for group in groups)
-        return Plan(estimator, cut, blocks, groups, bytes_) if bytes_ <= memory else None
+        made = Plan(estimator, cut, blocks, groups, 0)
+        bytes_ = max(_bytes(estimator, group, reference, cut, made.rows) for group in groups)
+        return replace(made, bytes=bytes_) if bytes_ <= memory else None
 
     has_tiles = any(one.cells[Form.gram] for group in groups for one in group)
     if estimator is Estimator.minibatch or not has_tiles:

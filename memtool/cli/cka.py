@@ -143,8 +143,6 @@ def cka(
         options.comma_separated(layers),
         options.comma_separated(layers_reference) if layers_reference else None,
     )
-    for selection in selections:
-        pairing.paired(selection, reference, pairs)
     images = torch.from_numpy(set_.test.images).to(where)
     with processes(where) as together:
         planned = plan(selections, reference, len(images), settings, together.size)
