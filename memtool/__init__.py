@@ -1,10 +1,6 @@
 """memtool: where in a neural network does memorization live?"""
 
+from memtool.errors import MemtoolError
+
+__all__ = ["MemtoolError", "__version__"]
 __version__ = "0.1.0"
-
-
-class MemtoolError(Exception):
-    """What went wrong, in one line meant for the user: the value, the file and the way out.
-
-    The command line prints it after `memtool: error:` and exits with 1.
-    """

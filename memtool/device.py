@@ -4,22 +4,32 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeVar
-
-import torch
-from torch import distributed
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from memtool import MemtoolError
-from memtool.choices import Precision
+
+if TYPE_CHECKING:  # the command line offers Precision, and torch is slow to import
+    import torch
 
 T = TypeVar("T")
 
 
-def choose(name: str = "auto") -> torch.device:
+class Precision(StrEnum):
+    """What networks compute in."""
+
+    float32 = "float32"
+    tf32 = "tf32"  # on CUDA, products of 10-bit mantissas; elsewhere the same as float32
+    bf16 = "bf16"  # torch's autocast; Gram matrices stay float32
+
+
+def choose(name: str = "auto") -> "torch.device":
     """`auto` is CUDA, else Apple's MPS, else the CPU; raises MemtoolError if `name` is not here.
 
     Under torchrun, `auto` and `cuda` are the CUDA device of the process's local rank.
     """
+    import torch
+
     available = ["cpu"]
     if torch.backends.mps.is_available():
         available.insert(0, "mps")
@@ -37,9 +47,11 @@ def choose(name: str = "auto") -> torch.device:
 
 
 @contextmanager
-def precision(name: Precision, device: torch.device) -> Iterator[None]:
+def precision(name: Precision, device: "torch.device") -> Iterator[None]:
     """Compute in `name` until the block ends; torch lets convolutions on CUDA be TF32 unless it is
     told otherwise."""
+    import torch
+
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
@@ -63,9 +75,11 @@ class Processes:
         """This process's part of `items`; the parts of all processes make up the whole."""
         return items[self.rank :: self.size]
 
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+    def sum(self, tensor: "torch.Tensor") -> "torch.Tensor":
         """`tensor` summed over all processes, in place."""
         if self.size > 1:
+            from torch import distributed
+
             distributed.all_reduce(tensor)
         return tensor
 
@@ -73,18 +87,23 @@ class Processes:
         """The values of all processes by rank, in every process."""
         if self.size == 1:
             return [value]
+        from torch import distributed
+
         values: list[Any] = [None] * self.size
         distributed.all_gather_object(values, value)
         return values
 
 
 @contextmanager
-def processes(device: torch.device) -> Iterator[Processes]:
+def processes(device: "torch.device") -> Iterator[Processes]:
     """Join the other processes of a torchrun, if there are any, until the block ends."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Processes()
         return
+    import torch
+    from torch import distributed
+
     if device.type == "cuda":
         torch.cuda.set_device(device)
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")

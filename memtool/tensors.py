@@ -16,7 +16,8 @@ from safetensors import SafetensorError, safe_open
 
 from memtool import MemtoolError
 from memtool.files import replacing
-from memtool.models import ModelSpec, Shape
+from memtool.models.building import Shape
+from memtool.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch

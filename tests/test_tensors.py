@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from memtool import MemtoolError
-from memtool.checkpoint import Checkpoint
+from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.tensors import read_metadata
 
 

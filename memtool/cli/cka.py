@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from memtool.choices import Estimator, Kernel, Pairs, Precision
 from memtool.cli import app, options
 from memtool.cli.console import Console
+from memtool.device import Precision
+from memtool.similarity.settings import Estimator, Kernel, Pairs
 
 
 @app.command()
@@ -115,10 +116,12 @@ def cka(
     """
     import torch
 
-    from memtool import comparison, pairing, table
     from memtool.device import choose, processes
     from memtool.files import check_writable
-    from memtool.plan import Settings, plan
+    from memtool.similarity import compare as comparison
+    from memtool.similarity import pairs as pairing
+    from memtool.similarity.plan import Settings, plan
+    from memtool.tables import text as table
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a checkpoint and a reference", param_hint="CHECKPOINT")

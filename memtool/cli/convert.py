@@ -53,7 +53,8 @@ def convert(
           -o old_run.safetensors
       memtool convert resnet18.pth -o resnet18.safetensors
     """
-    from memtool import conversion, data
+    from memtool.checkpoints import conversion
+    from memtool.data import datasets as data
     from memtool.files import check_writable
 
     options.check_file(output)

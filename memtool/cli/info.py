@@ -50,8 +50,9 @@ def info(
       memtool info --layers runs/r25.safetensors
       memtool info --layers weights.safetensors --model timm:vit_tiny_patch16_224
     """
-    from memtool import description, table
+    from memtool.checkpoints import description
     from memtool.files import check_writable
+    from memtool.tables import text as table
 
     path = options.output_path(output)
     if path:

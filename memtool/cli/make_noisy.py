@@ -8,7 +8,7 @@ import typer
 from memtool import MemtoolError
 from memtool.cli import app, options
 from memtool.cli.console import Console
-from memtool.noise import Matrix, NoiseKind
+from memtool.data.noise import Matrix, NoiseKind
 
 
 @app.command("make-noisy")
@@ -80,9 +80,9 @@ def make_noisy(
     """
     import json
 
-    from memtool import noise
+    from memtool.data import noise
+    from memtool.data.labels import LabelFile
     from memtool.files import check_writable
-    from memtool.labels import LabelFile
 
     ratios = [options.fraction(text) for text in options.comma_separated(ratio)]
     if not ratios:
@@ -127,7 +127,7 @@ def _read(path: Path, classes: int) -> Matrix:
     """A transition matrix from text: numbers separated by commas or spaces, a row a line."""
     import numpy as np
 
-    from memtool import noise
+    from memtool.data import noise
 
     try:
         text = path.read_text(encoding="utf-8").replace(",", " ")

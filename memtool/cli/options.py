@@ -9,12 +9,12 @@ import typer
 
 from memtool import MemtoolError
 from memtool.cli.console import Console
-from memtool.table import Format
+from memtool.tables.text import Format
 
 if TYPE_CHECKING:
-    from memtool.checkpoint import Checkpoint
-    from memtool.data import Dataset
-    from memtool.models import ModelSpec
+    from memtool.checkpoints.checkpoint import Checkpoint
+    from memtool.data.datasets import Dataset
+    from memtool.models.spec import ModelSpec
 
 Output = Annotated[
     Path | None,
@@ -191,9 +191,9 @@ def epochs(text: str) -> list[int]:
 
 def model_spec(text: str | None) -> "ModelSpec | None":
     """What `--model` says."""
-    from memtool import models
+    from memtool.models.sources import parse
 
-    return models.parse(text) if text else None
+    return parse(text) if text else None
 
 
 def open_checkpoints(
@@ -207,7 +207,7 @@ def open_checkpoints(
 
     What was assumed of them is told on stderr. Raises MemtoolError.
     """
-    from memtool.checkpoint import Checkpoint
+    from memtool.checkpoints.checkpoint import Checkpoint
 
     spec = model_spec(model)
     specs = [spec] * (len(paths) - 1) + [model_spec(last_model) or spec]
@@ -219,16 +219,16 @@ def open_checkpoints(
 
 def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None = None) -> str:
     """`spec` with the flags typed beside it, as options of its own: they are recorded with it."""
-    from memtool import data
+    from memtool.data.spec import with_options
 
-    return data.with_options(spec, image_size=image_size, split_at=split_at)
+    return with_options(spec, image_size=image_size, split_at=split_at)
 
 
 def load_data(
     spec: str, folder: Path | None, console: Console, training: bool = False
 ) -> "Dataset":
     """`data.load` with progress on stderr."""
-    from memtool import data
+    from memtool.data import datasets as data
 
     return data.load(spec, folder, console.progress if console.shows_bars else None, training)
 
@@ -250,7 +250,7 @@ def load_dataset(
     takes, if the data set on record is not what it was, and, where it is for `training`, if it has
     no training images or not as many classes as the model.
     """
-    from memtool import data
+    from memtool.data.spec import with_options
 
     recorded = checkpoint.data
     name = spec or recorded.get("name")
@@ -258,7 +258,7 @@ def load_dataset(
         raise MemtoolError(
             f"{checkpoint.path}: does not say what it was trained on; name a data set (--data)"
         )
-    full = data.with_options(name, image_size=image_size, split_at=split_at, samples=samples)
+    full = with_options(name, image_size=image_size, split_at=split_at, samples=samples)
     dataset = load_data(full, folder, console, training)
     shape = recorded.get("image_shape") or list(dataset.image_shape)
     if list(dataset.image_shape) != shape:

@@ -49,8 +49,9 @@ def plot(
     """
     import sys
 
-    from memtool import plot, table
+    from memtool.figures import figures as plot
     from memtool.files import check_writable, replacing
+    from memtool.tables import text as table
 
     names = list(tables or [])
     kind = plot.Kind(names.pop(0)) if names and names[0] in set(plot.Kind) else None

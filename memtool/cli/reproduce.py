@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from memtool.choices import Study
 from memtool.cli import app, main, options
 from memtool.cli.console import Console
+from memtool.reproduction.recipes import Study
 
 MOST_JOBS = 8  # by default: a step takes some 400 MB
 
@@ -66,9 +66,10 @@ def reproduce(
       memtool reproduce digits -o out --seeds 3 -j 4
       memtool reproduce digits -o out --makefile > Makefile && make -j 2
     """
-    from memtool import findings, table
-    from memtool import reproduce as paper
     from memtool.files import check_writable
+    from memtool.reproduction import findings
+    from memtool.reproduction import steps as paper
+    from memtool.tables import text as table
 
     steps = paper.steps(study, output, seeds)
     if makefile:

@@ -5,9 +5,10 @@ from typing import Annotated
 
 import typer
 
-from memtool.choices import Connector, Start
 from memtool.cli import app, options
 from memtool.cli.console import Console
+from memtool.models.spec import Connector
+from memtool.stitching.settings import Start
 
 
 @app.command()
@@ -123,11 +124,12 @@ def stitch(
     """
     import json
 
-    from memtool import sweep, table
-    from memtool.cuts import all_cuts
     from memtool.device import choose, processes
     from memtool.files import check_writable
-    from memtool.train import Optimizer, Schedule, TrainConfig
+    from memtool.stitching import sweep
+    from memtool.stitching.cuts import all_cuts
+    from memtool.tables import text as table
+    from memtool.training.loop import Optimizer, Schedule, TrainConfig
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a front and a back", param_hint="FRONT")

@@ -129,12 +129,13 @@ def train(
     import json
     from contextlib import ExitStack
 
-    from memtool import models, table
+    from memtool.data.labels import LabelFile
     from memtool.device import choose
     from memtool.files import check_writable
-    from memtool.labels import LabelFile
-    from memtool.run import Run
-    from memtool.train import TrainConfig
+    from memtool.models import sources as models
+    from memtool.tables import text as table
+    from memtool.training.loop import TrainConfig
+    from memtool.training.run import Run
 
     saved = set(options.epochs(save_at))
     if save_every:

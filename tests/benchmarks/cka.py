@@ -47,10 +47,12 @@ from torchvision.models import resnet18
 sys.path.pop(0)  # this folder, where `import cka` would find this file
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from memtool import cka, gram, layers
-from memtool.checkpoint import Network
-from memtool.choices import Estimator
-from memtool.gram import chosen, crossed
+from memtool import layers
+from memtool.checkpoints.checkpoint import Network
+from memtool.similarity import gram
+from memtool.similarity import stream as cka
+from memtool.similarity.gram import chosen, crossed
+from memtool.similarity.settings import Estimator
 
 N, BATCH, THREADS = 1024, 256, 2
 MEAN, STD = [128 / 255] * 3, [64 / 255] * 3  # in units of 255, as `normalized` has them

@@ -13,7 +13,8 @@ import torch
 from torchvision import models
 
 from memtool.layers import trace
-from memtool.models import parse, skeleton
+from memtool.models.building import skeleton
+from memtool.models.sources import parse
 
 
 def main() -> None:

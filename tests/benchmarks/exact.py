@@ -27,8 +27,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from memtool import data, layers
-from memtool.checkpoint import Checkpoint, Network
-from memtool.models import build, parse
+from memtool.checkpoints.checkpoint import Checkpoint, Network
+from memtool.models.building import build
+from memtool.models.sources import parse
 
 BATCH = 250
 

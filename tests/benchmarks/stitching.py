@@ -25,13 +25,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from memtool import models, sweep
-from memtool.checkpoint import Checkpoint
-from memtool.cuts import Cut
-from memtool.data import Dataset, Split
-from memtool.layers import run_from, run_to, trace
+from memtool import models
+from memtool.checkpoints.checkpoint import Checkpoint
+from memtool.data.datasets import Dataset, Split
+from memtool.layers import Back, run_to, trace
+from memtool.stitching import sweep
+from memtool.stitching.cuts import Cut
 from memtool.tensors import save_tensors
-from memtool.train import Optimizer, Schedule, TrainConfig
+from memtool.training.loop import Optimizer, Schedule, TrainConfig
 
 TRAIN, TEST, BATCH, EPOCHS = 1024, 256, 256, 3
 CUT = "layer2.1"
@@ -94,10 +95,11 @@ def naive(front: nn.Module, back: nn.Module, images: Tensor) -> None:
 @torch.no_grad()
 def halves(front: nn.Module, back: nn.Module, images: Tensor, cut: str) -> None:
     """The same, but for what a stitched model does not need."""
+    rest = Back(back, cut)
     for _ in range(EPOCHS):
         for batch in images.split(BATCH):
             activation = run_to(front, [cut], batch)[cut]
-            run_from(back, cut, activation, batch)
+            rest(activation, batch)
 
 
 def measure(device: torch.device, rounds: int) -> None:

@@ -1,0 +1,23 @@
+"""The one exception meant for users, and other people's exceptions in one line."""
+
+
+class MemtoolError(Exception):
+    """What went wrong, in one line meant for the user: the value, the file and the way out.
+
+    The command line prints it after `memtool: error:` and exits with 1.
+    """
+
+
+def one_line(error: BaseException) -> str:
+    """An exception of other people's code: its type, and the beginning of what it says."""
+    text = str(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
+
+
+def last_line(error: BaseException) -> str:
+    """The last line of what an exception says, at most 120 characters; its type if it says nothing.
+
+    Libraries that chain several messages end with the one that matters.
+    """
+    said = (str(error).strip() or type(error).__name__).splitlines()[-1]
+    return said if len(said) <= 120 else said[:117] + "..."

@@ -1,0 +1,9 @@
+from .hooks import Back as Back
+from .hooks import evaluating as evaluating
+from .hooks import observed as observed
+from .hooks import run_to as run_to
+from .hooks import watching as watching
+from .layer import Layer as Layer
+from .layer import first_tensor as first_tensor
+from .layer import select as select
+from .tracing import trace as trace

@@ -1,0 +1,212 @@
+"""Forward hooks that are gone when their block ends: watch layers, run a model up to or from one.
+
+Nothing is traced into a graph and nothing is rewritten, so any model will do.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memtool import MemtoolError
+from memtool.layers.layer import first_tensor
+
+# Called with a layer's name, its module and what the module returned; a result other than None
+# takes the place of that.
+See = Callable[[str, nn.Module, Any], Any]
+
+
+class _Watch:
+    """The hook that one `watching` block puts on the modules of a model.
+
+    It numbers repeated calls of a module (`relu`, `relu_1`, ...) from the start of each forward
+    pass. While it is paused, calls are numbered but not seen.
+    """
+
+    def __init__(self, names: dict[nn.Module, str], taken: Collection[str], see: See) -> None:
+        self.names, self.taken, self.see = names, taken, see
+        self.calls: Counter[str] = Counter()
+        self._pauses = 0
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+
+    def __call__(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        name = self.names[module]
+        count = self.calls[name]
+        self.calls[name] += 1
+        if self._pauses:
+            return None
+        numbered = f"{name}_{count}" if count else name
+        if count and numbered in self.taken:  # by a module of that very name
+            numbered = f"{name}:{count}"
+        return self.see(numbered, module, output)
+
+
+@contextmanager
+def watching(
+    model: nn.Module, see: See, layers: Collection[str] | None = None, first: bool = False
+) -> Iterator[None]:
+    """Within the block, call `see` after each call of each submodule of `model`.
+
+    With `layers`, only modules that can give one of those are watched. If `first`, `see` comes
+    before the hooks that are there already, so that those see the output that it returns.
+    """
+    names = {module: name for name, module in model.named_modules() if name}
+    taken = set(names.values())
+    if layers is not None:
+        names = {module: name for module, name in names.items() if _gives(name, layers)}
+    watch = _Watch(names, taken, see)
+    handles = [module.register_forward_hook(watch, prepend=first) for module in names]
+    handles.append(model.register_forward_pre_hook(lambda *_: watch.calls.clear()))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _gives(module: str, layers: Collection[str]) -> bool:
+    """Whether one of the layers may be a call of the module: its name, or that with a number."""
+    return any(
+        layer == module or layer.startswith((f"{module}_", f"{module}:")) for layer in layers
+    )
+
+
+def _watches(model: nn.Module) -> list[_Watch]:
+    """All blocks that watch `model` or parts of it at present."""
+    hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
+    return list(dict.fromkeys(hook for hook in hooks if isinstance(hook, _Watch)))
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; every submodule's own mode is back when the block ends."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training
+
+
+@contextmanager
+def observed(
+    model: nn.Module, names: Iterable[str], see: Callable[[str, Tensor], None]
+) -> Iterator[None]:
+    """Within the block, call `see(name, activation)` for each layer in `names`, in each forward
+    pass, as soon as the activation appears: before an in-place module that follows can change it.
+    """
+    wanted = set(names)
+
+    def look(name: str, module: nn.Module, output: Any) -> None:
+        if name in wanted and (tensor := first_tensor(output)) is not None:
+            see(name, tensor)
+
+    with watching(model, look, wanted):
+        yield
+
+
+class _Reached(Exception):
+    """Ends a forward pass that need go no further; `found` tells whose, where one is in another."""
+
+    def __init__(self, found: dict[str, Tensor]) -> None:
+        self.found = found
+
+
+def run_to(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[str, Tensor]:
+    """The activation of `model` at each of `layers`; what comes after the last does not run.
+
+    Raises MemtoolError for a layer that the model does not have or does not call.
+    """
+    found: dict[str, Tensor] = {}
+
+    def see(name: str, module: nn.Module, output: Any) -> None:
+        if name in layers:
+            # A copy, unless nothing runs that could change it in place.
+            found[name] = output if len(found) + 1 == len(layers) else output.clone()
+            if len(found) == len(layers):
+                raise _Reached(found)
+
+    with watching(model, see, layers):
+        try:
+            model(images)
+        except _Reached as reached:
+            if reached.found is found:
+                return found
+            raise
+    raise _no_layer(model, next(layer for layer in layers if layer not in found))
+
+
+def _no_layer(model: nn.Module, layer: str) -> MemtoolError:
+    return MemtoolError(f"{type(model).__name__} has no layer {layer!r}, or does not call it")
+
+
+class Back:
+    """A model from one of its layers on: `back(activation, images)` is the model's output with
+    `activation`, (n, ...), in place of what the layer gives for the n `images`.
+
+    The part before the layer runs too, without gradients, since the model is not rewritten: on
+    the first image alone, if that gives the very same output, else on all images (a class token
+    is expanded to the batch, say). Which of the two is found at the first call.
+
+    The activation may be changed in place, as the model changes its own.
+    """
+
+    def __init__(self, model: nn.Module, layer: str) -> None:
+        self.model, self.layer = model, layer
+        self._one_image_is_enough: bool | None = None
+
+    def __call__(self, activation: Tensor, images: Tensor) -> Tensor:
+        if self._one_image_is_enough is None and len(images) > 1:
+            with torch.no_grad():
+                self._one_image_is_enough = self._is_one_image_enough(activation, images)
+        return self._run(activation, images[:1] if self._one_image_is_enough else images)
+
+    def _is_one_image_enough(self, activation: Tensor, images: Tensor) -> bool:
+        """Whether the first image alone gives what all images give, to the last bit; tried with
+        two, where that can be told from the activation."""
+        if len(activation) == len(images):
+            activation, images = activation[:2], images[:2]
+        with ExitStack() as restored:
+            for watch in _watches(self.model):  # these runs are not the model's own
+                restored.enter_context(watch.paused())
+                restored.callback(setattr, watch, "calls", watch.calls.copy())
+            expected = self._run(activation.clone(), images)
+            try:
+                return torch.equal(self._run(activation.clone(), images[:1]), expected)
+            except Exception:  # whatever a model raises that is given another number of rows
+                return False
+
+    def _run(self, activation: Tensor, images: Tensor) -> Tensor:
+        gradients, others = torch.is_grad_enabled(), _watches(self.model)
+        paused = ExitStack()  # until the layer is reached: nothing before it counts
+        reached = False
+
+        def substitute(name: str, module: nn.Module, output: Any) -> Tensor | None:
+            nonlocal reached
+            if name != self.layer:
+                return None
+            reached = True
+            paused.close()
+            torch.set_grad_enabled(gradients)
+            return activation
+
+        with paused, torch.no_grad(), watching(self.model, substitute, [self.layer], first=True):
+            for watch in others:
+                paused.enter_context(watch.paused())
+            result = first_tensor(self.model(images))
+        if not reached:
+            raise _no_layer(self.model, self.layer)
+        if result is None:
+            raise MemtoolError(f"{type(self.model).__name__} returns no tensor")
+        return result

@@ -1,0 +1,15 @@
+from .building import Refused as Refused
+from .building import Shape as Shape
+from .building import at_most as at_most
+from .building import build as build
+from .building import skeleton as skeleton
+from .sources import accepted as accepted
+from .sources import fitted as fitted
+from .sources import image_shape as image_shape
+from .sources import ours as ours
+from .sources import parse as parse
+from .sources import torchvision_names as torchvision_names
+from .spec import Connector as Connector
+from .spec import ModelSpec as ModelSpec
+from .stitched import StitchedModel as StitchedModel
+from .stitched import StitchingLayer as StitchingLayer

@@ -1,0 +1,245 @@
+"""Where architectures come from: our networks, torchvision, timm, or a factory of the user's."""
+
+import hashlib
+import inspect
+import typing
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from difflib import get_close_matches
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from memtool import MemtoolError
+from memtool.errors import one_line
+from memtool.models.spec import STITCHED, ModelSpec, code_file, source_of
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    Factory = Callable[..., nn.Module]
+
+
+# What these builders would download or unpickle: memtool reads weights from safetensors alone.
+NOT_OPTIONS = {
+    "weights",
+    "progress",
+    "pretrained",
+    "pretrained_cfg",
+    "pretrained_cfg_overlay",
+    "checkpoint_path",
+    "cache_dir",
+}
+
+
+def ours() -> "dict[str, Factory]":
+    from memtool.models import nets
+
+    return {
+        "digits-cnn": nets.digits_cnn,
+        "cnn": nets.cnn,
+        "resnet18": nets.resnet18,
+        "resnet34": nets.resnet34,
+        "resnet50": nets.resnet50,
+    }
+
+
+def torchvision_names() -> list[str]:
+    import torchvision
+
+    return list(torchvision.models.list_models(module=torchvision.models))
+
+
+def _timm_names() -> list[str]:
+    return list(_timm().list_models())
+
+
+def _timm() -> Any:
+    if not find_spec("timm"):
+        raise MemtoolError("timm is not installed (python -m pip install 'memtool[timm]')")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import timm
+    return timm
+
+
+def factory_of(spec: ModelSpec) -> "Factory":
+    """What builds the model, by where its name says that it comes from. Raises MemtoolError."""
+    source, _, name = spec.name.rpartition(":")
+    if code_file(spec.name):
+        return _own_factory(spec)
+    if not source and name in ours():
+        return ours()[name]
+    if source == "torchvision" and name in torchvision_names():
+        import torchvision
+
+        builder: Factory = torchvision.models.get_model_builder(name)
+        return builder
+    # A tag such as .a1_in1k names weights, which come from elsewhere.
+    if source == "timm" and (bare := name.partition(".")[0]) in _timm_names():
+        entry: Factory = _timm().models.model_entrypoint(bare)
+        return entry
+    raise MemtoolError(_unknown(spec.name))
+
+
+def _unknown(name: str) -> str:
+    """What to say of a name that no source has: the nearest ones, and where was looked."""
+    known = {bare: bare for bare in ours()}
+    known |= {f"torchvision:{bare}": bare for bare in torchvision_names()}
+    if find_spec("timm"):
+        known |= {f"timm:{bare}": bare for bare in _timm_names()}
+        timm = "timm:NAME"
+    else:
+        timm = "not in timm, which is not installed (python -m pip install 'memtool[timm]')"
+    bare = name.rpartition(":")[2]
+    nearest = (
+        [full for full, its in known.items() if its == bare]
+        or [full for full in known if full.startswith(name)]
+        or get_close_matches(name, known)
+        or [full for full, its in known.items() if its.startswith(bare)]
+    )[:3]
+    hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
+    places = f"{', '.join(ours())}, torchvision:NAME, FILE.py:FACTORY, FILE.json, {timm}"
+    return f"unknown model {name!r}{hint} (looked in: {places})"
+
+
+def _own_factory(spec: ModelSpec) -> "Factory":
+    """The function that a trusted `FILE.py:FACTORY` names, from the very bytes that were hashed."""
+    path = code_file(spec.name)
+    assert path
+    if not spec.trusted:
+        raise MemtoolError(
+            f"model {spec.name!r} is code, and stands in the file's metadata; if you trust it, "
+            f"pass --trust, or type it: --model {spec.name}"
+        )
+    source = source_of(path)
+    if hashlib.sha256(source).hexdigest() != spec.sha256:
+        raise MemtoolError(
+            f"{path}: is not the file that model {spec.name!r} was recorded with (its SHA-256 "
+            f"differs); bring that back, or type what is to run: --model {spec.name}"
+        )
+    wanted = spec.name.rpartition(":")[2]
+    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    try:
+        exec(compile(source, path, "exec"), namespace)
+    except Exception as error:
+        raise MemtoolError(f"{path}: cannot be run ({one_line(error)})") from error
+    if not callable(factory := namespace.get(wanted)):
+        callables = [key for key, value in namespace.items() if inspect.isfunction(value)]
+        nearest = get_close_matches(wanted, callables, n=3) or callables[:3]
+        raise MemtoolError(
+            f"{path}: has no function {wanted!r}; it has: {', '.join(nearest) or 'none'}"
+        )
+    return typing.cast("Factory", factory)
+
+
+def accepted(spec: ModelSpec) -> list[str] | None:
+    """The options that a model may be built with; None if its factory takes any.
+
+    torchvision's and timm's builders pass theirs on to the class that they say they return.
+    """
+    factory = factory_of(spec)
+    parameters = dict(inspect.signature(factory).parameters)
+    names = [key for key, value in parameters.items() if value.kind is not value.VAR_KEYWORD]
+    if len(names) == len(parameters):
+        return names
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        returned = _returned(factory)
+    if returned is None:
+        return None
+    names += [
+        key
+        for key, value in inspect.signature(returned).parameters.items()
+        if key not in names and value.kind in (value.POSITIONAL_OR_KEYWORD, value.KEYWORD_ONLY)
+    ]
+    return names
+
+
+def _returned(factory: "Factory") -> Any:
+    try:
+        returned = typing.get_type_hints(factory).get("return")
+    except (NameError, TypeError):
+        return None
+    return returned if inspect.isclass(returned) else None
+
+
+def check_options(spec: ModelSpec) -> None:
+    """Raise MemtoolError unless the factory takes each option of `spec`."""
+    names = accepted(spec)
+    library = spec.name.startswith(("torchvision:", "timm:"))
+    for option in spec.options:
+        if library and option in NOT_OPTIONS:
+            raise MemtoolError(
+                f"model {spec.name!r}: {option!r} is no option here; weights come from a file "
+                "(memtool convert makes one)"
+            )
+        if names is not None and option not in names:
+            told = [name for name in names if not (library and name in NOT_OPTIONS)]
+            raise MemtoolError(
+                f"model {spec.name!r} has no option {option!r} (it has: {', '.join(told)})"
+            )
+
+
+def image_shape(spec: ModelSpec) -> "tuple[int, int, int]":
+    """(channels, height, width) of the images that a model is meant for, as far as its spec or its
+    library says; else (3, 224, 224)."""
+    if spec.name == STITCHED:
+        return image_shape(spec.parts[0])
+    source, _, name = spec.name.rpartition(":")
+    known = dict(spec.options)
+    known |= {key: value for key, value in _defaults(spec).items() if key not in known}
+    channels = known.get("channels", known.get("in_chans", 3))
+    size = known.get("image_size", known.get("img_size", 32 if name in ours() else 224))
+    if source == "torchvision" and not {"image_size", "input_size"} & spec.options.keys():
+        size = _trained_size(name)
+    if source == "timm" and "img_size" not in spec.options:
+        config = _timm().models.get_pretrained_cfg(name)
+        size = config.input_size[-1] if config else size
+    height, width = size if isinstance(size, tuple | list) else (size, size)
+    return channels, height, width
+
+
+def _defaults(spec: ModelSpec) -> dict[str, Any]:
+    parameters = inspect.signature(factory_of(spec)).parameters.items()
+    return {key: value.default for key, value in parameters if value.default is not value.empty}
+
+
+def _trained_size(name: str) -> int:
+    """The size of the images that torchvision's own weights of a model were trained for."""
+    import torchvision
+
+    weights = list(torchvision.models.get_model_weights(name))
+    return int(weights[-1].transforms.keywords["crop_size"]) if weights else 224
+
+
+def fitted(spec: ModelSpec, image_shape: tuple[int, int, int], classes: int) -> ModelSpec:
+    """`spec` with the options that the data set settles, as far as its factory takes them.
+
+    Raises MemtoolError for images that are not square, or not RGB, where the model needs it.
+    """
+    channels, height, width = image_shape
+    names = accepted(spec) or []
+    sizes = {"image_size": height, "img_size": height, "input_size": [height, width]}
+    if height != width and {"image_size", "img_size"} & set(names):
+        raise MemtoolError(f"model {spec.name!r} takes square images, these are {width}x{height}")
+    if channels != 3 and spec.name.startswith("torchvision:"):
+        raise MemtoolError(
+            f"model {spec.name!r} takes images of 3 channels, these have {channels}; one of ours "
+            f"takes any ({', '.join(ours())})"
+        )
+    # timm's resnets have `channels` of their own: those of the stages.
+    depth = "in_chans" if "in_chans" in names else "channels"
+    settled = {"num_classes": classes, depth: channels, **sizes}
+    known = {key: value for key, value in settled.items() if key in names}
+    return replace(spec, options={**known, **spec.options})
+
+
+def parse(text: str) -> ModelSpec:
+    """`NAME?key=value&...` as a spec; raises MemtoolError for a name or an option not known.
+
+    Whoever calls this has it from the user: a `FILE.py:FACTORY` in it may run.
+    """
+    spec = ModelSpec.parse(text)
+    check_options(spec)
+    return spec

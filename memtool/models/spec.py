@@ -1,0 +1,148 @@
+"""Model specs: text or JSON that says how to build a model. Nothing is built here.
+
+A spec is a name and options, as in `resnet18?width=16&num_classes=10`. The name says where the
+architecture comes from: `digits-cnn` (ours), `torchvision:resnet50`, `timm:vit_tiny_patch16_224`,
+`FILE.py:FACTORY` (the user's own), or `FILE.json`, which holds what `ModelSpec.json` gives. A
+stitched model has no text form: its spec lives in its checkpoint's metadata, as JSON that holds the
+specs of both parts.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qsl, quote
+
+from memtool import MemtoolError
+
+STITCHED = "stitched"
+
+
+class Connector(StrEnum):
+    """What kind of map a stitching layer is."""
+
+    auto = "auto"  # conv1x1 for maps of channels, linear for vectors and tokens
+    conv1x1 = "conv1x1"  # the same affine map of the channels at each position
+    linear = "linear"  # of vectors and of each token; maps are flattened first
+    none = "none"  # the identity, nothing to train
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """The name of an architecture and the options it is built with.
+
+    A `FILE.py:FACTORY` also has the file's `sha256`, and is `trusted` if the user typed it: a
+    spec found in a file's metadata is not, and runs no code.
+    """
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    sha256: str | None = None
+    trusted: bool = field(default=False, compare=False)
+
+    def __str__(self) -> str:
+        if self.name == STITCHED:
+            front, back = self.parts
+            cut = f"{self.options['front_layer']}={self.options['back_layer']}"
+            return f"{STITCHED}({front}, {back}, {cut})"
+        options = "&".join(f"{key}={_text(value)}" for key, value in sorted(self.options.items()))
+        return f"{self.name}?{options}" if options else self.name
+
+    @property
+    def parts(self) -> "tuple[ModelSpec, ModelSpec]":
+        """The specs of a stitched model's front and back, trusted as it is itself."""
+        front, back = (ModelSpec.from_json(self.options[part]) for part in ("front", "back"))
+        return replace(front, trusted=self.trusted), replace(back, trusted=self.trusted)
+
+    def json(self) -> dict[str, Any]:
+        digest = {"sha256": self.sha256} if self.sha256 else {}
+        return {"name": self.name, "options": dict(self.options), **digest}
+
+    @staticmethod
+    def from_json(value: Any) -> "ModelSpec":
+        """Raises MemtoolError if `value` is not what `json` gives."""
+        match value:
+            case {"name": str(name), "options": dict(options), **rest}:
+                digest = rest.pop("sha256", None)
+                if not rest and isinstance(digest, str | None):
+                    spec = ModelSpec(name, options, digest)
+                    if name == STITCHED:
+                        _check_stitched(spec)
+                    return spec
+        raise MemtoolError(f"not a model spec: {value!r:.80}")
+
+    @staticmethod
+    def parse(text: str) -> "ModelSpec":
+        """`NAME?key=value&...` as a spec, trusted since the user typed it; `FILE.json` is read.
+
+        Raises MemtoolError for text of another form, and for files that cannot be read.
+        """
+        name, _, query = text.partition("?")
+        try:
+            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
+        except ValueError as error:
+            raise MemtoolError(f"model {text!r}: options go as NAME?key=value&key=value") from error
+        options = {key: _value(value) for key, value in pairs}
+        if name.endswith(".json"):
+            spec = _from_file(Path(name))
+            return replace(spec, options={**spec.options, **options})
+        spec = ModelSpec(name, options, trusted=True)
+        if code := code_file(name):
+            spec = replace(spec, sha256=hashlib.sha256(source_of(code)).hexdigest())
+        return spec
+
+
+def _check_stitched(spec: ModelSpec) -> None:
+    match spec.options:
+        case {
+            "front": dict(),
+            "back": dict(),
+            "front_layer": str(),
+            "back_layer": str(),
+            "stitching": dict(),
+        }:
+            assert spec.parts
+        case _:
+            raise MemtoolError(f"not the spec of a stitched model: {dict(spec.options)!r:.80}")
+
+
+def _text(value: Any) -> str:
+    """An option's value as `parse` reads it."""
+    return quote(
+        value if isinstance(value, str) else json.dumps(value, separators=(",", ":")), safe="/:,[]"
+    )
+
+
+def _value(text: str) -> Any:
+    """`3`, `0.5`, `true`, `[1,2]` as what JSON makes of them; anything else is a string."""
+    try:
+        return json.loads(text.lower() if text in ("True", "False") else text)
+    except ValueError:
+        return text
+
+
+def _from_file(path: Path) -> ModelSpec:
+    try:
+        return ModelSpec.from_json(json.loads(path.read_text(encoding="utf-8")))
+    except OSError as error:
+        raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError, MemtoolError) as error:
+        raise MemtoolError(
+            f'{path}: not a model spec, such as {{"name": "resnet18", "options": {{"width": 16}}}}'
+        ) from error
+
+
+def code_file(name: str) -> Path | None:
+    """The file of `FILE.py:FACTORY`; None for any other name."""
+    path, colon, _ = name.rpartition(":")
+    return Path(path) if colon and path.endswith(".py") else None
+
+
+def source_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error

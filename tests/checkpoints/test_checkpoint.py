@@ -1,0 +1,284 @@
+"""Checkpoints: what is read of a file, what is refused, and that nothing in it runs."""
+
+import tracemalloc
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from memtool import MemtoolError, models
+from memtool.checkpoints.checkpoint import Checkpoint, Network, load_weights, traced_all
+from memtool.models import nets
+from memtool.models.spec import ModelSpec
+from memtool.tensors import read_metadata, save_tensors
+
+CPU = torch.device("cpu")
+DATA = {
+    "name": "some",
+    "image_shape": [1, 8, 8],
+    "classes": ["a", "b"],
+    "mean": [0.5],
+    "std": [0.25],
+    "fingerprint": "f",
+}
+
+
+def written(path: Path, model: nn.Module, spec: ModelSpec, **sections) -> Path:
+    metadata = {"model": spec.json(), "data": DATA, "training": {}, **sections}
+    save_tensors(path, "checkpoint", model.state_dict(), metadata)
+    return path
+
+
+@pytest.fixture
+def small(tmp_path) -> Path:
+    spec = ModelSpec("digits-cnn", {"num_classes": 2})
+    return written(tmp_path / "small.safetensors", nets.digits_cnn(2), spec)
+
+
+# --- What is read ---------------------------------------------------------------------------------
+
+
+def test_a_model_comes_back_as_it_was_saved(small):
+    network = Checkpoint.open(small).network(CPU)
+    saved = load_file(small)
+    assert {key: (value == saved[key]).all() for key, value in network.model.state_dict().items()}
+    assert network.model.state_dict().keys() == saved.keys()
+    assert not any(module.training for module in network.model.modules())
+    assert not any(parameter.requires_grad for parameter in network.model.parameters())
+    assert network(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape == (3, 2)
+
+
+@pytest.mark.parametrize("type_", [torch.float16, torch.bfloat16, torch.float64])
+def test_weights_of_other_types_become_float32(tmp_path, type_):
+    model = nets.digits_cnn(2)
+    tensors = {key: value.to(type_) if value.is_floating_point() else value
+               for key, value in model.state_dict().items()}  # fmt: skip
+    path = tmp_path / "half.safetensors"
+    metadata = {"model": ModelSpec("digits-cnn", {"num_classes": 2}).json(), "data": DATA}
+    save_tensors(path, "checkpoint", tensors, {**metadata, "training": {}})
+    loaded = Checkpoint.open(path).model().state_dict()
+    for key, value in loaded.items():
+        assert value.dtype == model.state_dict()[key].dtype
+        assert torch.equal(value, tensors[key].to(value.dtype))
+
+
+def test_loading_weights_copies_none_of_them():
+    model = models.skeleton(ModelSpec("resnet18", {"width": 8}))
+    tensors = nets.resnet18(width=8).state_dict()
+    load_weights(model, tensors, Path("x"))
+    for key, value in model.state_dict().items():
+        assert value.data_ptr() == tensors[key].data_ptr()
+
+
+def test_counts_of_batches_may_be_missing():
+    model = nets.digits_cnn(2)
+    tensors = {k: v for k, v in nets.digits_cnn(2).state_dict().items() if "num_batches" not in k}
+    load_weights(model, tensors, Path("old"))
+    assert torch.equal(model.fc.weight, tensors["fc.weight"])
+    assert model.block1.norm.num_batches_tracked == 0
+
+
+def test_tensors_that_do_not_fit_are_counted_and_the_first_are_named(small, tmp_path):
+    tensors = load_file(small)
+    tensors["fc.weight"] = torch.zeros(3, 64)
+    tensors["more"] = torch.zeros(1)
+    for key in [key for key in tensors if key.startswith("block1")]:
+        del tensors[key]
+    path = tmp_path / "misfit.safetensors"
+    save_tensors(path, "checkpoint", tensors, read_metadata(small))
+    expected = (
+        r"misfit.safetensors: its tensors do not fit the model digits-cnn\?num_classes=2: "
+        r"5 missing \(block1.conv.weight, block1.norm.weight, block1.norm.bias, ...\); "
+        r"1 unexpected \(more\); "
+        r"1 of another shape \(fc.weight \(3, 64\) for \(2, 64\)\)"
+    )
+    for use in (Checkpoint.model, Checkpoint.skeleton, lambda checkpoint: traced_all([checkpoint])):
+        with pytest.raises(MemtoolError, match=expected):
+            use(Checkpoint.open(path))
+
+
+def test_a_tensor_of_another_kind_is_no_weight():
+    tensors = nets.digits_cnn(2).state_dict()
+    tensors["fc.bias"] = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(MemtoolError, match="x: its tensor fc.bias is of type torch.int64"):
+        load_weights(nets.digits_cnn(2), tensors, Path("x"))
+
+
+NEEDS_WEIGHTS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=2):
+        super().__init__()
+        self.linear = nn.Linear(64, num_classes)
+        self.register_buffer("scale", torch.full((1,), 2.0), persistent=False)
+        self.lengths = self.linear.weight.detach().norm(dim=1)  # neither parameter nor buffer
+
+    def forward(self, x):
+        if x.sum().item() > 1e30:  # no meta tensor can say
+            return x
+        return self.linear(x.flatten(1)) * self.scale * (self.lengths > 0)
+
+def make(num_classes=2):
+    return Net(num_classes)
+"""
+
+
+def test_models_that_look_at_their_weights_are_built_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(NEEDS_WEIGHTS)
+    spec = models.parse("net.py:make")
+    model = models.build(spec)
+    path = written(tmp_path / "own.safetensors", model, spec)
+    checkpoint = Checkpoint.open(path, spec)
+    images = torch.rand(3, 1, 8, 8)
+    assert torch.equal(checkpoint.model()(images), model(images))
+    assert [layer.name for layer in traced_all([checkpoint])[0]] == ["linear"]
+
+
+def test_equal_models_are_traced_once(small, monkeypatch):
+    calls = []
+    traced = Checkpoint.traced
+    monkeypatch.setattr(Checkpoint, "traced", lambda *args: calls.append(args) or traced(*args))
+    one, two = traced_all([Checkpoint.open(small), Checkpoint.open(small)])
+    assert one == two and len(calls) == 1
+    traced_all([Checkpoint.open(small)], image_size=9)
+    assert calls[-1][1] == (1, 9, 9)
+
+
+def test_images_that_a_model_does_not_take_are_told(small):
+    with pytest.raises(MemtoolError, match=r"does not take images of .* = \(1, 64, 64\): Runtime"):
+        traced_all([Checkpoint.open(small)], image_size=64)
+
+
+# --- Trust ----------------------------------------------------------------------------------------
+
+OWN = """
+from pathlib import Path
+from torch import nn
+Path("ran").touch()
+
+def make(num_classes=2):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch) -> Path:
+    """A checkpoint whose metadata name a file of code, which leaves a trace where it runs."""
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(OWN)
+    spec = models.parse("net.py:make")
+    path = written(tmp_path / "own.safetensors", models.build(spec), spec)
+    Path("ran").unlink()
+    return path
+
+
+def test_the_code_that_metadata_name_runs_only_if_trusted(run, own):
+    assert run("info", own).code == 0
+    result = run("info", "--layers", own)
+    assert result.code == 1 and "--trust" in result.stderr and result.stderr.count("\n") == 1
+    assert "--model net.py:make" in result.stderr
+    assert not Path("ran").exists()
+    assert run("info", "--layers", own, "--trust").code == 0
+    assert Path("ran").exists()
+
+
+def test_code_that_has_changed_does_not_run_even_if_trusted(run, own):
+    Path("net.py").write_text(OWN + "\n")
+    result = run("info", "--layers", own, "--trust")
+    assert result.code == 1 and "SHA-256" in result.stderr and not Path("ran").exists()
+    Path("net.py").unlink()
+    result = run("info", "--layers", own, "--trust")
+    assert result.code == 1 and "net.py: cannot be read" in result.stderr
+
+
+def test_code_that_was_typed_runs_whatever_the_metadata_say(run, own):
+    Path("net.py").write_text(OWN + "\n")
+    assert run("info", "--layers", own, "--model", "net.py:make").code == 0
+
+
+def test_code_in_the_parts_of_a_stitched_model_does_not_run(run, own):
+    part = read_metadata(own)["model"]
+    layer = {"connector": "linear", "front": [64], "back": [64], "batch_norm": False}
+    spec = ModelSpec("stitched", {"front": part, "back": part, "front_layer": "0",
+                                  "back_layer": "0", "stitching": layer})  # fmt: skip
+    path = written(own.with_name("stitched.safetensors"), nn.Linear(1, 1), spec)
+    result = run("info", "--layers", path)
+    assert result.code == 1 and "--trust" in result.stderr and not Path("ran").exists()
+
+
+# --- Metadata that lie ----------------------------------------------------------------------------
+
+
+SECTIONS = {
+    "model": 3,
+    "data": [],
+    "training": None,
+    "mean": {"data": {**DATA, "mean": "0.5"}},
+    "std": {"data": {**DATA, "std": [0]}},
+    "classes": {"data": {**DATA, "classes": 2}},
+    "name": {"data": {**DATA, "name": 2}},
+    "fingerprint": {"data": {**DATA, "fingerprint": []}},
+    "image_shape": {"data": {**DATA, "image_shape": [3, 10**9, 10**9]}},
+    "epoch": {"training": {"epoch": "last"}},
+    "noise_ratio": {"training": {"noise_ratio": []}},
+    "metrics": {"metrics": 3},
+}
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_sections_of_another_type_are_one_error(run, small, tmp_path, name):
+    changed = SECTIONS[name] if isinstance(SECTIONS[name], dict) else {name: SECTIONS[name]}
+    path = tmp_path / "typed.safetensors"
+    save_tensors(path, "checkpoint", load_file(small), {**read_metadata(small), **changed})
+    for command in (("info", path), ("info", "--layers", path), ("cka", path, path)):
+        result = run(*command)
+        assert result.code == 1 and f"{name!r}" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("digits-cnn", {"num_classes": 10**12}),
+        ("digits-cnn", {"image_size": 10**9}),
+        ("digits-cnn", {"num_classes": -(10**30)}),
+        ("resnet18", {"width": 10**12}),
+        ("resnet18", {"width": 2000}),
+        ("resnet18", {"width": {"a": [10**12]}}),
+        ("torchvision:vit_b_16", {"image_size": 16 * 10**6}),
+        ("torchvision:resnet18", {"weights": "DEFAULT"}),
+        ("torchvision:densenet121", {"growth_rate": 10**9}),
+        ("timm:vit_tiny_patch16_224", {"depth": 10**9}),
+        ("timm:resnet18", {"checkpoint_path": "x.pth"}),
+        ("nowhere", {}),
+    ],
+)
+def test_a_model_far_larger_than_the_file_is_never_made(run, tmp_path, name, options):
+    path = tmp_path / "large.safetensors"
+    written(path, nn.Linear(2, 2), ModelSpec(name, options))
+    tracemalloc.start()
+    result = run("info", "--layers", path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.code == 1 and result.stderr.startswith(f"memtool: error: {path}: ")
+    assert result.stderr.count("\n") == 1
+    assert peak < 200e6
+    assert run("info", path).code == 0
+
+
+def test_a_network_takes_images_with_channels_last_where_it_can_do_with_it():
+    class Viewing(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).view(len(x), -1)
+
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    plain, viewing = (
+        Network(model, [0.5] * 3, [0.2] * 3) for model in (nn.Conv2d(3, 8, 3), Viewing(3, 8, 3))
+    )
+    assert plain.fastest(images).memory_format is torch.channels_last
+    assert viewing.fastest(images).memory_format is None

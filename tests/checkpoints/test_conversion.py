@@ -1,0 +1,171 @@
+"""memtool convert."""
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from memtool.models import nets
+from memtool.tensors import read_metadata
+
+SPEC = "resnet18?channels=3&num_classes=10&width=4"
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    return nets.resnet18(width=4).state_dict()
+
+
+def wrapped(weights, prefix):
+    return {f"{prefix}{key}": value for key, value in weights.items()}
+
+
+LAYOUTS = {
+    "a state dict": lambda w: w,
+    "state_dict": lambda w: {"epoch": 3, "state_dict": w, "optimizer": {"lr": 0.1}},
+    "model_state_dict": lambda w: {"model_state_dict": w, "loss": 0.5},
+    "model": lambda w: {"model": w, "args": {"lr": 0.1}},
+    "net": lambda w: {"net": wrapped(w, "module."), "acc": 95.0},
+    "nested twice": lambda w: {"state": 1, "model": {"state_dict": w}},
+    "Lightning": lambda w: {"state_dict": wrapped(w, "model."), "hparams": {}},
+    "beside an average": lambda w: {"state_dict": w, "state_dict_ema": wrapped(w, "module.")},
+    "an average": lambda w: {"model_ema": wrapped(w, "module.")},
+    "with a number": lambda w: {**w, "best": 0.5},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+@pytest.mark.parametrize("model", [(), ("--model", "resnet18")], ids=["recognized", "named"])
+def test_a_pickle_becomes_a_checkpoint(run, tmp_path, weights, layout, model):
+    source, target = tmp_path / "old.pth", tmp_path / "new.safetensors"
+    torch.save(layout(weights), source)
+    result = run("convert", source, *model, "-o", target)
+    assert result.code == 0, result.stderr
+    assert result.stdout == ""
+    found = load_file(target)
+    assert found.keys() == weights.keys()
+    assert all(torch.equal(found[key], weights[key]) for key in weights)
+    metadata = read_metadata(target, "checkpoint")
+    assert metadata["model"]["name"] == "resnet18" and metadata["model"]["options"]["width"] == 4
+    assert metadata["data"] == metadata["training"] == {}
+    assert run("info", "--layers", target).code == 0
+
+
+def test_safetensors_in_another_layout(run, tmp_path, weights):
+    source, target = tmp_path / "old.safetensors", tmp_path / "new.safetensors"
+    half = {key: value.half() if value.is_floating_point() else value
+            for key, value in weights.items()}  # fmt: skip
+    save_file(wrapped(half, "_orig_mod."), source)
+    result = run("convert", source, "--model", SPEC, "-o", target, "--data", "folder:nowhere")
+    assert result.code == 1 and not target.exists()
+    result = run("convert", source, "--model", SPEC, "-o", target)
+    assert result.code == 0 and "'_orig_mod', undone" in result.stderr
+    found = load_file(target)
+    assert found["conv1.weight"].dtype == torch.float32
+    assert torch.equal(found["conv1.weight"], half["conv1.weight"].float())
+
+
+def test_the_data_set_is_recorded(run, tmp_path, folder, weights):
+    source, target = tmp_path / "old.pt", tmp_path / "new.safetensors"
+    torch.save(weights, source)
+    assert run("convert", source, "-o", target, "--data", f"folder:{folder}", "-q").code == 0
+    data = read_metadata(target)["data"]
+    assert data["name"] == f"folder:{folder}" and len(data["mean"]) == 3
+    result = run("cka", target, target, "--layers", "fc")
+    assert result.code == 0 and result.stdout.count("\n") == 2
+
+
+def test_equal_weights_give_equal_bytes(run, tmp_path, weights):
+    torch.save(weights, tmp_path / "w.pth")
+    for name in ("a", "b"):
+        run("convert", tmp_path / "w.pth", "-o", tmp_path / f"{name}.safetensors")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_weights_of_another_model_are_refused_whole(run, tmp_path, weights):
+    source, target = tmp_path / "old.pth", tmp_path / "new.safetensors"
+    torch.save(weights, source)
+    result = run("convert", source, "--model", "torchvision:resnet34", "-o", target)
+    assert result.code == 1 and "missing" in result.stderr and str(source) in result.stderr
+    del weights["fc.bias"]
+    torch.save(weights, source)
+    result = run("convert", source, "--model", "resnet18?width=4", "-o", target)
+    assert result.code == 1 and "1 missing (fc.bias)" in result.stderr
+    assert not target.exists() and len(os.listdir(tmp_path)) == 1
+
+
+class Evil:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return (Path.touch, (self.path,))
+
+
+def test_a_malicious_pickle_runs_nothing(run, tmp_path):
+    trace = tmp_path / "ran"
+    pickle.loads(pickle.dumps(Evil(trace)))
+    assert trace.exists()  # it would
+    trace.unlink()
+    path = tmp_path / "evil.pth"
+    for save in (
+        lambda: torch.save({"state_dict": {"x": torch.zeros(1)}, "args": Evil(trace)}, path),
+        lambda: torch.save(Evil(trace), path, _use_new_zipfile_serialization=False),
+        lambda: path.write_bytes(pickle.dumps(Evil(trace))),
+    ):
+        save()
+        result = run("convert", path, "--model", SPEC, "-o", tmp_path / "out.safetensors")
+        assert result.code == 1
+        assert result.stderr.startswith(f"memtool: error: {path}: ")
+        assert result.stderr.count("\n") == 1
+        assert not trace.exists() and not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_whole_pickled_model_is_refused_with_a_way_out(run, tmp_path):
+    torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
+    result = run("convert", tmp_path / "whole.pth", "-o", tmp_path / "out.safetensors")
+    assert result.code == 1 and "save the model's state_dict() alone" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ({"epoch": 3}, "there are no named tensors in it"),
+        ({"state_dict": {}}, "there are no named tensors under 'state_dict'"),
+        ([torch.zeros(1)], "there are no named tensors in it"),
+        (torch.zeros(1), "there are no named tensors in it"),
+        ({1: torch.zeros(1)}, "there are no named tensors in it"),
+        ({"x": torch.zeros(1)}, "those of no model of ours or of torchvision"),
+    ],
+)
+def test_pickles_without_weights(run, tmp_path, content, message):
+    torch.save(content, tmp_path / "x.pth")
+    result = run("convert", tmp_path / "x.pth", "-o", tmp_path / "out.safetensors")
+    assert result.code == 1 and message in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_broken_files(run, tmp_path, weights):
+    whole, path = tmp_path / "whole.pth", tmp_path / "x.pth"
+    torch.save(weights, whole)
+    path.write_bytes(whole.read_bytes()[:1000])
+    with zipfile.ZipFile(tmp_path / "other.pth", "w") as archive:
+        archive.writestr("readme.txt", "no weights")
+    for broken in (path, tmp_path / "other.pth", tmp_path / "none.pth", tmp_path):
+        result = run("convert", broken, "-o", tmp_path / "out.safetensors")
+        assert result.code == 1 and str(broken) in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+def test_the_output_is_a_file(run, tmp_path, weights):
+    torch.save(weights, tmp_path / "w.pth")
+    assert run("convert", tmp_path / "w.pth", "-o", "-").code == 2
+    assert run("convert", tmp_path / "w.pth", "-o", tmp_path).code == 2
+    assert run("convert", tmp_path / "w.pth").code == 2

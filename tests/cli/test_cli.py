@@ -1,0 +1,344 @@
+"""The command line, in process: help, exit codes, errors, streams, dry runs."""
+
+import json
+import re
+import resource
+
+import numpy as np
+import pytest
+import typer
+
+from memtool import __version__
+from memtool.cli import app
+from memtool.cli.console import Console
+
+GROUP = typer.main.get_command(app)
+COMMANDS = sorted(GROUP.commands)
+
+
+def files(directory):
+    return sorted(str(path.relative_to(directory)) for path in directory.rglob("*"))
+
+
+# Help.
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_two_examples_and_metavars(run, name):
+    command = GROUP.commands[name]
+    first = command.help.splitlines()[0]
+    assert len(first) < 60 and not first.endswith(".") and first[0].isupper()
+    examples = command.help.partition("Examples:")[2]
+    assert len(re.findall(rf"^ *memtool {name} |\| memtool {name} ", examples, re.M)) >= 2
+    for parameter in command.params:
+        if parameter.name == "help":
+            continue
+        assert parameter.help
+        if not getattr(parameter, "is_flag", False):
+            assert parameter.metavar and parameter.metavar == parameter.metavar.upper()
+    for flag in ("-h", "--help"):
+        result = run(name, flag, env={"COLUMNS": "80"})
+        assert (result.code, result.stderr) == (0, "")
+        assert f"Usage: memtool {name} " in result.stdout and first in result.stdout
+        assert max(map(len, result.stdout.splitlines())) <= 80
+
+
+def test_the_examples_of_the_help_use_options_that_are_there():
+    for name in COMMANDS:
+        text = GROUP.commands[name].help.partition("Examples:")[2]
+        for line in text.replace("\\\n", " ").splitlines():
+            for call in re.findall(r"memtool ([\w-]+)([^|]*)", line):
+                known = {flag for p in GROUP.commands[call[0]].params for flag in p.opts}
+                assert set(re.findall(r"(?<= )--?[a-z][\w-]*", call[1])) <= known
+
+
+def test_one_option_means_one_thing_everywhere():
+    letters = {}
+    for name in COMMANDS:
+        for parameter in GROUP.commands[name].params:
+            for short in (opt for opt in parameter.opts if re.fullmatch("-[a-zA-Z]", opt)):
+                assert letters.setdefault(short, parameter.opts[-1]) == parameter.opts[-1]
+
+
+def test_the_program_has_help_and_a_version(run):
+    result = run("--help")
+    assert result.code == 0
+    assert all(f"\n  {name} " in result.stdout for name in COMMANDS)
+    assert run("-h").stdout == result.stdout
+    assert run("--version").stdout == f"memtool {__version__}\n"
+
+
+def test_no_arguments_show_the_help(run):
+    result = run()
+    assert result.code == 2
+    assert "Usage: memtool" in result.stdout + result.stderr
+
+
+# Wrong usage: exit code 2, and nothing happens.
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["ck"], "No such command 'ck'. Did you mean 'cka'?"),
+        (["train", "--moddel", "x"], "No such option: --moddel"),
+        (["train"], "Missing option"),
+        (["make-noisy", "digits", "-r", "1.5", "-o", "OUT"], "did you mean 1.5%?"),
+        (["make-noisy", "digits", "-r", "150%", "-o", "OUT"], "ratio 150% is outside [0, 1]\n"),
+        (["make-noisy", "digits", "-r", "-0.1", "-o", "OUT"], "outside [0, 1]"),
+        (["make-noisy", "digits", "-r", "nan", "-o", "OUT"], "outside [0, 1]"),
+        (["make-noisy", "digits", "-r", "half", "-o", "OUT"], "'half' is not a ratio"),
+        (["make-noisy", "digits", "-r", ",", "-o", "OUT"], "no ratio given"),
+        (["make-noisy", "digits", "-r", "5%,10%", "-o", "OUT"], "need {ratio} in the name"),
+        (["make-noisy", "digits", "-r", "5%", "--kind", "matrix", "-o", "OUT"], "--matrix FILE"),
+        (["make-noisy", "digits", "-r", "5%", "--kind", "sym", "-o", "OUT"], "'sym' is not one of"),
+        (["make-noisy", "digits", "-r", "5%", "-o", "-"], "ends in .safetensors"),
+        (["make-noisy", "digits", "-r", "5%", "--seed", "-1", "-o", "OUT"], "--seed"),
+        (["train", "--model", "digits-cnn", "-o", "OUT"], "pass --data"),
+        (["train", "--model", "digits-cnn", "--data", "digits", "-o", "r"], ".safetensors"),
+        (["train", "--model", "digits-cnn", "--data", "digits", "-o", "-"], ".safetensors"),
+        (["train", *"--model digits-cnn --data digits --save-at x -o OUT".split()], "'x'"),
+        (["train", *"--model digits-cnn --data digits --save-at 21 -o OUT".split()], "20 epochs"),
+        (
+            ["train", *"--model digits-cnn --data digits --batch-size 1 -o OUT".split()],
+            "--batch-size",
+        ),
+        (["train", *"--model digits-cnn --data digits --format x -o OUT".split()], "'x'"),
+        (["cka", "one.safetensors"], "a checkpoint and a reference"),
+        (["stitch", "one.safetensors"], "a front and a back"),
+        (["plot", "-o", "-"], "name a file"),
+    ],
+    ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
+)
+def test_wrong_usage_is_exit_code_2(run, tmp_path, monkeypatch, arguments, problem):
+    monkeypatch.chdir(tmp_path)
+    result = run(*["out.safetensors" if part == "OUT" else part for part in arguments])
+    assert result.code == 2
+    assert result.stdout == ""
+    assert problem in re.sub(r"\s*\n\s*(?=\w)", " ", result.stderr)
+    assert files(tmp_path) == []
+
+
+# What fails: one line on stderr, exit code 1, and no output.
+
+
+@pytest.fixture
+def broken(runs, folder, tmp_path):
+    """Files that are not what they should be, by name, each in a folder of its own."""
+    from safetensors.numpy import save_file
+
+    directory = tmp_path / "in"
+    (directory / "images" / "train" / "ant").mkdir(parents=True)
+    (directory / "images" / "test" / "ant").mkdir(parents=True)
+    (directory / "text.safetensors").write_text("not safetensors\n")
+    (directory / "empty.safetensors").write_bytes(b"")
+    whole = runs.clean.read_bytes()
+    (directory / "short.safetensors").write_bytes(whole[: len(whole) // 2])
+    (directory / "shorter.safetensors").write_bytes(whole[:200])
+    save_file({"weight": np.eye(2)}, directory / "plain.safetensors")
+    return directory
+
+
+TRAIN = ["train", "--model", "digits-cnn", "--data", "digits", "--epochs", "1", "-o", "OUT"]
+
+
+@pytest.mark.parametrize(
+    "arguments, problem",
+    [
+        (["make-noisy", "digit", "-r", "5%", "-o", "OUT"], "'digit'; did you mean 'digits'?"),
+        (["make-noisy", "folder:IN/none", "-r", "5%", "-o", "OUT"], "IN/none: no such folder"),
+        (["make-noisy", "folder:IN/images", "-r", "5%", "-o", "OUT"], "holds no images"),
+        (["make-noisy", "folder:IN", "-r", "5%", "-o", "OUT"], "holds no images"),
+        (["make-noisy", "digits", "-r", "5%", "-o", "IN/text.safetensors/l.safetensors"], "writt"),
+        (["make-noisy", "digits", "-r", "5%", "--matrix", "IN/no", "-o", "OUT"], "IN/no: "),
+        ([*TRAIN, "--model", "digit-cnn"], "unknown model 'digit-cnn'"),
+        ([*TRAIN, "--model", "digits-cnn?width=3"], "'width'"),
+        ([*TRAIN, "--data", "digit"], "unknown data set 'digit'"),
+        ([*TRAIN, "--labels", "IN/none"], "IN/none: no such file"),
+        ([*TRAIN, "--labels", "CLEAN"], "CLEAN: is a checkpoint file, not a labels file"),
+        ([*TRAIN, "--labels", "LABELS", "--data", "folder:FOLDER"], "another data set"),
+        ([*TRAIN, "-o", "/proc/r.safetensors"], "/proc/r.safetensors: cannot be written"),
+        ([*TRAIN, "--table", "/proc/r.csv"], "/proc/r.csv: cannot be written"),
+        ([*TRAIN, "--table", "IN/rows.png"], "IN/rows.png: the suffix says no table format"),
+        ([*TRAIN, "--device", "gpu"], "device 'gpu' is not available"),
+        ([*TRAIN, "--device", "cpu:x"], "device 'cpu:x' is not available"),
+        (["cka", "CLEAN", "LABELS", "-o", "OUT.csv"], "LABELS: is a labels file"),
+        (["cka", "CLEAN", "IN/none", "-o", "OUT.csv"], "IN/none: no such file"),
+        (["cka", "CLEAN", "IN", "-o", "OUT.csv"], "IN: "),
+        (["cka", "CLEAN", "IN/text.safetensors", "-o", "OUT.csv"], "IN/text.safetensors: "),
+        (["cka", "CLEAN", "IN/empty.safetensors", "-o", "OUT.csv"], "IN/empty.safetensors: "),
+        (["cka", "CLEAN", "IN/short.safetensors", "-o", "OUT.csv"], "IN/short.safetensors: "),
+        (["cka", "CLEAN", "IN/shorter.safetensors", "-o", "OUT.csv"], "IN/shorter.safetensors: "),
+        (["info", "--layers", "IN/plain.safetensors"], "IN/plain.safetensors: "),
+        (["cka", "CLEAN", "CLEAN", "--layers", "blok1", "-o", "OUT.csv"], "block1"),
+        (["cka", "CLEAN", "CLEAN", "-o", "/proc/x.csv"], "/proc/x.csv: cannot be written"),
+        (["cka", "CLEAN", "CLEAN", "-o", "IN"], "IN: is a folder"),
+        (["stitch", "CLEAN", "CLEAN", "--at", "blok1", "-o", "OUT.csv"], "block1"),
+        (["stitch", "CLEAN", "IN/text.safetensors", "-o", "OUT.csv"], "IN/text.safetensors: "),
+        (["stitch", "CLEAN", "CLEAN", "--save", "/proc/x", "-o", "OUT.csv"], "/proc/x"),
+        (["info", "IN/none"], "IN/none: no such file"),
+        (["info", "IN/text.safetensors"], "IN/text.safetensors: "),
+        (["info", "IN/short.safetensors"], "IN/short.safetensors: "),
+        (["plot", "IN/none.csv", "-o", "OUT.png"], "IN/none.csv: no such file"),
+        (["plot", "CLEAN", "-o", "OUT.png"], "CLEAN: cannot be read as text"),
+        (["plot", "IN/text.safetensors", "-o", "OUT.gif"], "OUT.gif: "),
+        (["plot", "IN/text.safetensors", "-o", "OUT.png"], "IN/text.safetensors: holds no rows"),
+        (["plot", "IN/text.safetensors", "-o", "/proc/f.png"], "/proc/f.png: cannot be written"),
+    ],
+    ids=lambda value: " ".join(value)[-45:] if isinstance(value, list) else "",
+)
+def test_what_fails_says_so_in_one_line_and_leaves_no_output(
+    run, runs, folder, broken, tmp_path, arguments, problem
+):
+    places = {
+        "OUT.": f"{tmp_path}/out.",
+        "OUT": tmp_path / "out.safetensors",
+        "IN": broken,
+        "CLEAN": runs.clean,
+        "LABELS": runs.noisy_labels,
+        "FOLDER": folder,
+    }
+
+    def placed(text):
+        pattern = r"\bOUT\.|\b(?:OUT|IN|CLEAN|LABELS|FOLDER)\b"
+        return re.sub(pattern, lambda found: str(places[found[0]]), text)
+
+    before = files(tmp_path)
+    result = run(*map(placed, arguments))
+    assert result.code == 1, result
+    assert result.stderr.startswith("memtool: error: ")
+    assert placed(problem) in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stdout == ""
+    assert files(tmp_path) == before
+
+
+def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):
+    from memtool import MemtoolError
+    from memtool.checkpoints import description
+
+    def fail(*_):
+        raise MemtoolError("first\nsecond")
+
+    monkeypatch.setattr(description, "files", fail)
+    result = run("info", "any.safetensors")
+    assert (result.code, result.stderr) == (1, "memtool: error: first second\n")
+
+
+@pytest.fixture
+def small_files():
+    """No file may grow beyond 20 KiB, as if the disk were full; Python ignores the signal."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20 * 1024, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("arguments", [TRAIN, ["make-noisy", "digits", "-r", "5%", "-o", "OUT"]])
+def test_a_full_disk_is_an_error_that_leaves_nothing(run, tmp_path, small_files, arguments):
+    result = run(*[tmp_path / "out.safetensors" if part == "OUT" else part for part in arguments])
+    assert result.code == 1
+    assert result.stderr.startswith(f"memtool: error: {tmp_path}/out.")
+    assert "File too large" in result.stderr and result.stderr.count("\n") == 1
+    assert files(tmp_path) == []
+
+
+# Streams.
+
+
+def test_rows_go_to_stdout_by_default_and_by_a_dash(run, runs):
+    rows = run("info", runs.clean)
+    assert rows.stderr == "" and rows.stdout.startswith("file,")
+    assert run("info", runs.clean, "-o", "-") == rows
+
+
+def test_rows_go_to_a_file_and_then_nowhere_else(run, runs, tmp_path):
+    path = tmp_path / "rows.csv"
+    result = run("info", runs.clean, "-o", path)
+    assert (result.code, result.stdout, result.stderr) == (0, "", "")
+    assert path.read_text() == run("info", runs.clean).stdout
+
+
+@pytest.mark.parametrize("format, start", [("csv", "file,"), ("tsv", "file\t"), ("jsonl", "{")])
+def test_the_format_of_the_rows(run, runs, format, start):
+    assert run("info", runs.clean, "--format", format).stdout.startswith(start)
+
+
+def test_quiet_means_no_notes(run, tmp_path):
+    arguments = ("make-noisy", "digits", "-r", "50%", "-o", tmp_path / "l.safetensors")
+    loud, quiet = run(*arguments), run(*arguments, "-q")
+    assert re.fullmatch(r"\S+: 648 redrawn, \d+ of 1297 mislabelled\n", loud.stderr)
+    assert (loud.stdout, quiet.stdout, quiet.stderr) == ("", "", "")
+
+
+def test_a_warning_is_said_even_when_quiet(capsys):
+    Console(quiet=True).warn("it is odd")
+    assert capsys.readouterr().err == "memtool: warning: it is odd\n"
+
+
+@pytest.mark.parametrize("quiet, said", [(False, "work: 2/3, more\nwork: 3/3\n"), (True, "")])
+def test_a_log_is_told_now_and_then_how_far_long_work_has_got(capsys, monkeypatch, quiet, said):
+    clock = iter([0, 10, 31, 31, 62, 62, 62]).__next__
+    monkeypatch.setattr("memtool.cli.console.clock", clock)
+    with Console(quiet).progress("work", 3) as advance:
+        advance()
+        advance(description="more")
+        advance()
+    assert capsys.readouterr().err == said
+
+
+# Dry runs: everything is checked, the settings are JSON, nothing is written.
+
+
+def test_a_dry_run_of_make_noisy(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("make-noisy", "digits", "-r", "0,37.5%", "--seed", 3, "--dry-run")
+    result = run(*arguments, "-o", "labels/r{ratio}.safetensors")
+    assert (result.code, result.stderr, files(tmp_path)) == (0, "", [])
+    assert result.stdout == (
+        '{"output": "labels/r0.safetensors", "data": "digits", "ratio": 0.0, '
+        '"kind": "uniform", "seed": 3}\n'
+        '{"output": "labels/r37.5.safetensors", "data": "digits", "ratio": 0.375, '
+        '"kind": "uniform", "seed": 3}\n'
+    )
+
+
+def test_a_dry_run_of_train(run, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(
+        *("train", "--model", "digits-cnn", "--labels", runs.noisy_labels, "--save-every", 1),
+        *("-o", "runs/r50.safetensors", "--table", "runs/r50.csv", "--dry-run"),
+    )
+    assert (result.code, result.stderr, files(tmp_path)) == (0, "", [])
+    settings = json.loads(result.stdout)
+    assert settings["output"] == "runs/r50.safetensors"
+    assert settings["data"]["name"] == "digits"
+    assert settings["model"]["name"] == "digits-cnn"
+    assert settings["training"] == {
+        "epochs": 20,
+        "batch_size": 64,
+        "optimizer": "adamw",
+        "learning_rate": 0.003,
+        "weight_decay": 0.01,
+        "schedule": "linear",
+        "warmup": 0.1,
+        "seed": 0,
+        "noise_ratio": 0.5,
+        "noise_kind": "uniform",
+        "noise_seed": 0,
+        "epoch": 0,
+        "steps": 0,
+    }
+
+
+def test_a_dry_run_of_stitch(run, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(
+        *("stitch", runs.noisy, runs.clean, "--at", "block1,block6", "--both", "--dry-run"),
+        *("-o", "rows.csv", "--save", "stitched"),
+    )
+    assert (result.code, result.stderr, files(tmp_path)) == (0, "", [])
+    settings = json.loads(result.stdout)
+    assert settings["back"] == str(runs.clean)
+    assert settings["cuts"] == {str(runs.noisy): ["block1=block1", "block6=block6"]}
+    assert (settings["start"], settings["epochs"], settings["learning_rate"]) == ("lstsq", 5, 0.002)

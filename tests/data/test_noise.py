@@ -1,0 +1,175 @@
+"""Label noise: how many labels are redrawn, which, and to what."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memtool import MemtoolError
+from memtool.data.labels import LabelFile
+from memtool.data.noise import NoiseKind, check_transition_matrix, redraw, transition_matrix
+
+DRAWN = [NoiseKind.uniform, NoiseKind.symmetric, NoiseKind.pairflip]
+ratios = st.floats(0, 1)
+class_counts = st.integers(2, 12)
+seeds = st.integers(0, 2**32 - 1)
+
+
+def labels_of(examples: int, classes: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed + 1).integers(0, classes, examples)
+
+
+# A matrix that gives every redrawn example a class apart shows which examples were redrawn.
+@given(st.integers(0, 400), ratios, seeds)
+def test_exactly_round_rn_examples_are_redrawn(examples, ratio, seed):
+    to_class_1 = np.array([[0.0, 1.0], [0.0, 1.0]])
+    noisy = redraw(np.zeros(examples, np.int64), to_class_1, ratio, seed)
+    assert noisy.sum() == round(ratio * examples)
+
+
+@given(class_counts, ratios, ratios, seeds, st.sampled_from(DRAWN))
+@settings(max_examples=60)
+def test_one_seed_gives_nested_sets(classes, one, other, seed, kind):
+    true = labels_of(200, classes)
+    few, many = sorted((one, other))
+    transition = transition_matrix(kind, classes)
+    less, more = (redraw(true, transition, ratio, seed) for ratio in (few, many))
+    mislabelled = less != true
+    assert (more[mislabelled] == less[mislabelled]).all()
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_one_seed_gives_one_labelling(kind):
+    true, transition = labels_of(500, 10), transition_matrix(kind, 10)
+    labelling = redraw(true, transition, 0.5, seed=3)
+    assert (redraw(true, transition, 0.5, seed=3) == labelling).all()
+    assert (redraw(true, transition, 0.5, seed=4) != labelling).any()
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+def test_the_true_labels_are_not_written_to_and_stay_at_ratio_0(kind):
+    true = labels_of(500, 10)
+    before = true.copy()
+    assert (redraw(true, transition_matrix(kind, 10), 0, seed=0) == before).all()
+    redraw(true, transition_matrix(kind, 10), 1, seed=0)
+    assert (true == before).all()
+
+
+@pytest.mark.parametrize("kind", DRAWN)
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_every_class_that_can_be_drawn_is_and_no_other(kind, classes):
+    true = np.repeat(np.arange(classes), 400)
+    transition = transition_matrix(kind, classes)
+    noisy = redraw(true, transition, 1, seed=0)
+    drawn = np.zeros((classes, classes), bool)
+    drawn[true, noisy] = True
+    assert (drawn == (transition > 0)).all()
+
+
+def test_what_each_kind_may_draw():
+    assert transition_matrix(NoiseKind.uniform, 4) == pytest.approx(np.full((4, 4), 0.25))
+    assert transition_matrix(NoiseKind.symmetric, 3) == pytest.approx(
+        np.array([[0, 0.5, 0.5], [0.5, 0, 0.5], [0.5, 0.5, 0]])
+    )
+    assert (
+        transition_matrix(NoiseKind.pairflip, 3) == [[0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    ).all()  # rows are true classes: the last one goes to the first
+
+
+@given(class_counts, seeds)
+@settings(max_examples=30)
+def test_symmetric_and_pairflip_never_draw_the_true_class(classes, seed):
+    true = labels_of(300, classes, seed)
+    for kind in (NoiseKind.symmetric, NoiseKind.pairflip):
+        assert (redraw(true, transition_matrix(kind, classes), 1, seed) != true).all()
+
+
+@pytest.mark.parametrize("classes", [2, 10])
+@pytest.mark.parametrize("ratio", [0.25, 1.0])
+def test_uniform_noise_mislabels_r_times_1_minus_1_over_c(classes, ratio):
+    examples = 40_000
+    true = labels_of(examples, classes)
+    noisy = redraw(true, transition_matrix(NoiseKind.uniform, classes), ratio, seed=0)
+    expected = ratio * (1 - 1 / classes)
+    assert (noisy != true).mean() == pytest.approx(expected, abs=4 * (0.25 / examples) ** 0.5)
+
+
+def test_draws_follow_the_transition_matrix():
+    transition = np.array([[0.7, 0.2, 0.1], [0.0, 0.5, 0.5], [0.05, 0.0, 0.95]])
+    true = np.repeat(np.arange(3), 20_000)
+    noisy = redraw(true, transition, 1, seed=0)
+    shares = np.array([np.bincount(noisy[true == label], minlength=3) for label in range(3)])
+    assert shares / 20_000 == pytest.approx(transition, abs=0.015)
+    assert (shares[transition == 0] == 0).all()
+
+
+@given(st.lists(st.floats(0, 1), min_size=2, max_size=30).filter(lambda row: sum(row) > 0.1))
+def test_a_row_that_sums_to_nearly_1_in_floating_point_gives_no_class_of_probability_0(weights):
+    row = np.array([0.0, *weights, 0.0])
+    row /= row.sum()  # seldom exactly 1, as summed by cumsum
+    transition = np.tile(row, (len(row), 1))
+    noisy = redraw(labels_of(300, len(row)), transition, 1, seed=0)
+    assert (row[noisy] > 0).all()
+
+
+@pytest.mark.parametrize("ratio", [-0.01, 1.01, float("nan")])
+def test_a_ratio_outside_0_to_1_is_an_error(ratio):
+    with pytest.raises(MemtoolError, match="outside"):
+        redraw(labels_of(10, 2), transition_matrix(NoiseKind.uniform, 2), ratio, 0)
+
+
+@pytest.mark.parametrize("kind", [NoiseKind.symmetric, NoiseKind.pairflip])
+def test_another_class_needs_two(kind):
+    with pytest.raises(MemtoolError, match="two classes"):
+        transition_matrix(kind, 1)
+
+
+@pytest.mark.parametrize(
+    "matrix, problem",
+    [
+        (np.eye(3), "2 x 2"),
+        (np.array([[0.5, 0.5], [0.5, 0.4]]), "row 1"),
+        (np.array([[1.5, -0.5], [0, 1]]), "row 0"),
+        (np.array([[np.nan, 1], [0, 1]]), "row 0"),
+    ],
+    ids=["shape", "sum", "negative", "nan"],
+)
+def test_what_is_no_transition_matrix(matrix, problem):
+    with pytest.raises(MemtoolError, match=problem):
+        check_transition_matrix(matrix, 2)
+
+
+def test_a_matrix_file_is_used_and_recorded(run, tmp_path):
+    next_class = np.roll(np.eye(10), 1, axis=1)
+    matrix, labels = tmp_path / "next.txt", tmp_path / "labels.safetensors"
+    np.savetxt(matrix, next_class, delimiter=",")
+    assert run("make-noisy", "digits", "-r", "1", "--matrix", matrix, "-o", labels).code == 0
+    file = LabelFile.load(labels)
+    assert (file.given == (file.true + 1) % 10).all()
+    assert file.metadata["noise"] == {
+        "ratio": 1.0,
+        "kind": "matrix",
+        "seed": 0,
+        "matrix": next_class.tolist(),
+    }
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("", "not a transition matrix"),
+        ("0.5 0.5\n", "10 x 10"),
+        ("0.5 0.5\n1\n", "not a transition matrix"),
+        ("a b\n", "not a transition matrix"),
+        ("\x80", "not a transition matrix"),
+    ],
+    ids=["empty", "shape", "ragged", "words", "binary"],
+)
+def test_a_bad_matrix_file_is_an_error_that_names_it(run, tmp_path, text, problem):
+    matrix, labels = tmp_path / "t.txt", tmp_path / "labels.safetensors"
+    matrix.write_bytes(text.encode("latin-1"))
+    result = run("make-noisy", "digits", "-r", "1", "--matrix", matrix, "-o", labels)
+    assert result.code == 1
+    assert result.stderr.startswith(f"memtool: error: {matrix}: ") and problem in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not labels.exists()

@@ -1,0 +1,352 @@
+"""Comparing checkpoints: the command and its rows."""
+
+import csv
+import io
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from memtool.checkpoints.checkpoint import Checkpoint
+from memtool.data.datasets import load
+from memtool.similarity import compare as comparison
+from memtool.tensors import load_tensors, read_metadata, save_tensors
+
+
+def rows(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def values(result):
+    assert result.code == 0, result.stderr
+    return {(r["layer"], r["reference_layer"]): float(r["cka"]) for r in rows(result.stdout)}
+
+
+def close(found, expected, tolerance=1e-6):
+    assert found.keys() == expected.keys()
+    assert max(abs(found[key] - expected[key]) for key in found) < tolerance
+
+
+def rewritten(path, target, change):
+    """A copy of a checkpoint with its tensors changed."""
+    tensors, metadata = load_tensors(path), read_metadata(path)
+    change(tensors)
+    save_tensors(target, metadata.pop("kind"), tensors, metadata)
+    return target
+
+
+@pytest.fixture(scope="module")
+def other(runs):
+    """Another network than either run's."""
+    generator = torch.Generator().manual_seed(1)
+
+    def change(tensors):
+        for key, tensor in tensors.items():
+            if tensor.is_floating_point() and key.endswith("weight") and tensor.ndim > 1:
+                noise = torch.randn(tensor.shape, generator=generator)
+                tensors[key] = tensor + noise * tensor.std()
+
+    return rewritten(runs.clean, runs.folder / "other.safetensors", change)
+
+
+@pytest.fixture
+def counted(monkeypatch):
+    """How many images each network's forward passes saw, by file."""
+    seen: dict[str, int] = {}
+    original = Checkpoint.network
+
+    def network(self, device):
+        result = original(self, device)
+        result.model.register_forward_pre_hook(
+            lambda module, inputs: seen.update(
+                {self.path.name: seen[self.path.name] + len(inputs[0])}
+            )
+        )
+        seen.setdefault(self.path.name, 0)
+        return result
+
+    monkeypatch.setattr(Checkpoint, "network", network)
+    return seen
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased", "minibatch"])
+@pytest.mark.parametrize("pairs", ["same", "all"])
+def test_values_are_those_of_an_out_of_place_twin_in_float64(run, runs, other, estimator, pairs):
+    """In-place ReLUs change nothing: the reference keeps all activations of models without any."""
+    names, features = None, []
+    for path in (runs.noisy, other):
+        checkpoint = Checkpoint.open(path)
+        network = checkpoint.network(torch.device("cpu"))
+        for module in network.model.modules():
+            if isinstance(module, nn.ReLU):
+                module.inplace = False
+        images = torch.from_numpy(load("digits").test.images)
+        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
+        found = {}
+        hooks = [
+            module.register_forward_hook(
+                lambda module, inputs, output, name=name, found=found: found.update(
+                    {name: output.detach()}
+                )
+            )
+            for name, module in network.model.named_modules()
+            if name
+        ]
+        network(images[order])
+        for hook in hooks:
+            hook.remove()
+        names = list(found)
+        features.append({name: found[name].double().flatten(1) for name in names})
+    sizes = [250, 250] if estimator == "minibatch" else [500]
+
+    def hsic(a, b):
+        total = 0
+        for x, y in zip(a.split(sizes), b.split(sizes), strict=True):
+            n = len(x)
+            h = torch.eye(n, dtype=torch.float64) - 1 / n
+            k, l = h @ x @ x.T @ h, h @ y @ y.T @ h  # noqa: E741
+            if estimator == "exact":
+                total += (k * l).sum()
+                continue
+            k, l = k - k.diag().diag(), l - l.diag().diag()  # noqa: E741
+            middle = k.sum() * l.sum() / ((n - 1) * (n - 2))
+            total += (k * l).sum() + middle - 2 / (n - 2) * (k.sum(1) @ l.sum(1))
+        return total
+
+    command = ("cka", runs.noisy, other, "--estimator", estimator, "--pairs", pairs)
+    found = values(run(*command))
+    chosen = found if pairs == "same" else {k: found[k] for k in list(found)[:: len(names) + 3]}
+    for layer, reference_layer in chosen:
+        x, y = features[0][layer], features[1][reference_layer]
+        expected = hsic(x, y) / (hsic(x, x) * hsic(y, y)).sqrt()
+        assert found[layer, reference_layer] == pytest.approx(expected.item(), abs=1e-5)
+    assert len({round(value, 2) for value in found.values()}) > 5
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased", "minibatch"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_a_network_with_itself_gives_1(run, runs, estimator, kernel):
+    options = ("--estimator", estimator, "--kernel", kernel, "--pairs", "all")
+    found = values(run("cka", runs.clean, runs.clean, *options))
+    assert all(abs(value - 1) < 1e-6 for (a, b), value in found.items() if a == b)
+    assert any(value < 0.9 for value in found.values())
+
+
+def test_rows_go_by_the_layers_own_names_in_order_of_execution(run, runs):
+    result = run("cka", runs.noisy, runs.clean, "--layers", "fc,block2*", "--pairs", "all")
+    names = ["block2.conv", "block2.norm", "block2.relu", "block2.pool", "block2", "fc"]
+    assert [(r["layer"], r["reference_layer"]) for r in rows(result.stdout)] == [
+        (a, b) for a in names for b in names
+    ]
+    assert values(result)["block2.pool", "fc"] == values(result)["block2", "fc"]
+
+
+def test_every_condition_is_a_column(run, runs):
+    command = ("cka", runs.noisy, runs.clean, "--layers", "fc", "--seed", 3)
+    exact, rbf = (
+        rows(run(*command, *more).stdout)[0]
+        for more in ((), ("--estimator", "minibatch", "--kernel", "rbf", "--bandwidth", 0.5))
+    )
+    assert (exact["estimator"], exact["kernel"], exact["bandwidth"]) == ("exact", "linear", "")
+    assert (rbf["estimator"], rbf["kernel"], rbf["bandwidth"]) == ("minibatch", "rbf", "0.5")
+    assert (exact["n"], exact["sample_seed"], exact["precision"]) == ("500", "3", "float32")
+    assert (exact["batch_size"], rbf["batch_size"]) == ("50", "250")
+    assert 0 < float(exact["cka_se"]) < 0.1 and 0 < float(rbf["cka_se"])
+
+
+def test_the_order_of_examples_does_not_matter_to_exact(run, runs):
+    command = ("cka", runs.noisy, runs.clean, "--seed")
+    close(values(run(*command, 0)), values(run(*command, 1)))
+    minibatch = ("--estimator", "minibatch", "--batch-size", 50)
+    first, second = (values(run(*command, seed, *minibatch)) for seed in (0, 1))
+    assert any(abs(first[key] - second[key]) > 1e-5 for key in first)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
+def test_each_network_runs_once(run, runs, other, counted, estimator):
+    result = run("cka", runs.noisy, other, runs.clean, "--estimator", estimator)
+    once = 500 + 2  # two to see which memory format suits the network
+    assert counted == {"r50.safetensors": once, "other.safetensors": once, "r0.safetensors": once}
+    assert f"{estimator} CKA of 500 examples" in result.stderr
+    assert "1 forward pass of each network" in result.stderr
+
+
+@pytest.mark.parametrize("pairs", ["same", "all"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_blocks_and_groups_equal_one_pass(run, runs, other, counted, pairs, kernel):
+    options = ("--estimator", "unbiased", "--pairs", pairs, "--kernel", kernel)
+    command = ("cka", runs.noisy, other, runs.clean, *options, "--format", "csv")
+    whole, small = run(*command), run(*command, "--memory", "12MiB")
+    assert "blocks of examples" in small.stderr
+    assert counted["r0.safetensors"] > 1000
+    for a, b in zip(rows(whole.stdout), rows(small.stdout), strict=True):
+        assert {k: v for k, v in a.items() if k not in ("cka", "cka_se")}.items() <= b.items()
+        assert float(a["cka"]) == pytest.approx(float(b["cka"]), abs=1e-6)
+        assert float(a["cka_se"]) == pytest.approx(float(b["cka_se"]), abs=1e-6)
+
+
+def test_a_budget_too_small_for_anything(run, runs):
+    result = run("cka", runs.noisy, runs.clean, "--estimator", "exact", "--memory", "1MiB")
+    assert result.code == 1 and result.stdout == ""
+    assert "--memory: exact CKA of these layers takes" in result.stderr
+
+
+@pytest.mark.parametrize("size", ["4", "GiB", "-1GiB", "4XiB"])
+def test_sizes_that_are_none(run, runs, size):
+    assert run("cka", runs.noisy, runs.clean, f"--memory={size}").code == 2
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased"])
+def test_feature_space_gives_the_values_of_gram_matrices(run, runs, other, estimator):
+    command = ("cka", runs.noisy, other, "--estimator", estimator, "--pairs", "all", "--layers")
+    found = run(*command, "block6,fc")
+    by_grams = rows(run(*command, "all").stdout)
+    assert len(rows(found.stdout)) == 4
+    for row in rows(found.stdout):
+        pair = row["layer"], row["reference_layer"]
+        (expected,) = [one for one in by_grams if (one["layer"], one["reference_layer"]) == pair]
+        for column in ("cka", "cka_se"):
+            assert float(row[column]) == pytest.approx(float(expected[column]), abs=1e-6)
+
+
+def test_a_dead_layer_is_told_once_and_its_cells_are_empty(run, runs, tmp_path):
+    def kill(tensors):
+        tensors["block3.norm.weight"].zero_()
+        tensors["block3.norm.bias"].fill_(-1)
+
+    dead = rewritten(runs.clean, tmp_path / "dead.safetensors", kill)
+    half = run("cka", dead, runs.clean, "--layers", "block3", "--precision", "bf16")
+    assert half.code == 0 and "block3 is the same for all images" in half.stderr
+    result = run("cka", dead, runs.clean, "--pairs", "all")
+    assert result.code == 0
+    empty = {row["layer"] for row in rows(result.stdout) if row["cka"] == ""}
+    assert {"block3.norm", "block3.relu", "block3"} <= empty and "block2" not in empty
+    assert "nan" not in result.stdout.lower()
+    assert result.stderr.count("block3.norm is the same for all images") == 1
+    assert "block3.relu, block3 is the same for all images" in result.stderr
+
+
+def test_layers_of_other_names(run, runs):
+    command = ("cka", runs.noisy, runs.clean, "--layers", "block1,block2", "--layers-reference")
+    found = values(run(*command, "block2,block3"))
+    assert list(found) == [("block1", "block2"), ("block2", "block3")]
+    assert list(values(run(*command, "fc", "--pairs", "all"))) == [
+        ("block1", "fc"),
+        ("block2", "fc"),
+    ]
+    assert "2 layers chosen, but 1 of" in run(*command, "fc").stderr
+    assert "no layer matches 'blok'" in run(*command, "blok").stderr
+
+
+class Odd(nn.Module):
+    """Reuses a module, returns tuples and dicts, never calls one module."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(1, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.split = Split()
+        self.idle = nn.Linear(2, 2)
+        self.fc = nn.Linear(256, num_classes)
+
+    def forward(self, x):
+        x = self.relu(self.body(x))
+        x = self.split(x)["first"]
+        return self.fc(self.relu(x - 0.1).flatten(1))
+
+
+class Viewing(nn.Module):
+    """Takes its features as if they lay in memory channels first."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.last = nn.Conv2d(4, 4, 3, padding=1)
+        self.fc = nn.Linear(256, num_classes)
+
+    def forward(self, x):
+        x = self.last(self.norm(self.conv(x)))
+        return self.fc(x.view(len(x), -1))
+
+
+def test_a_model_that_cannot_have_its_channels_last(run, tmp_path):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_file(Viewing().state_dict(), tmp_path / f"{seed}.safetensors")
+    command = ("cka", tmp_path / "0.safetensors", tmp_path / "1.safetensors", "--data", "digits")
+    found = values(run(*command, "--model", f"{__file__}:Viewing"))
+    assert [layer for layer, _ in found] == ["conv", "norm", "last", "fc"]
+    assert all(0 < value < 1 for value in found.values())
+
+
+class Split(nn.Module):
+    def forward(self, x):
+        return {"first": x * 2, "second": x + 1}
+
+
+def test_modules_of_all_kinds(run, runs, tmp_path):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_file(Odd().state_dict(), tmp_path / f"{seed}.safetensors")
+    model = ("--model", f"{__file__}:Odd", "--data", "digits")
+    command = ("cka", tmp_path / "0.safetensors", tmp_path / "1.safetensors", *model)
+    result = run(*command)
+    assert [layer for layer, _ in values(result)] == ["body", "relu", "split", "relu_1", "fc"]
+    assert "no activations of idle" in result.stderr
+    reference = (runs.clean, "--model-reference", "digits-cnn", "--pairs", "all")
+    found = values(run(*command[:2], *reference, *model))
+    assert len(found) == 5 * 28 and ("relu_1", "block3.relu") in found
+    assert run(*command, "-q").stderr == ""
+
+
+def test_bf16_stays_within_a_thousandth(run, runs):
+    command = ("cka", runs.noisy, runs.clean, "--layers", "block?")
+    whole, half = (run(*command, "--precision", one) for one in ("float32", "bf16"))
+    close(values(half), values(whole), 1e-3)
+    assert values(half) != values(whole)
+    assert {row["precision"] for row in rows(half.stdout)} == {"bf16"}
+
+
+@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
+def test_bf16_that_changes_cka_is_not_used(run, runs, tmp_path, estimator):
+    """The features lie on an offset that leaves bf16 no digits for what they differ in."""
+
+    def lift(tensors):
+        tensors["block5.norm.bias"] += 1000
+
+    lifted = rewritten(runs.noisy, tmp_path / "lifted.safetensors", lift)
+    command = ("cka", lifted, runs.clean, "--layers", "block5", "--estimator", estimator)
+    whole, half = (run(*command, "--precision", one) for one in ("float32", "bf16"))
+    assert half.stdout == whole.stdout
+    assert "--precision bf16 changes CKA of block5 by" in half.stderr
+    assert "more than 0.001: computing in float32" in half.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("estimator", "pairs"), [("exact", "all"), ("unbiased", "same"), ("minibatch", "all")]
+)
+def test_two_processes_give_the_rows_of_one(run, runs, other, tmp_path, estimator, pairs):
+    arguments = ["cka", runs.noisy, other, runs.clean, "--estimator", estimator]
+    arguments += ["--batch-size", 100, "--pairs", pairs, "--format", "csv"]
+    shared = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "memtool"]
+        + [str(argument) for argument in arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=Path(comparison.__file__).parents[1],
+    )
+    assert shared.returncode == 0, shared.stderr
+    alone = rows(run(*arguments).stdout)
+    for a, b in zip(alone, rows(shared.stdout), strict=True):
+        for column in ("cka", "cka_se"):
+            assert float(a.pop(column)) == pytest.approx(float(b.pop(column)), abs=1e-6)
+        assert a == b
+    assert shared.stderr.count("CKA of 500 examples") == 1

@@ -1,0 +1,139 @@
+"""HSIC in feature space, against that of Gram matrices and the published formula."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memtool import MemtoolError
+from memtool.similarity import feature_space as covariance
+from memtool.similarity.alignment import Alignment, FeatureAlignment, grams
+from memtool.similarity.feature_space import Features, is_cheaper
+from memtool.similarity.settings import Estimator
+from memtool.similarity.stream import CKA, cka
+
+ESTIMATORS = ["exact", "unbiased"]
+
+
+def in_feature_space(xs, ys, estimator, sizes):
+    """CKA and standard error of each layer with its counterpart, (layers,), over batches."""
+    sides = [Features(range(len(layers)), Estimator(estimator)) for layers in (xs, ys)]
+    parts = [[layer.split(sizes) for layer in layers] for layers in (xs, ys)]
+    for batch, size in enumerate(sizes):
+        for side, layers in zip(sides, parts, strict=True):
+            side.begin(batch, size)
+            for i, layer in enumerate(layers):
+                side.see(i, layer[batch].clone())
+    return FeatureAlignment(*sides, [(i, i) for i in range(len(xs))]).compute()
+
+
+def by_gram_matrices(x, y, estimator, sizes):
+    stream = CKA(estimator)
+    for a, b in zip(x.split(sizes), y.split(sizes), strict=True):
+        stream.update([a], [b])
+    return stream.compute().item(), stream.standard_error().item()
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    estimator=st.sampled_from(ESTIMATORS),
+    sizes=st.lists(st.integers(1, 9), min_size=1, max_size=13).filter(lambda s: sum(s) >= 8),
+    shape=st.sampled_from([(), (1,), (30,), (3, 4), (2, 3, 3)]),
+    scale=st.sampled_from([1e-9, 1.0, 1e9]),
+    offset=st.sampled_from([0.0, 1.0, 100.0]),
+    part=st.sampled_from([1, 9, 10**6]),
+    seed=st.integers(0, 3),
+)
+def test_equals_gram_matrices(estimator, sizes, shape, scale, offset, part, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(sum(sizes), *shape, generator=generator, dtype=torch.float64)
+    y = torch.randn(sum(sizes), 4, generator=generator, dtype=torch.float64)
+    y[:, 0] += 2 * x.reshape(len(x), -1)[:, 0]
+    x = (x + offset) * scale
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(covariance, "PART", part)
+        value, error = (z.item() for z in in_feature_space([x], [y], estimator, sizes))
+    expected, expected_error = by_gram_matrices(x, y, estimator, sizes)
+    assert value == pytest.approx(expected, abs=1e-9, rel=1e-6, nan_ok=True)
+    assert error == pytest.approx(expected_error, abs=1e-9, rel=1e-6, nan_ok=True)
+
+
+@pytest.mark.parametrize("shift", [0, 10_000])
+def test_equals_the_formula_of_kornblith(shift):
+    """|Yc^T Xc|^2 / (|Xc^T Xc| |Yc^T Yc|), Kornblith et al. 2019, Eq. 5."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(700, 60, generator=generator)
+    y = torch.randn(700, 40, generator=generator) + x[:, 20:]
+    a, b = (z.double() - z.double().mean(0) for z in (x, y))
+    expected = (b.T @ a).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
+    assert is_cheaper(700, (60, 40), [(60, 40)])
+    tolerance = 1e-4 if shift else 1e-7
+    assert cka(x + shift, y - shift).item() == pytest.approx(expected.item(), abs=tolerance)
+    by_batches, _ = in_feature_space([x + shift], [y - shift], "exact", [100] * 7)
+    assert by_batches.item() == pytest.approx(expected.item(), abs=tolerance)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_a_layer_with_itself_is_1_and_a_constant_one_has_no_cka(estimator):
+    x = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    values, errors = in_feature_space(
+        [x, torch.full((60, 9), 0.1)], [x, x], estimator, [20, 20, 20]
+    )
+    assert values[0].item() == pytest.approx(1, abs=1e-9)
+    assert errors[0].item() == pytest.approx(0, abs=1e-9)
+    assert math.isnan(values[1]) and math.isnan(errors[1])
+
+
+@pytest.mark.parametrize("estimator", [*ESTIMATORS, "minibatch", "features"])
+def test_a_layer_that_is_not_called_for_a_batch_is_told(estimator):
+    """As in a network that runs one branch or the other."""
+    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    if estimator == "features":
+        sides = [Features("ab", Estimator.exact) for _ in range(2)]
+        alignment = FeatureAlignment(*sides, [(0, 0), (1, 1)])
+    else:
+        sides = [grams("ab", Estimator(estimator)) for _ in range(2)]
+        alignment = Alignment(*sides)
+    for batch, called in enumerate(("ab", "a")):
+        for side in sides:
+            side.begin(batch, len(x), first=batch == 0)
+            for name in called:
+                side.see(name, x)
+        if called == "ab":
+            alignment.add()
+    with pytest.raises(MemtoolError, match="layer 'b' is not called for every batch"):
+        alignment.add()
+
+
+def test_layers_of_different_precision():
+    x = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    y = x.square().double()
+    for half in (x.half(), x.bfloat16(), x.double()):
+        found, _ = in_feature_space([half], [y], "unbiased", [30, 30])
+        expected, _ = by_gram_matrices(half, y, "unbiased", [30, 30])
+        assert found.item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_autocast_plays_no_part():
+    x = torch.randn(60, 20, generator=torch.Generator().manual_seed(0))
+    plain = in_feature_space([x], [x.square()], "unbiased", [30, 30])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert in_feature_space([x], [x.square()], "unbiased", [30, 30]) == plain
+
+
+@pytest.mark.parametrize(
+    ("n", "p", "q", "cheaper"),
+    [
+        (10_000, 10, 10, True),
+        (10_000, 512, 512, True),
+        (10_000, 2048, 2048, True),
+        (10_000, 16_384, 16_384, False),
+        (10_000, 65_536, 10, False),
+        (500, 1024, 1024, False),
+    ],
+)
+def test_what_is_cheaper(n, p, q, cheaper):
+    assert is_cheaper(n, (p, q), [(p, q)]) is cheaper
+    assert is_cheaper(n, (q, p), [(q, p)]) is cheaper

@@ -1,0 +1,382 @@
+"""CKA of tensors, against the formulas as they are published, in float64."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memtool import MemtoolError
+from memtool.similarity.settings import Estimator
+from memtool.similarity.stream import CKA, batches, cka
+
+ESTIMATORS = ["exact", "unbiased", "minibatch"]
+
+
+def double(x):
+    return x.double().flatten(1) if x.ndim > 1 else x.double()[:, None]
+
+
+def linear(x):
+    return double(x) @ double(x).T
+
+
+def rbf(x, bandwidth=1.0):
+    distances = torch.cdist(double(x), double(x), compute_mode="donot_use_mm_for_euclid_dist")
+    n = len(x)
+    median = distances[~torch.eye(n, dtype=torch.bool)].median()
+    return torch.exp(-(distances**2) / (2 * (bandwidth * median) ** 2))
+
+
+def biased_hsic(k, l):  # noqa: E741
+    """trace(K H L H) / (n - 1)^2."""
+    n = len(k)
+    h = torch.eye(n, dtype=torch.float64) - 1 / n
+    return (k @ h @ l @ h).trace() / (n - 1) ** 2
+
+
+def unbiased_hsic(k, l):  # noqa: E741
+    """Song et al. 2012, Eq. 5: of Gram matrices that are not centered."""
+    n = len(k)
+    one = torch.ones(n, dtype=torch.float64)
+    k, l = k - k.diag().diag(), l - l.diag().diag()  # noqa: E741
+    middle = (one @ k @ one) * (one @ l @ one) / ((n - 1) * (n - 2))
+    return ((k @ l).trace() + middle - 2 / (n - 2) * (one @ k @ l @ one)) / (n * (n - 3))
+
+
+def reference(x, y, estimator, sizes=None, gram=linear):
+    """CKA by the formulas; of batches of `sizes` for minibatch."""
+    hsic = biased_hsic if estimator == "exact" else unbiased_hsic
+    sizes = sizes if estimator == "minibatch" and sizes else [len(x)]
+    parts = list(zip(x.split(sizes), y.split(sizes), strict=True))
+
+    def total(a, b):
+        return sum(len(pair[0]) * hsic(gram(pair[a]), gram(pair[b])) for pair in parts)
+
+    return (total(0, 1) / (total(0, 0) * total(1, 1)).sqrt()).item()
+
+
+def pair(n, p=12, q=7, seed=0):
+    """Two sets of features that have something in common."""
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, p, generator=generator)
+    y = torch.randn(n, q, generator=generator)
+    common = min(p, q)
+    y[:, :common] += x[:, :common]
+    return x, y
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("n", [4, 5, 33, 131])
+def test_equals_the_published_formula(estimator, n):
+    x, y = pair(n, 300, 40)
+    value = cka(x, y, estimator)
+    assert value.dtype == torch.float64 and value.shape == ()
+    assert value.item() == pytest.approx(reference(x, y, estimator), abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("bandwidth", [0.5, 1.0])
+def test_rbf_kernel(estimator, bandwidth):
+    x, y = pair(60)
+    expected = reference(x, y, estimator, gram=lambda z: rbf(z, bandwidth))
+    found = cka(x, y, estimator, "rbf", bandwidth)
+    assert found.item() == pytest.approx(expected, abs=1e-5)
+    assert abs(found - cka(x, y, estimator)) > 1e-3
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    estimator=st.sampled_from(ESTIMATORS),
+    sizes=st.lists(st.integers(1, 9), min_size=2, max_size=5).filter(lambda s: s[0] >= 4),
+    shape=st.sampled_from([(), (1,), (30,), (3, 4), (2, 3, 3)]),
+    scale=st.sampled_from([1e-9, 1.0, 1e9]),
+    offset=st.sampled_from([0.0, 1.0, 100.0]),
+    seed=st.integers(0, 3),
+)
+def test_any_shape_scale_offset_and_batches(estimator, sizes, shape, scale, offset, seed):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(sum(sizes), *shape, generator=generator)
+    y = torch.randn(sum(sizes), 4, generator=generator) + x.reshape(len(x), -1)[:, :1] * 2
+    x = (x + offset) * scale
+    stream = CKA(estimator)
+    for a, b in zip(x.split(sizes), y.split(sizes), strict=True):
+        stream.update([a], [b])
+    found = stream.compute().item()
+    if estimator == "minibatch":
+        expected = small_batches_filled_up(x, y, sizes)
+    else:
+        expected = reference(x, y, estimator)
+    if math.isnan(expected):
+        assert math.isnan(found)
+    elif abs(expected) < 10:  # with few examples an unbiased self-HSIC may be as good as zero
+        assert found == pytest.approx(expected, abs=2e-4, rel=2e-3)
+
+
+def small_batches_filled_up(x, y, sizes):
+    """A batch of fewer than four counts for its own examples, but is judged beside older ones."""
+    sums, end, waiting = [0.0, 0.0, 0.0], 0, 0
+    for size in sizes:
+        end += size
+        new = size + waiting
+        start = end - max(new, 4)
+        if start < 0:
+            waiting = new
+            continue
+        waiting = 0
+        k, l = linear(x[start:end]), linear(y[start:end])  # noqa: E741
+        for i, (a, b) in enumerate(((k, l), (k, k), (l, l))):
+            sums[i] += new * unbiased_hsic(a, b).item()
+    xy, xx, yy = sums
+    return xy / math.sqrt(xx * yy) if xx > 0 and yy > 0 else math.nan
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_invariances(estimator, kernel):
+    x, y = pair(80)
+    value = cka(x, y, estimator, kernel)
+    rotation = torch.linalg.qr(torch.randn(12, 12))[0]
+    for same in (x @ rotation, 1e-6 * x, x + 5, x.flip(1)):
+        assert cka(same, y, estimator, kernel).item() == pytest.approx(value.item(), abs=1e-5)
+    assert cka(y, x, estimator, kernel).item() == pytest.approx(value.item(), abs=1e-12)
+    assert cka(x, x, estimator, kernel).item() == pytest.approx(1, abs=1e-12)
+    general = x @ torch.diag(torch.arange(1.0, 13.0))
+    assert abs(cka(general, y, estimator, kernel) - value) > 0.01
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("batch_size", [64, 300])
+def test_an_offset_changes_nothing(estimator, batch_size):
+    x, y = pair(256, 50, 30)
+    value = cka(x, y, estimator, batch_size=batch_size)
+    shifted = cka(x + 10_000, y - 10_000, estimator, batch_size=batch_size)
+    assert shifted.item() == pytest.approx(value.item(), abs=1e-4)
+
+
+def test_minibatch_with_one_batch_is_unbiased():
+    x, y = pair(50)
+    one = cka(x, y, "minibatch", batch_size=50).item()
+    assert one == pytest.approx(cka(x, y, "unbiased").item(), abs=1e-7)
+    assert cka(x, y, "minibatch", batch_size=10).item() != pytest.approx(one, abs=1e-4)
+
+
+def test_gram_form_is_feature_form():
+    """||Yc^T Xc||^2 / (||Xc^T Xc|| ||Yc^T Yc||), Kornblith et al. 2019, Eq. 5."""
+    x, y = pair(70)
+    a, b = double(x) - double(x).mean(0), double(y) - double(y).mean(0)
+    expected = (b.T @ a).norm() ** 2 / ((a.T @ a).norm() * (b.T @ b).norm())
+    assert cka(x, y).item() == pytest.approx(expected.item(), abs=1e-6)
+    by_grams = CKA("exact")
+    by_grams.update([x], [y])
+    assert by_grams.compute().item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased"])
+def test_tiles_make_up_the_whole(estimator):
+    x, y = pair(97, 40, 20)
+    whole = cka(x, y, estimator).item()
+    for size in (96, 40, 13, 1):
+        stream = CKA(estimator)
+        for a, b in zip(x.split(size), y.split(size), strict=True):
+            stream.update([a], [b])
+        assert stream.compute().item() == pytest.approx(whole, abs=1e-6)
+
+
+@pytest.mark.parametrize("last", [1, 2, 3])
+def test_a_small_last_batch_counts_for_its_own_examples(last):
+    x, y = pair(40 + last)
+    sizes = [20, 20, last]
+    stream = CKA("minibatch")
+    for a, b in zip(x.split(sizes), y.split(sizes), strict=True):
+        stream.update([a], [b])
+    assert stream.compute().item() == pytest.approx(small_batches_filled_up(x, y, sizes), abs=1e-5)
+
+
+def test_each_layer_with_each():
+    x, y = pair(60)
+    stream = CKA("minibatch")
+    for a, b in zip(x.split(20), y.split(20), strict=True):
+        stream.update([a, b, a.square()], [b, a])
+    matrix = stream.compute()
+    expected = [
+        [reference(one, other, "minibatch", [20, 20, 20]) for other in (y, x)]
+        for one in (x, y, x.square())
+    ]
+    assert torch.allclose(matrix, torch.tensor(expected, dtype=torch.float64), atol=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("constant", [0.0, 0.1, -1234.567, 1e-12])
+def test_a_constant_layer_has_no_cka(estimator, kernel, constant):
+    x, _ = pair(101, 33)
+    dead = torch.full((101, 64), constant)
+    stream = CKA(estimator, kernel)
+    for a, b in zip(x.split(37), dead.split(37), strict=True):
+        stream.update([a, b], [a])
+    alive, none = stream.compute().flatten().tolist()
+    assert alive == pytest.approx(1, abs=1e-6)
+    assert math.isnan(none)
+
+
+def test_small_differences_on_a_large_offset_are_no_constant():
+    x, y = pair(64)
+    assert cka(x.double() * 1e-9 + 1, y.double()).item() == pytest.approx(
+        reference(x, y, "exact"), abs=1e-5
+    )
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased"])
+def test_standard_error_leaves_out_batches_one_at_a_time(estimator):
+    x, y = pair(55)
+    parts = list(torch.arange(55).split(11))
+    stream = CKA(estimator)
+    for part in parts:
+        stream.update([x[part]], [y[part]])
+    left_out = []
+    for part in parts:
+        rest = torch.ones(55, dtype=torch.bool)
+        rest[part] = False
+        left_out.append(reference(x[rest], y[rest], estimator))
+    expected = torch.tensor(left_out).std(correction=0) * math.sqrt(len(parts) - 1)
+    assert stream.standard_error().item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_standard_error_of_minibatch():
+    x, y = pair(60)
+    stream = CKA("minibatch")
+    for a, b in zip(x.split(12), y.split(12), strict=True):
+        stream.update([a], [b])
+    left_out = []
+    for skipped in range(5):
+        rest = [torch.cat([p for i, p in enumerate(z.split(12)) if i != skipped]) for z in (x, y)]
+        left_out.append(reference(*rest, "minibatch", [12] * 4))
+    expected = torch.tensor(left_out).std(correction=0) * 2
+    assert stream.standard_error().item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_standard_error_says_how_far_estimates_scatter():
+    """Of 40 sets of examples from one population."""
+    found = []
+    for seed in range(40):
+        x, y = pair(200, seed=seed)
+        stream = CKA("minibatch")
+        for a, b in zip(x.split(20), y.split(20), strict=True):
+            stream.update([a], [b])
+        found.append((stream.compute().item(), stream.standard_error().item()))
+    values, errors = torch.tensor(found).T
+    assert 0.6 < errors.mean() / values.std() < 1.6
+
+
+def test_one_batch_has_no_standard_error():
+    stream = CKA("exact")
+    stream.update([pair(20)[0]], [pair(20)[1]])
+    assert math.isnan(stream.standard_error().item())
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_precision_of_the_features(estimator, dtype):
+    x, y = (z.to(dtype) for z in pair(64, 500, 100))
+    found = cka(x, y, estimator).item()
+    assert found == pytest.approx(
+        reference(x, y, estimator), abs=1e-12 if dtype == torch.float64 else 1e-5
+    )
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_layers_of_different_precision(estimator):
+    x, y = pair(64, 500, 100)
+    layers = [x, x.half(), x.double(), x.bfloat16()]
+    stream = CKA(estimator)
+    stream.update(layers, [y.double(), y])
+    for layer, found in zip(layers, stream.compute(), strict=True):
+        expected = reference(layer, y, estimator)
+        assert found.tolist() == pytest.approx([expected, expected], abs=1e-5)
+
+
+def test_channels_last_changes_nothing_even_for_some_batches():
+    x = torch.randn(48, 6, 5, 4)
+    y = x.flatten(1)[:, :30] + torch.randn(48, 30)
+    for estimator in ESTIMATORS:
+        expected = cka(x, y, estimator, batch_size=16).item()
+        for last in ({0, 1, 2}, {0, 2}, {1}):
+            stream = CKA(estimator)
+            for i, (a, b) in enumerate(zip(x.split(16), y.split(16), strict=True)):
+                a = a.contiguous(memory_format=torch.channels_last) if i in last else a
+                stream.update([a], [b])
+            assert stream.compute().item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_activations_may_change_after_update():
+    x, y = pair(60)
+    for estimator in ESTIMATORS:
+        expected = cka(x, y, estimator, batch_size=20).item()
+        stream = CKA(estimator)
+        for a, b in zip(x.clone().split(20), y.clone().split(20), strict=True):
+            stream.update([a], [b])
+            a.zero_()
+            b.zero_()
+        assert stream.compute().item() == pytest.approx(expected, abs=1e-6)
+
+
+def test_gradients_and_autocast_play_no_part():
+    x, y = pair(50, 100)
+    x.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        value = cka(x, y)
+    assert not value.requires_grad
+    assert value.item() == pytest.approx(reference(x.detach(), y, "exact"), abs=1e-5)
+
+
+def test_values_that_are_not_finite_give_nan():
+    x, y = pair(30)
+    x[3, 3] = math.inf
+    assert all(math.isnan(cka(x, y, estimator).item()) for estimator in ESTIMATORS)
+
+
+@pytest.mark.parametrize(("estimator", "n"), [("exact", 1), ("unbiased", 3), ("minibatch", 3)])
+def test_too_few_examples(estimator, n):
+    with pytest.raises(MemtoolError, match=f"{estimator} needs . examples or more, not {n}"):
+        cka(*pair(n), estimator)
+
+
+def test_numbers_of_examples_that_differ():
+    with pytest.raises(MemtoolError, match="same examples"):
+        cka(torch.randn(5, 2), torch.randn(6, 2))
+
+
+def test_auto_is_exact_for_tensors():
+    x, y = pair(30)
+    assert CKA("auto").estimator is Estimator.exact
+    assert cka(x, y, "auto").item() == cka(x, y, "exact").item()
+
+
+@given(n=st.integers(1, 3000), size=st.integers(1, 400), multiple=st.sampled_from([1, 10]))
+def test_batches_cover_all_examples_evenly(n, size, multiple):
+    found = batches(n, size, multiple)
+    assert found[0][0] == 0 and found[-1][1] == n
+    assert all(stop == start for (_, stop), (start, _) in zip(found, found[1:], strict=False))
+    sizes = [stop - start for start, stop in found]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(n, 4)
+    assert max(sizes) <= max(size, 7)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_no_synchronization_on_cuda(estimator):
+    x, y = (z.cuda() for z in pair(256, 100, 50))
+    stream = CKA(estimator)
+    stream.update([x[:64]], [y[:64]])
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for start in range(64, 256, 64):
+            stream.update([x[start : start + 64]], [y[start : start + 64]])
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    expected = cka(x.cpu(), y.cpu(), estimator, batch_size=64).item()
+    assert stream.compute().item() == pytest.approx(expected, abs=1e-5)

@@ -1,0 +1,363 @@
+"""`memtool stitch`: rows, the training of connectors, saved models, stopped sweeps, torchrun."""
+
+import csv
+import hashlib
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch import nn
+
+from memtool import data, models
+from memtool.checkpoints.checkpoint import Checkpoint
+from memtool.stitching import sweep
+from memtool.stitching.settings import Start
+from memtool.tables import text as table
+from memtool.tensors import load_tensors, save_tensors
+from memtool.training.loop import Optimizer, TrainConfig
+
+
+def rows_of(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+@pytest.fixture(scope="module")
+def stitch(run, runs):
+    """`memtool stitch noisy clean --at block5 ...` as rows."""
+
+    def call(*args: object, at: str = "block5") -> list[dict[str, str]]:
+        result = run("stitch", runs.noisy, runs.clean, "--at", at, *args)
+        assert result.code == 0, result.stderr
+        return rows_of(result.stdout)
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def table_of_all(stitch):
+    return stitch("--both", "--control", "--epochs", 1, at="block4,block5")
+
+
+COLUMNS = """
+front back direction front_layer back_layer front_noise_ratio back_noise_ratio connector batch_norm
+parameters start optimizer epochs epoch learning_rate batch_size seed n loss test_accuracy
+front_accuracy back_accuracy agreement control_accuracy
+"""
+
+
+def test_the_columns_are_an_interface(table_of_all):
+    assert list(table_of_all[0]) == table.STITCHING == COLUMNS.split()
+
+
+def test_a_row_for_each_cut_and_direction_with_its_conditions(table_of_all, runs):
+    assert [(row["front_layer"], row["direction"]) for row in table_of_all] == [
+        (cut, direction)
+        for cut in ("block4", "block5")
+        for direction in ("forward", "reverse", "control")
+    ]
+    first = table_of_all[0]
+    assert (first["front"], first["back"]) == (str(runs.noisy), str(runs.clean))
+    assert (first["front_noise_ratio"], first["back_noise_ratio"]) == ("0.5", "0.0")
+    assert [row["connector"] for row in table_of_all[::3]] == ["conv1x1", "linear"]
+    assert [row["parameters"] for row in table_of_all[::3]] == ["1056", "16512"]
+    settings = ("optimizer", "epochs", "epoch", "learning_rate", "batch_size", "seed", "n")
+    assert [first[name] for name in settings] == ["adam", "1", "1", "0.002", "128", "0", "500"]
+
+
+def test_each_row_has_the_accuracy_of_the_control_at_its_cut(table_of_all):
+    for rows in (table_of_all[:3], table_of_all[3:]):
+        assert {row["control_accuracy"] for row in rows} == {rows[-1]["test_accuracy"]}
+
+
+def test_without_a_control_its_column_is_empty(stitch):
+    (row,) = stitch("--epochs", 0)
+    assert row["control_accuracy"] == ""
+
+
+def test_a_curve_begins_with_the_start_and_ends_with_the_trained_layer(stitch, table_of_all):
+    (start,) = stitch("--epochs", 0)
+    curve = stitch("--epochs", 1, "--curve")
+    assert [row["epoch"] for row in curve] == ["0", "1"]
+    assert curve[0]["test_accuracy"] == start["test_accuracy"]
+    assert curve[0]["loss"] == start["loss"]
+    assert curve[1]["loss"] == table_of_all[3]["loss"] != start["loss"]
+
+
+def test_training_lowers_the_loss_of_a_random_start(stitch):
+    curve = stitch("--epochs", 3, "--curve", "--init", "random", "--batch-norm")
+    losses = [float(row["loss"]) for row in curve]
+    assert losses[3] < losses[1] < losses[0]
+
+
+def test_a_network_stitched_to_itself_by_nothing_or_the_identity_is_itself(run, runs):
+    for how in (["--connector", "none"], ["--init", "identity", "--epochs", 0]):
+        result = run("stitch", runs.noisy, runs.noisy, "--at", "block?", *how)
+        for row in rows_of(result.stdout):
+            assert row["test_accuracy"] == row["front_accuracy"] == row["back_accuracy"]
+            assert row["agreement"] == "1.0"
+            assert row["epoch"] == "0"
+
+
+def test_without_a_connector_there_is_nothing_to_start_or_train(stitch):
+    (row,) = stitch("--connector", "none")
+    names = ("connector", "parameters", "start", "optimizer", "learning_rate", "epochs")
+    assert [row[name] for name in names] == ["none", "0", "", "", "", "0"]
+
+
+def test_activations_that_are_not_kept_are_computed_again(stitch):
+    kept = stitch("--epochs", 1, "--both")
+    again = stitch("--epochs", 1, "--both", "--memory", "0KiB")
+    for mine, other in zip(kept, again, strict=True):
+        assert float(mine["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
+
+
+def test_the_last_layers_are_kept_first():
+    def layer(name: str, size: int) -> sweep.Layer:
+        return sweep.Layer(name, "Module", (size,), True, name)
+
+    layers = [layer("a", 100), layer("b", 40), layer("c", 50), layer("d", 10)]
+    kept = sweep._fitting(layers, examples=10, memory=4 * 10 * 100)
+    assert [found.name for found in kept] == ["d", "c", "b"]
+
+
+# ---------------------------------------------------------------- what is trained
+
+
+DROPPING = """
+from torch import nn
+
+
+class Dropping(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(0.5),
+                         nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 10))
+"""
+
+
+def digest(model: nn.Module) -> str:
+    sha = hashlib.sha256()
+    for name, tensor in model.state_dict().items():
+        sha.update(name.encode() + tensor.numpy().tobytes())
+    return sha.hexdigest()
+
+
+def test_both_networks_are_left_alone_bit_for_bit(tmp_path):
+    digits = data.load("digits")
+    (tmp_path / "net.py").write_text(DROPPING)
+    spec = models.parse(f"{tmp_path}/net.py:Dropping")  # batch norm and dropout around the cut
+    opened = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        path = tmp_path / f"{seed}.safetensors"
+        metadata = {"model": spec.json(), "data": digits.metadata(), "training": {}}
+        save_tensors(path, "checkpoint", models.build(spec).state_dict(), metadata)
+        opened.append(Checkpoint.open(path, spec))
+    cut = sweep.Layer("3", "Dropout", (16,), True, "3")
+    config = TrainConfig(epochs=1, batch_size=100, optimizer=Optimizer.adam)
+    plan = sweep.Plan((sweep.Direction.forward,), config, start=Start.random, batch_norm=True)
+    examples = sweep.Examples.of(digits, torch.device("cpu"))
+    front, back = (sweep.Part(network, [cut], examples, 1 << 30) for network in opened)
+    before = [digest(part.network.model) for part in (front, back)]
+
+    stitching = sweep.Stitching((front, back), (cut, cut), plan)
+    start = digest(stitching.layer)
+    (row,) = stitching.rows()
+    assert [digest(part.network.model) for part in (front, back)] == before
+    assert digest(stitching.layer) != start
+    for part in (front, back):
+        assert not any(module.training for module in part.network.model.modules())
+        assert not any(weight.requires_grad for weight in part.network.model.parameters())
+        assert all(weight.grad is None for weight in part.network.model.parameters())
+    # Dropout is off: the same again gives the same.
+    assert list(sweep.Stitching((front, back), (cut, cut), plan).rows()) == [row]
+
+
+# ---------------------------------------------------------------- stitched models are checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(run, runs, tmp_path_factory):
+    """The folder of the model stitched at block5, and the table beside it."""
+    folder = tmp_path_factory.mktemp("stitched")
+    args = ("--at", "block5", "--epochs", 1, "--save", folder, "-o", folder / "table.csv")
+    assert run("stitch", runs.noisy, runs.clean, *args).code == 0
+    return folder
+
+
+def test_a_stitched_model_holds_both_networks_as_they_were(saved, runs):
+    tensors = load_tensors(saved / "r50--block5--r0.safetensors")
+    for part, path in (("front", runs.noisy), ("back", runs.clean)):
+        for name, tensor in load_tensors(path).items():
+            assert torch.equal(tensors.pop(f"{part}.{name}"), tensor)
+    assert sorted(tensors) == ["stitching.bias", "stitching.weight"]
+
+
+def test_two_runs_give_equal_bytes(run, runs, saved, tmp_path):
+    args = ("--at", "block5", "--epochs", 1, "--save", tmp_path, "-o", tmp_path / "table.csv")
+    assert run("stitch", runs.noisy, runs.clean, *args).code == 0
+    names = sorted(path.name for path in saved.iterdir())
+    assert names == ["r50--block5--r0.safetensors", "table.csv"]
+    for name in names:
+        assert (tmp_path / name).read_bytes() == (saved / name).read_bytes()
+
+
+def test_every_command_takes_a_stitched_model(run, runs, saved):
+    model = saved / "r50--block5--r0.safetensors"
+    info = run("info", model)
+    assert rows_of(info.stdout)[0]["model"].startswith("stitched(digits-cnn")
+    layers = [row["layer"] for row in rows_of(run("info", "--layers", model).stdout)]
+    assert {"front.block5", "stitching", "back.block6"} <= set(layers)
+    compared = rows_of(run("cka", model, runs.clean, "--layers", "*block?").stdout)
+    assert [row["layer"] for row in compared if row["layer"].startswith("back")] == [
+        "back.block5",
+        "back.block6",
+    ]
+
+
+@pytest.mark.parametrize("cut", ["front.block2=block2", "stitching=block5", "back.block6=block6"])
+def test_a_stitched_model_is_stitched_again(run, runs, saved, cut):
+    model = saved / "r50--block5--r0.safetensors"
+    whole = rows_of((saved / "table.csv").read_text())[0]
+    args = ("--at", cut, "--init", "lstsq", "--epochs", 0, "--both", "--control")
+    result = run("stitch", model, runs.clean, *args)
+    assert result.code == 0, result.stderr
+    forward, reverse, control = rows_of(result.stdout)
+    assert forward["front_accuracy"] == reverse["back_accuracy"] == whole["test_accuracy"]
+    accuracy = float(whole["test_accuracy"])  # the least-squares map to itself is the identity
+    assert float(control["test_accuracy"]) == pytest.approx(accuracy, abs=0.005)
+
+
+# ---------------------------------------------------------------- other architectures
+
+
+@pytest.fixture(scope="module")
+def narrow(tmp_path_factory):
+    """A network of another architecture for the digits, untrained."""
+    path = tmp_path_factory.mktemp("narrow") / "resnet.safetensors"
+    torch.manual_seed(0)
+    spec = models.parse("resnet18?width=4&channels=1&num_classes=10")
+    metadata = {"model": spec.json(), "data": data.load("digits").metadata(), "training": {}}
+    save_tensors(path, "checkpoint", models.build(spec).state_dict(), metadata)
+    return path
+
+
+def test_networks_of_different_architecture_meet_at_named_layers(run, runs, narrow):
+    at = "block3=layer2,block4=layer2"
+    refused = run("stitch", runs.clean, narrow, "--at", at, "--epochs", 0)
+    assert refused.code == 1
+    assert "(32, 2, 2) to 'layer2' of shape (8, 4, 4)" in refused.stderr
+    result = run("stitch", runs.clean, narrow, "--at", at, "--epochs", 0, "--resize", "--both")
+    assert result.code == 0, result.stderr
+    assert [row["parameters"] for row in rows_of(result.stdout)] == ["264", "288"] * 2
+
+
+def test_the_same_name_is_asked_for_where_there_is_none(run, runs, narrow):
+    result = run("stitch", runs.clean, narrow, "--at", "block3")
+    assert result.code == 1
+    assert "has no layer 'block3'" in result.stderr and "--at block3=BACK_LAYER" in result.stderr
+
+
+def test_both_networks_must_take_the_same_images(run, runs, tmp_path):
+    path = tmp_path / "large.safetensors"
+    spec = models.parse("digits-cnn?image_size=16")
+    described = data.load("digits").metadata() | {"image_shape": [1, 16, 16]}
+    metadata = {"model": spec.json(), "data": described, "training": {}}
+    save_tensors(path, "checkpoint", models.build(spec).state_dict(), metadata)
+    result = run("stitch", path, runs.clean)
+    assert result.code == 1
+    assert f"{path}: takes images" in result.stderr and "(1, 8, 8)" in result.stderr
+
+
+def test_a_layer_inside_a_residual_branch_is_refused(run, narrow):
+    result = run("stitch", narrow, narrow, "--at", "layer2.0.conv2")
+    assert result.code == 1
+    assert "'layer2.0.conv2' is not a cut" in result.stderr
+    assert "the block around it, 'layer2.0', is" in result.stderr
+
+
+# ---------------------------------------------------------------- stopped and resumed
+
+
+def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bytes(run, runs, tmp_path, monkeypatch):
+    def args(name: str) -> tuple[object, ...]:
+        at = ("--at", "block4,block5,block6", "--both", "--control", "--epochs", 1)
+        return ("stitch", runs.noisy, runs.clean, *at, "-o", tmp_path / name)
+
+    assert run(*args("whole.csv")).code == 0
+    assert not list(tmp_path.glob("*.partial"))
+    measured, calls = sweep.Stitching._measured, []
+
+    def stopping(self: sweep.Stitching):
+        calls.append(self.front_layer)
+        if len(calls) == 5:  # in the middle of the second job
+            raise KeyboardInterrupt
+        return measured(self)
+
+    monkeypatch.setattr(sweep.Stitching, "_measured", stopping)
+    assert run(*args("table.csv")).code == 130
+    assert not (tmp_path / "table.csv").exists()
+    partial = tmp_path / "table.csv.partial"
+    with open(partial, "a") as file:
+        file.write('{"front": "half a li')  # as a kill leaves it
+
+    other = run(*args("table.csv"), "--seed", 1, "--resume")
+    assert other.code == 1 and "other settings" in other.stderr
+    assert run(*args("table.csv"), "--resume").code == 0
+    assert calls[5:] == ["block5"] * 3 + ["block6"] * 3
+    assert (tmp_path / "table.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+    assert not partial.exists()
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--resume"], "name the table"),
+        (["--memory", "lots"], "'lots' is not a size"),
+        (["--memory", "4 parsecs"], "not a size"),
+    ],
+)
+def test_usage_errors(run, runs, args, message):
+    result = run("stitch", runs.noisy, runs.clean, *args)
+    assert result.code == 2
+    assert message in result.stderr
+
+
+def test_a_loss_that_is_not_finite_is_an_error(run, runs):
+    rate = ("--learning-rate", "1e38", "--epochs", 1)
+    result = run("stitch", runs.noisy, runs.clean, "--at", "block5", *rate)
+    assert result.code == 1
+    assert "lower --learning-rate" in result.stderr
+
+
+def test_dry_run_tells_the_settings_and_writes_nothing(run, runs, tmp_path):
+    output = tmp_path / "t.csv"
+    result = run("stitch", runs.noisy, runs.clean, "--at", "block5", "--dry-run", "-o", output)
+    assert result.code == 0
+    assert '"block5=block5"' in result.stdout and '"connector": "auto"' in result.stdout
+    assert not list(tmp_path.iterdir())
+
+
+# ---------------------------------------------------------------- several processes
+
+
+@pytest.mark.slow
+def test_processes_share_the_cuts_and_give_the_table_of_one(runs, tmp_path):
+    def args(name: str) -> list[str]:
+        cuts = ["--at", "block4,block5,block6", "--control", "--epochs", "1"]
+        return ["stitch", str(runs.noisy), str(runs.clean), *cuts, "-o", str(tmp_path / name)]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    commands = ["-m", "memtool", *args("one.csv")], [*torchrun, "-m", "memtool", *args("two.csv")]
+    for command in commands:
+        done = subprocess.run(
+            [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+    assert (tmp_path / "two.csv").read_bytes() == (tmp_path / "one.csv").read_bytes()
+    assert len(rows_of((tmp_path / "two.csv").read_text())) == 6
+    assert len(list(tmp_path.iterdir())) == 2

@@ -1,0 +1,236 @@
+"""Training runs on disk: what they leave, and how a stopped one goes on."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from memtool.tensors import load_tensors, read_metadata
+from memtool.training import run as runs_on_disk
+
+EPOCHS = 3
+
+
+@pytest.fixture(scope="module")
+def arguments(folder):
+    """A run of a second or less, all its checkpoints kept."""
+    return (
+        *("train", "--model", "digits-cnn", "--data", f"folder:{folder}", "--epochs", EPOCHS),
+        *("--batch-size", 16, "--save-at", "0,1,2,3", "--table"),
+    )
+
+
+@pytest.fixture(scope="module")
+def train(run, arguments):
+    """Train to DIR/r.safetensors, with its table; gives the result."""
+
+    def train(directory, *more):
+        return run(*arguments, directory / "r.csv", "-o", directory / "r.safetensors", *more)
+
+    return train
+
+
+def contents(directory):
+    """Every file below a folder, by its relative path; the rows of tables without their run."""
+    return {
+        str(path.relative_to(directory)): path.read_bytes().replace(bytes(directory), b"")
+        for path in sorted(directory.rglob("*"))
+        if path.is_file()
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(train, tmp_path_factory):
+    """The contents of a run that nothing stopped."""
+    directory = tmp_path_factory.mktemp("whole")
+    assert train(directory).code == 0
+    return contents(directory)
+
+
+def test_a_run_leaves_its_checkpoints_and_table_and_nothing_else(uninterrupted):
+    epochs = [f"r/epoch-{epoch:04d}.safetensors" for epoch in range(EPOCHS + 1)]
+    assert sorted(uninterrupted) == ["r.csv", "r.safetensors", *epochs]
+
+
+def test_two_equal_runs_give_equal_bytes(train, tmp_path, uninterrupted):
+    train(tmp_path / "again", "-q")
+    assert contents(tmp_path / "again") == uninterrupted
+
+
+def test_another_seed_gives_other_weights(train, tmp_path, uninterrupted):
+    train(tmp_path / "seed", "--seed", 1)
+    for name, content in contents(tmp_path / "seed").items():
+        assert content != uninterrupted[name]
+
+
+def test_the_rows_are_printed_and_in_the_table(train, tmp_path):
+    result = train(tmp_path / "rows")
+    assert result.stdout == (tmp_path / "rows" / "r.csv").read_text()
+    assert [line.split(",")[6] for line in result.stdout.splitlines()] == ["epoch", "1", "2", "3"]
+
+
+def test_the_last_epochs_checkpoint_is_the_final_one(uninterrupted):
+    assert uninterrupted["r/epoch-0003.safetensors"] == uninterrupted["r.safetensors"]
+
+
+# Before and after each of the eight files that a run with all checkpoints writes: epoch 0, then
+# for three epochs a checkpoint and the state, then the final checkpoint.
+@pytest.mark.parametrize("written", range(8))
+@pytest.mark.parametrize("moment", ["before", "after"])
+def test_stopped_anywhere_and_resumed_a_run_ends_with_the_same_bytes(
+    train, tmp_path, uninterrupted, monkeypatch, written, moment
+):
+    files = []
+    save = runs_on_disk.save_tensors
+
+    def stopping(path, *rest):
+        files.append(path)
+        stop = len(files) == written + 1
+        if stop and moment == "before":
+            raise KeyboardInterrupt
+        save(path, *rest)
+        if stop:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs_on_disk, "save_tensors", stopping)
+    stopped = train(tmp_path / "stopped")
+    assert stopped.code == 130 and len(files) == written + 1
+    monkeypatch.undo()
+    resumed = train(tmp_path / "stopped", "--resume")
+    assert resumed.code == 0
+    assert contents(tmp_path / "stopped") == uninterrupted
+
+
+def test_killed_and_resumed_a_run_ends_with_the_same_bytes(
+    arguments, train, tmp_path, uninterrupted
+):
+    directory = tmp_path / "killed"
+    command = [*arguments, directory / "r.csv", "-o", directory / "r.safetensors"]
+    with subprocess.Popen(
+        [sys.executable, "-m", "memtool", *map(str, command)],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    ) as process:
+        assert process.stdout.readline().startswith(b"checkpoint,")
+        assert process.stdout.readline()  # the row of epoch 1
+        process.send_signal(signal.SIGKILL)
+        process.stdout.read()
+    assert process.returncode == -signal.SIGKILL
+    assert (directory / "r.state.safetensors").exists()
+    assert not (directory / "r.safetensors").exists()
+    for remnant in directory.glob(".*.tmp"):  # nobody could remove these
+        remnant.unlink()
+    assert train(directory, "--resume").code == 0
+    assert contents(directory) == uninterrupted
+
+
+def stop_after_epoch_1(train, directory, monkeypatch, *more):
+    save = runs_on_disk.Run._save_state
+
+    def stopping(self, *rest):
+        save(self, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs_on_disk.Run, "_save_state", stopping)
+    assert train(directory, *more).code == 130
+    monkeypatch.undo()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        ("--seed", 1),
+        ("--epochs", 4),
+        ("--learning-rate", 0.1),
+        ("--batch-size", 8),
+        ("--warmup", 0.5),
+        ("--save-at", "1,2"),
+    ],
+    ids=lambda other: other[0],
+)
+def test_a_run_does_not_go_on_with_other_settings(train, tmp_path, monkeypatch, other):
+    stop_after_epoch_1(train, tmp_path, monkeypatch)
+    before = contents(tmp_path)
+    result = train(tmp_path, "--resume", *other)
+    assert result.code == 1
+    state = tmp_path / "r.state.safetensors"
+    assert result.stderr.startswith(f"memtool: error: {state}: is of a run with other settings")
+    assert contents(tmp_path) == before
+
+
+def test_a_run_does_not_go_on_with_other_labels(run, train, folder, tmp_path, monkeypatch):
+    labels = tmp_path / "labels.safetensors"
+    noise = ("make-noisy", f"folder:{folder}", "-r", "50%", "-o", labels)
+    run(*noise)
+    stop_after_epoch_1(train, tmp_path / "run", monkeypatch, "--labels", labels)
+    run(*noise, "--seed", 1)
+    assert train(tmp_path / "run", "--labels", labels, "--resume").code == 1
+    run(*noise)
+    assert train(tmp_path / "run", "--labels", labels, "--resume").code == 0
+
+
+def test_resume_starts_where_there_is_nothing_to_go_on_from(train, tmp_path, uninterrupted):
+    assert train(tmp_path / "new", "--resume").code == 0
+    assert contents(tmp_path / "new") == uninterrupted
+
+
+def test_without_resume_a_stopped_run_starts_anew(train, tmp_path, uninterrupted, monkeypatch):
+    stop_after_epoch_1(train, tmp_path / "again", monkeypatch, "--seed", 1)
+    assert train(tmp_path / "again").code == 0
+    assert contents(tmp_path / "again") == uninterrupted
+
+
+def test_a_state_that_is_none_is_an_error(train, tmp_path):
+    state = tmp_path / "r.state.safetensors"
+    state.write_bytes(b"half of it")
+    result = train(tmp_path, "--resume")
+    assert result.code == 1 and result.stderr.startswith(f"memtool: error: {state}: ")
+
+
+def test_one_seed_gives_the_same_initial_weights_whatever_the_labels(run, train, folder, tmp_path):
+    pattern = tmp_path / "labels{ratio}.safetensors"
+    run("make-noisy", f"folder:{folder}", "-r", "0,50%", "-o", pattern)
+    starts = []
+    for ratio in ("0", "50"):
+        directory = tmp_path / ratio
+        train(directory, "--labels", str(pattern).replace("{ratio}", ratio))
+        starts.append(load_tensors(directory / "r" / "epoch-0000.safetensors"))
+        final = load_tensors(directory / "r.safetensors")
+        assert not torch.equal(starts[-1]["fc.weight"], final["fc.weight"])
+    assert starts[0].keys() == starts[1].keys()
+    assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[0])
+
+
+def test_a_checkpoint_says_how_it_came_about(train, tmp_path, folder):
+    train(tmp_path, "--seed", 5)
+    metadata = read_metadata(tmp_path / "r" / "epoch-0002.safetensors")
+    assert metadata["data"]["name"] == f"folder:{folder}"
+    assert metadata["model"]["name"] == "digits-cnn"
+    training = metadata["training"]
+    assert (training["epoch"], training["steps"], training["seed"]) == (2, 8, 5)
+    assert (training["noise_ratio"], training["noise_kind"]) == (0.0, None)
+    assert set(metadata["metrics"]) == {
+        *("loss", "given_accuracy", "true_accuracy", "mislabelled_accuracy", "test_accuracy")
+    }
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_no_checkpoint(train, tmp_path):
+    result = train(tmp_path, "--learning-rate", 1e30, "--save-at", "1")
+    assert result.code == 1
+    assert result.stderr.startswith("memtool: error: the loss is ")
+    assert contents(tmp_path) == {}
+
+
+def test_one_image_is_not_enough(run, tmp_path):
+    from PIL import Image
+
+    for part in ("train", "test"):
+        (tmp_path / part / "ant").mkdir(parents=True)
+        Image.new("L", (8, 8)).save(tmp_path / part / "ant" / "0.png")
+    output = tmp_path / "r.safetensors"
+    result = run("train", "--model", "digits-cnn", "--data", f"folder:{tmp_path}", "-o", output)
+    assert result.code == 1 and "one training image" in result.stderr
+    assert not output.exists()
