@@ -31,7 +31,7 @@ class Checkpoint:
 
     `metadata` is the file's own, or what is known of a file that memtool did not write; its `data`
     may be empty. `names` maps the model's tensors to those of the file. `known_by` says how the
-    model is known, `notes` what was assumed, for the user to read.
+    model is known.
     """
 
     path: Path
@@ -40,7 +40,6 @@ class Checkpoint:
     names: Mapping[str, str]
     shapes: Mapping[str, Shape]
     known_by: str = "metadata"
-    notes: tuple[str, ...] = ()
 
     @staticmethod
     def open(path: Path, model: ModelSpec | None = None, trust: bool = False) -> "Checkpoint":
@@ -69,9 +68,7 @@ class Checkpoint:
         hints = dict(found.hints)
         size = {"image_shape": hints.pop("image_shape")} if "image_shape" in hints else {}
         metadata = {"model": found.spec.json(), "data": hints, "training": {}, **size}
-        return Checkpoint(
-            path, metadata, found.spec, found.names, shapes, found.known_by, found.notes
-        )
+        return Checkpoint(path, metadata, found.spec, found.names, shapes, found.known_by)
 
     @property
     def data(self) -> Metadata:

@@ -1,5 +1,6 @@
 """Weights that memtool did not write, and the making of a checkpoint of them."""
 
+import logging
 import pickle
 import warnings
 from pathlib import Path
@@ -16,6 +17,8 @@ from memtool.errors import one_line
 from memtool.models.spec import ModelSpec
 from memtool.tensors import is_pickle, save_tensors
 
+logger = logging.getLogger(__name__)
+
 # Under which keys training code keeps the weights in what it saves, and averages of them.
 NESTED = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights"),
@@ -25,8 +28,8 @@ NESTED = (
 
 def convert(
     path: Path, model: ModelSpec | None, output: Path, dataset: Dataset | None, trust: bool
-) -> tuple[str, ...]:
-    """Write a checkpoint of the weights in `path`; returns what was assumed, for the user to read.
+) -> None:
+    """Write a checkpoint of the weights in `path`.
 
     Raises MemtoolError unless they are exactly those of `model`, or of the one recognized.
     """
@@ -34,9 +37,8 @@ def convert(
         pickled = is_pickle(path)
     except OSError as error:
         raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
-    notes: tuple[str, ...] = ()
     if pickled:
-        stored, notes = unpickled(path)
+        stored = unpickled(path)
         shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
         checkpoint = Checkpoint.of(path, shapes, identify(path, shapes, model))
         tensors = {name: stored[key] for name, key in checkpoint.names.items()}
@@ -47,11 +49,10 @@ def convert(
     load_weights(weights, tensors, path)
     metadata = checkpoint.on(dataset).metadata if dataset else checkpoint.metadata
     save_tensors(output, "checkpoint", weights.state_dict(), metadata)
-    return (*notes, *checkpoint.notes)
 
 
-def unpickled(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
-    """The tensors of what torch.save wrote, by name, and what was left aside.
+def unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of what torch.save wrote, by name.
 
     Nothing in the file runs: PyTorch's restricted unpickler makes tensors, numbers, strings and
     containers of it, or refuses. Raises MemtoolError.
@@ -70,11 +71,10 @@ def unpickled(path: Path) -> tuple[dict[str, Tensor], tuple[str, ...]]:
     return _weights(path, content)
 
 
-def _weights(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, ...]]:
+def _weights(path: Path, content: Any) -> dict[str, Tensor]:
     """The innermost dict of tensors: `content` itself, or what it has under one of the usual
     keys."""
     keys: list[str] = []
-    notes = []
     while isinstance(content, dict):
         tensors = {key: value for key, value in content.items() if isinstance(value, Tensor)}
         nested = [key for key in NESTED if isinstance(content.get(key), dict)]
@@ -82,12 +82,12 @@ def _weights(path: Path, content: Any) -> tuple[dict[str, Tensor], tuple[str, ..
             others = [str(key) for key in content if key not in tensors]
             if tensors and all(isinstance(key, str) for key in tensors):
                 if others:
-                    notes.append(f"{path}: {', '.join(others[:3])} left aside, no tensors")
-                return tensors, tuple(notes)
+                    logger.info(f"{path}: {', '.join(others[:3])} left aside, no tensors")
+                return tensors
             break
         keys.append(nested[0])
         if len(nested) > 1:
-            notes.append(f"{path}: takes {nested[0]!r}, leaves {', '.join(nested[1:])} aside")
+            logger.info(f"{path}: takes {nested[0]!r}, leaves {', '.join(nested[1:])} aside")
         content = content[nested[0]]
     where = f"under {'.'.join(keys)!r}" if keys else "in it"
     raise MemtoolError(

@@ -1,7 +1,8 @@
 """What files are, in rows."""
 
+import logging
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from memtool.checkpoints.checkpoint import Checkpoint, traced_all
 from memtool.models.spec import ModelSpec
 from memtool.tensors import Stored, find_metadata, stored_tensors
 
+logger = logging.getLogger(__name__)
+
 Row = dict[str, Any]
 
 # What normalization layers and swin keep beside their parameters.
@@ -17,19 +20,17 @@ BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "relative_coord
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
 
 
-def files(
-    paths: Sequence[Path], model: ModelSpec | None, note: Callable[[str], None]
-) -> Iterator[Row]:
+def files(paths: Sequence[Path], model: ModelSpec | None) -> Iterator[Row]:
     """One row a file, from its header; raises MemtoolError for what is no safetensors file.
 
-    A file that memtool did not write is recognized where it can be, else `note` is told why not.
+    A file that memtool did not write is recognized where it can be, else a note says why not.
     """
     for path in paths:
         metadata, known_by = find_metadata(path), "metadata"
         if metadata is None or model:
-            metadata, known_by = _foreign(path, model, note)
+            metadata, known_by = _foreign(path, model)
         training, data = metadata.get("training", {}), metadata.get("data", {})
-        noise = metadata.get("noise", {})
+        noise, metrics = metadata.get("noise", {}), metadata.get("metrics", {})
         yield {
             "file": str(path),
             "kind": metadata["kind"],
@@ -50,23 +51,23 @@ def files(
             "noise_ratio": training.get("noise_ratio", noise.get("ratio")),
             "noise_kind": training.get("noise_kind", noise.get("kind")),
             "seed": training.get("seed", noise.get("seed")),
-            **metadata.get("metrics", {}),
+            "loss": metrics.get("loss"),
+            "given_accuracy": metrics.get("given_accuracy"),
+            "true_accuracy": metrics.get("true_accuracy"),
+            "mislabelled_accuracy": metrics.get("mislabelled_accuracy"),
+            "test_accuracy": metrics.get("test_accuracy"),
         }
 
 
-def _foreign(
-    path: Path, model: ModelSpec | None, note: Callable[[str], None]
-) -> tuple[dict[str, Any], str]:
+def _foreign(path: Path, model: ModelSpec | None) -> tuple[dict[str, Any], str]:
     """What can be known of a checkpoint without metadata, or of another model than those say."""
     try:
         checkpoint = Checkpoint.open(path, model)
     except MemtoolError as error:
         if model:
             raise
-        note(str(error))
+        logger.info(str(error))
         return {"kind": "safetensors"}, ""
-    for assumed in checkpoint.notes:
-        note(assumed)
     return {"kind": "checkpoint", **checkpoint.metadata}, checkpoint.known_by
 
 

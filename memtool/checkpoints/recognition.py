@@ -4,6 +4,7 @@ Everything here works on names and shapes, as a file's header gives them: no wei
 """
 
 import json
+import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from memtool.models import building as models
 from memtool.models import sources
 from memtool.models.building import Refused, Shape
 from memtool.models.spec import ModelSpec
+
+logger = logging.getLogger(__name__)
 
 Shapes = Mapping[str, Shape]
 
@@ -50,14 +53,13 @@ class Identity:
     """Which model a file holds: its spec, and for each of the model's tensors the name in the file.
 
     `known_by` says how it is known. `hints` are what is known of the images beyond: `mean`, `std`,
-    `image_shape`. `notes` say what was assumed.
+    `image_shape`.
     """
 
     spec: ModelSpec
     names: Mapping[str, str]
     known_by: str
     hints: Mapping[str, Any] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 def identify(path: Path, shapes: Shapes, model: ModelSpec | None) -> Identity:
@@ -68,8 +70,9 @@ def identify(path: Path, shapes: Shapes, model: ModelSpec | None) -> Identity:
         return _identity(path, model, shapes, "--model")
     config = _config_beside(path)
     if named := _named_by(config):
-        told = f"{path}: is {named.name}, says the config.json beside it"
-        return _identity(path, named, shapes, "config.json", _hints(config), (told,))
+        found = _identity(path, named, shapes, "config.json", _hints(config))
+        logger.info(f"{path}: is {named.name}, says the config.json beside it")
+        return found
     return _recognized(path, shapes)
 
 
@@ -79,7 +82,6 @@ def _identity(
     shapes: Shapes,
     known_by: str,
     hints: Mapping[str, Any] = {},  # noqa: B006 (never changed)
-    notes: tuple[str, ...] = (),
 ) -> Identity:
     """Raises MemtoolError if the tensors are not those of `spec`, completed where it can be."""
     try:
@@ -91,7 +93,8 @@ def _identity(
         raise MemtoolError(f"{path}: {error}") from error
     if problems := misfits(wanted, found):
         raise MemtoolError(f"{path}: its tensors do not fit the model {spec}: {problems}")
-    return Identity(spec, level.names, known_by, hints, (*level.notes(path), *notes))
+    level.tell(path)
+    return Identity(spec, level.names, known_by, hints)
 
 
 # --- Names ----------------------------------------------------------------------------------------
@@ -108,13 +111,12 @@ class _Level:
     undone: tuple[str, ...] = ()
     left: tuple[str, ...] = ()
 
-    def notes(self, path: Path) -> tuple[str, ...]:
-        notes = []
+    def tell(self, path: Path) -> None:
+        """Log what was undone and left aside."""
         if self.undone:
-            notes.append(f"{path}: its tensors are wrapped in {'.'.join(self.undone)!r}, undone")
+            logger.info(f"{path}: its tensors are wrapped in {'.'.join(self.undone)!r}, undone")
         if self.left:
-            notes.append(f"{path}: {len(self.left)} tensors left aside ({_first(self.left)})")
-        return tuple(notes)
+            logger.info(f"{path}: {len(self.left)} tensors left aside ({_first(self.left)})")
 
 
 def _levels(names: Sequence[str]) -> Iterator[_Level]:
@@ -293,9 +295,10 @@ def _recognized(path: Path, shapes: Shapes) -> Identity:
                 f"{' or '.join(f'--model {str(spec)!r}' for spec in specs)}"
             )
         if specs:
-            told = f"{path}: is {specs[0]}, going by the names and shapes of its tensors"
-            notes = (*level.notes(path), told, *_doubt(path, specs[0]))
-            return Identity(specs[0], level.names, "tensors", {}, notes)
+            level.tell(path)
+            logger.info(f"{path}: is {specs[0]}, going by the names and shapes of its tensors")
+            _tell_doubt(path, specs[0])
+            return Identity(specs[0], level.names, "tensors")
     raise MemtoolError(
         f"{path}: memtool did not write it, and its {len(shapes)} tensors "
         f"({_first(list(shapes))}) are those of no model of ours or of torchvision; "
@@ -303,13 +306,12 @@ def _recognized(path: Path, shapes: Shapes) -> Identity:
     )
 
 
-def _doubt(path: Path, spec: ModelSpec) -> tuple[str, ...]:
+def _tell_doubt(path: Path, spec: ModelSpec) -> None:
     if spec.name in ("torchvision:googlenet", "torchvision:inception_v3"):
-        return (
+        logger.info(
             f"{path}: taken without transform_input, which tensors do not tell; weights that "
-            f"torchvision gives need --model {spec.name}?transform_input=true",
+            f"torchvision gives need --model {spec.name}?transform_input=true"
         )
-    return ()
 
 
 @lru_cache(maxsize=16)

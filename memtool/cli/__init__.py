@@ -15,6 +15,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__
+from memtool.cli.console import telling
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -24,7 +25,8 @@ class Group(TyperGroup):
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            result = super().invoke(ctx)
+            with telling():
+                result = super().invoke(ctx)
             sys.stdout.flush()
             return result
         except MemtoolError as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from memtool.cli import app, options
-from memtool.cli.console import Console
+from memtool.cli.console import logger, progress
 from memtool.device import Precision
 from memtool.similarity.settings import Estimator, Kernel, Pairs
 
@@ -116,12 +116,12 @@ def cka(
     """
     import torch
 
+    from memtool import tables
     from memtool.device import choose, processes
     from memtool.files import check_writable
     from memtool.similarity import compare as comparison
     from memtool.similarity import pairs as pairing
     from memtool.similarity.plan import Settings, plan
-    from memtool.tables import text as table
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a checkpoint and a reference", param_hint="CHECKPOINT")
@@ -132,13 +132,12 @@ def cka(
     )
     path = options.output_path(output)
     if path:
-        table.format_of(path, table_format)
+        tables.format_of(path, table_format)
         check_writable(path)
     where = choose(device)
-    console = Console(quiet)
-    opened = options.open_checkpoints(checkpoints, console, model, model_reference, trust)
+    opened = options.open_checkpoints(checkpoints, model, model_reference, trust)
     set_ = options.load_dataset(
-        dataset, opened[-1], data_dir, console, image_size=image_size, samples=samples
+        dataset, opened[-1], data_dir, image_size=image_size, samples=samples
     )
     opened = [checkpoint.on(set_) for checkpoint in opened]
     *selections, reference = pairing.selections(
@@ -150,13 +149,11 @@ def cka(
     with processes(where) as together:
         planned = plan(selections, reference, len(images), settings, together.size)
         speaks = together.rank == 0
-        console.note(str(planned))
+        logger.info(str(planned))
         with (
-            console.progress("comparing", planned.advances(together)) as advance,
-            table.writer(table.CKA, path, table_format) if speaks else nullcontext() as write,
+            progress("comparing", planned.advances(together)) as advance,
+            tables.writer(tables.CkaRow, path, table_format) if speaks else nullcontext() as write,
         ):
-            for row in comparison.compare(
-                planned, reference, images, settings, together, console, advance
-            ):
+            for row in comparison.compare(planned, reference, images, settings, together, advance):
                 if write:
                     write(row)

@@ -1,17 +1,19 @@
-"""What goes to stderr: notes and progress, and none of it with `-q`.
+"""What goes to stderr: notes, warnings and progress.
 
-A terminal gets bars with the time left; a log gets one line for each note, and now and then one
-that says how far long work has got.
+The library logs its notes (INFO) and warnings (WARNING) to the logger `memtool`; a command shows
+them here, notes not with `-q`. A terminal gets bars with the time left; a log gets one line for
+each note, and now and then one that says how far long work has got. Of the processes of a torchrun,
+only rank 0 speaks.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic as clock
-from typing import Protocol
 
-from rich.console import Console as RichConsole
+from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -21,68 +23,86 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from memtool.progress import Advance
+
 LOG_EVERY = 30.0  # seconds between two lines of progress in a log
+WARNING = "memtool: warning: "
+
+logger = logging.getLogger("memtool")
+stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
-class Advance(Protocol):
-    def __call__(self, steps: int = 1, description: str | None = None) -> None: ...
+class _Handler(logging.Handler):
+    """Prints records; a note that was told before is not told again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told: set[str] = set()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        if record.levelno >= logging.WARNING:
+            stderr.print(f"{WARNING}{text}")
+        elif text not in self._told:
+            self._told.add(text)
+            stderr.print(text)
 
 
-class Console:
-    """Notes and progress bars on stderr; of the processes of a torchrun, only rank 0 speaks."""
+@contextmanager
+def telling() -> Iterator[None]:
+    """Within the block, what the library logs goes to stderr."""
+    handler = _Handler() if os.environ.get("RANK", "0") == "0" else logging.NullHandler()
+    before = logger.level, logger.propagate
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.level, logger.propagate = before
 
-    def __init__(self, quiet: bool) -> None:
-        silent = os.environ.get("RANK", "0") != "0"
-        self.quiet = quiet or silent
-        self._rich = RichConsole(
-            stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=silent
-        )
 
-    @property
-    def shows_bars(self) -> bool:
-        """Whether there is a terminal to draw on, and somebody wants to see it."""
-        return not self.quiet and self._rich.is_terminal
+def be_quiet(value: bool) -> bool:
+    """What `-q` does: notes and progress are not shown. Warnings are: they concern the numbers."""
+    if value:
+        logger.setLevel(logging.WARNING)
+    return value
 
-    def note(self, text: str) -> None:
-        if not self.quiet:
-            self._rich.print(text)
 
-    def warn(self, text: str) -> None:
-        """Said even with `-q`: it concerns the numbers."""
-        self._rich.print(f"memtool: warning: {text}")
+@contextmanager
+def progress(description: str, total: int) -> Iterator[Advance]:
+    """A bar of `total` steps, as `memtool.progress.Progress` has it.
 
-    @contextmanager
-    def progress(self, description: str, total: int) -> Iterator[Advance]:
-        """A bar of `total` steps; yields the function that advances it and may rename it.
+    In a log, it tells in a line every LOG_EVERY seconds how far it is: short work leaves none.
+    """
+    silent = os.environ.get("RANK", "0") != "0" or not logger.isEnabledFor(logging.INFO)
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(bar_width=None),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=stderr,
+        transient=True,
+        # Rows that go to the same terminal stand above the bar; rows for a pipe stay there.
+        redirect_stdout=sys.stdout.isatty(),
+        disable=silent or not stderr.is_terminal,
+    )
+    title = description
+    done, told = 0, clock()
+    with bar:
+        task = bar.add_task(title, total=total)
 
-        In a log, it tells in a line every LOG_EVERY seconds, so that short work leaves none.
-        """
-        bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=self._rich,
-            transient=True,
-            # Rows that go to the same terminal stand above the bar; rows for a pipe stay there.
-            redirect_stdout=sys.stdout.isatty(),
-            disable=not self.shows_bars,
-        )
-        title = description
-        done, told = 0, clock()
-        with bar:
-            task = bar.add_task(title, total=total)
+        def advance(steps: int = 1, description: str | None = None) -> None:
+            nonlocal done, told
+            bar.update(task, advance=steps, description=description)
+            done += steps
+            if not stderr.is_terminal and clock() - told >= LOG_EVERY:
+                told = clock()
+                logger.info(
+                    f"{title}: {done}/{total}" + (f", {description}" if description else "")
+                )
 
-            def advance(steps: int = 1, description: str | None = None) -> None:
-                nonlocal done, told
-                bar.update(task, advance=steps, description=description)
-                done += steps
-                if not self._rich.is_terminal and clock() - told >= LOG_EVERY:
-                    told = clock()
-                    self.note(
-                        f"{title}: {done}/{total}" + (f", {description}" if description else "")
-                    )
-
-            yield advance
+        yield advance

@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from memtool.cli import app, options
-from memtool.cli.console import Console
 
 
 @app.command()
@@ -60,7 +59,5 @@ def convert(
     options.check_file(output)
     check_writable(output)
     spec = options.model_spec(model)
-    console = Console(quiet)
     set_ = data.load(dataset) if dataset else None
-    for note in conversion.convert(file, spec, output, set_, trust):
-        console.note(note)
+    conversion.convert(file, spec, output, set_, trust)

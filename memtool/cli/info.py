@@ -6,7 +6,6 @@ from typing import Annotated
 import typer
 
 from memtool.cli import app, options
-from memtool.cli.console import Console
 
 
 @app.command()
@@ -50,20 +49,19 @@ def info(
       memtool info --layers runs/r25.safetensors
       memtool info --layers weights.safetensors --model timm:vit_tiny_patch16_224
     """
+    from memtool import tables
     from memtool.checkpoints import description
     from memtool.files import check_writable
-    from memtool.tables import text as table
 
     path = options.output_path(output)
     if path:
-        table.format_of(path, table_format)
+        tables.format_of(path, table_format)
         check_writable(path)
-    console = Console(quiet)
     if layers:
-        checkpoints = options.open_checkpoints(files, console, model, trust=trust)
+        checkpoints = options.open_checkpoints(files, model, trust=trust)
         rows = list(description.layers(checkpoints, image_size))
     else:
-        rows = list(description.files(files, options.model_spec(model), console.note))
-    with table.writer(table.LAYERS if layers else table.FILES, path, table_format) as write:
+        rows = list(description.files(files, options.model_spec(model)))
+    with tables.writer(tables.LayerRow if layers else tables.FileRow, path, table_format) as write:
         for row in rows:
             write(row)

@@ -7,7 +7,7 @@ import typer
 
 from memtool import MemtoolError
 from memtool.cli import app, options
-from memtool.cli.console import Console
+from memtool.cli.console import logger
 from memtool.data.noise import Matrix, NoiseKind
 
 
@@ -95,9 +95,8 @@ def make_noisy(
         )
     options.check_file(output)
     paths = [Path(str(output).replace("{ratio}", f"{100 * value:.10g}")) for value in ratios]
-    console = Console(quiet)
     spec = options.dataset_spec(dataset, image_size, split_at)
-    set_ = options.load_data(spec, data_dir, console, training=True)
+    set_ = options.load_data(spec, data_dir, training=True)
     classes = len(set_.classes)
     transition = (
         noise.transition_matrix(kind, classes) if matrix is None else _read(matrix, classes)
@@ -120,7 +119,7 @@ def make_noisy(
             print(json.dumps({"output": str(path), "data": set_.name, **description}))
             continue
         labels.save(path)
-        console.note(f"{path}: {round(value * len(given))} redrawn, {counts}")
+        logger.info(f"{path}: {round(value * len(given))} redrawn, {counts}")
 
 
 def _read(path: Path, classes: int) -> Matrix:

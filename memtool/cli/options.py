@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memtool import MemtoolError
-from memtool.cli.console import Console
-from memtool.tables.text import Format
+from memtool.cli.console import be_quiet, progress
+from memtool.tables import Format
 
 if TYPE_CHECKING:
     from memtool.checkpoints.checkpoint import Checkpoint
@@ -140,7 +140,10 @@ Memory = Annotated[
         "computed again, with more forward passes",
     ),
 ]
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="No progress and no notes on stderr")]
+Quiet = Annotated[
+    bool,
+    typer.Option("-q", "--quiet", callback=be_quiet, help="No progress and no notes on stderr"),
+]
 DryRun = Annotated[
     bool,
     typer.Option(
@@ -198,23 +201,19 @@ def model_spec(text: str | None) -> "ModelSpec | None":
 
 def open_checkpoints(
     paths: Sequence[Path],
-    console: Console,
     model: str | None = None,
     last_model: str | None = None,
     trust: bool = False,
 ) -> "list[Checkpoint]":
     """The checkpoints at `paths`, of the `model` typed if any, the last one of `last_model`.
 
-    What was assumed of them is told on stderr. Raises MemtoolError.
+    Raises MemtoolError.
     """
     from memtool.checkpoints.checkpoint import Checkpoint
 
     spec = model_spec(model)
     specs = [spec] * (len(paths) - 1) + [model_spec(last_model) or spec]
-    opened = [Checkpoint.open(path, its, trust) for path, its in zip(paths, specs, strict=True)]
-    for note in dict.fromkeys(note for checkpoint in opened for note in checkpoint.notes):
-        console.note(note)
-    return opened
+    return [Checkpoint.open(path, its, trust) for path, its in zip(paths, specs, strict=True)]
 
 
 def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None = None) -> str:
@@ -224,20 +223,17 @@ def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None 
     return with_options(spec, image_size=image_size, split_at=split_at)
 
 
-def load_data(
-    spec: str, folder: Path | None, console: Console, training: bool = False
-) -> "Dataset":
+def load_data(spec: str, folder: Path | None, training: bool = False) -> "Dataset":
     """`data.load` with progress on stderr."""
     from memtool.data import datasets as data
 
-    return data.load(spec, folder, console.progress if console.shows_bars else None, training)
+    return data.load(spec, folder, progress, training)
 
 
 def load_dataset(
     spec: str | None,
     checkpoint: "Checkpoint",
     folder: Path | None,
-    console: Console,
     *,
     image_size: int | None = None,
     split_at: str | None = None,
@@ -259,7 +255,7 @@ def load_dataset(
             f"{checkpoint.path}: does not say what it was trained on; name a data set (--data)"
         )
     full = with_options(name, image_size=image_size, split_at=split_at, samples=samples)
-    dataset = load_data(full, folder, console, training)
+    dataset = load_data(full, folder, training)
     shape = recorded.get("image_shape") or list(dataset.image_shape)
     if list(dataset.image_shape) != shape:
         raise MemtoolError(

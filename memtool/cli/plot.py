@@ -20,7 +20,7 @@ def plot(
             show_default=False,
         ),
     ],
-    tables: Annotated[
+    sources: Annotated[
         list[str] | None,
         typer.Argument(
             metavar="[KIND] TABLE...",
@@ -49,11 +49,11 @@ def plot(
     """
     import sys
 
+    from memtool import tables
     from memtool.figures import figures as plot
     from memtool.files import check_writable, replacing
-    from memtool.tables import text as table
 
-    names = list(tables or [])
+    names = list(sources or [])
     kind = plot.Kind(names.pop(0)) if names and names[0] in set(plot.Kind) else None
     if not names and sys.stdin.isatty():
         raise typer.BadParameter("name a table, or pipe one in", param_hint="TABLE")
@@ -61,10 +61,10 @@ def plot(
         if path == Path("-"):
             raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
         if path.suffix.removeprefix(".") not in plot.METADATA:
-            table.format_of(path, None)
+            tables.format_of(path, None)
         check_writable(path)
     rows = [
-        row for name in names or ["-"] for row in table.read(None if name == "-" else Path(name))
+        row for name in names or ["-"] for row in tables.read(None if name == "-" else Path(name))
     ]
     kind = kind or plot.recognize(rows)
     if net_of_control and kind is not plot.Kind.stitching:
@@ -76,6 +76,6 @@ def plot(
             with replacing(path) as temporary, open(temporary, "wb") as stream:
                 plot.save(figure, stream, suffix)
         else:
-            with table.writer(list(rows[0]), path, None) as write:
+            with tables.writer(list(rows[0]), path, None) as write:
                 for row in rows:
                     write(row)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from memtool.cli import app, main, options
-from memtool.cli.console import Console
+from memtool.cli.console import WARNING, logger, progress
 from memtool.reproduction.recipes import Study
 
 MOST_JOBS = 8  # by default: a step takes some 400 MB
@@ -66,10 +66,10 @@ def reproduce(
       memtool reproduce digits -o out --seeds 3 -j 4
       memtool reproduce digits -o out --makefile > Makefile && make -j 2
     """
+    from memtool import tables
     from memtool.files import check_writable
     from memtool.reproduction import findings
     from memtool.reproduction import steps as paper
-    from memtool.tables import text as table
 
     steps = paper.steps(study, output, seeds)
     if makefile:
@@ -82,17 +82,16 @@ def reproduce(
                 print(step.command())
         return
     check_writable(output / ".probe")
-    console = Console(quiet)
-    with console.progress(f"reproducing {study}", len(steps)) as advance:
+    with progress(f"reproducing {study}", len(steps)) as advance:
         for done in paper.run(steps, jobs or min(os.cpu_count() or 1, MOST_JOBS), main):
             advance(description=done.step.name)
             if done.seconds is not None:
-                console.note(f"{done.step.name}: {done.seconds:.1f} s")
+                logger.info(f"{done.step.name}: {done.seconds:.1f} s")
             for warning in done.warnings:
-                console.warn(f"{done.step.name}: {warning.removeprefix(paper.WARNING)}")
-    tables = {kind: table.read(output / f"{stem}.csv") for kind, stem in paper.FIGURES.items()}
-    with table.writer(findings.COLUMNS, None, table_format) as write:
-        for row in findings.findings(**tables):
+                logger.warning(f"{done.step.name}: {warning.removeprefix(WARNING)}")
+    read = {kind: tables.read(output / f"{stem}.csv") for kind, stem in paper.FIGURES.items()}
+    with tables.writer(tables.FindingRow, None, table_format) as write:
+        for row in findings.findings(**read):
             write(row)
     for stem in paper.FIGURES.values():
-        console.note(f"{output / stem}.pdf")
+        logger.info(f"{output / stem}.pdf")

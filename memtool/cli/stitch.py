@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from memtool.cli import app, options
-from memtool.cli.console import Console
+from memtool.cli.console import progress
 from memtool.models.spec import Connector
 from memtool.stitching.settings import Start
 
@@ -124,11 +124,11 @@ def stitch(
     """
     import json
 
+    from memtool import tables
     from memtool.device import choose, processes
     from memtool.files import check_writable
     from memtool.stitching import sweep
     from memtool.stitching.cuts import all_cuts
-    from memtool.tables import text as table
     from memtool.training.loop import Optimizer, Schedule, TrainConfig
 
     if len(checkpoints) < 2:
@@ -137,7 +137,7 @@ def stitch(
     if resume and path is None:
         raise typer.BadParameter("name the table (-o FILE)", param_hint="--resume")
     if path:
-        table.format_of(path, table_format)
+        tables.format_of(path, table_format)
         check_writable(path)
     where = choose(device)
     plan = sweep.Plan(
@@ -163,13 +163,11 @@ def stitch(
         memory=options.size(memory),
         curve=curve,
     )
-    console = Console(quiet)
-    opened = options.open_checkpoints(checkpoints, console, model, model_back, trust)
+    opened = options.open_checkpoints(checkpoints, model, model_back, trust)
     set_ = options.load_dataset(
         dataset,
         opened[-1],
         data_dir,
-        console,
         image_size=image_size,
         split_at=split_at,
         training=True,
@@ -197,8 +195,8 @@ def stitch(
             return
         total = plan.rows_per_job * sum(map(len, cuts.values()))
         with (
-            console.progress("stitching", total) as advance,
-            table.writer(table.STITCHING, path, table_format) as write,
+            progress("stitching", total) as advance,
+            tables.writer(tables.StitchingRow, path, table_format) as write,
         ):
             for row in unfinished.keeping(finished, rows) if unfinished else rows:
                 write(row)

@@ -7,7 +7,7 @@ import typer
 
 from memtool import MemtoolError
 from memtool.cli import app, options
-from memtool.cli.console import Console
+from memtool.cli.console import progress
 
 
 @app.command()
@@ -129,11 +129,11 @@ def train(
     import json
     from contextlib import ExitStack
 
+    from memtool import tables
     from memtool.data.labels import LabelFile
     from memtool.device import choose
     from memtool.files import check_writable
     from memtool.models import sources as models
-    from memtool.tables import text as table
     from memtool.training.loop import TrainConfig
     from memtool.training.run import Run
 
@@ -148,14 +148,13 @@ def train(
     check_writable(output)
     rows_to = options.output_path(rows_to)  # stdout has them anyway
     if rows_to:
-        table.format_of(rows_to, None)
+        tables.format_of(rows_to, None)
         check_writable(rows_to)
     spec = models.parse(model)
     given = LabelFile.load(labels) if labels else None
-    console = Console(quiet)
     named = dataset or (given.metadata["data"]["name"] if given else "")
     typed = options.dataset_spec(named, image_size, split_at)
-    set_ = options.load_data(typed, data_dir, console, training=True)
+    set_ = options.load_data(typed, data_dir, training=True)
     if given and labels:
         given.check(labels, set_)
     fitted = models.fitted(spec, set_.image_shape, len(set_.classes))
@@ -187,10 +186,10 @@ def train(
         return
     with ExitStack() as stack:
         # The bar first: on a terminal, the rows then stand above it.
-        advance = stack.enter_context(console.progress(f"training {output}", epochs))
-        writers = [stack.enter_context(table.writer(table.TRAINING, None, table_format))]
+        advance = stack.enter_context(progress(f"training {output}", epochs))
+        writers = [stack.enter_context(tables.writer(tables.TrainingRow, None, table_format))]
         if rows_to:
-            writers.append(stack.enter_context(table.writer(table.TRAINING, rows_to, None)))
+            writers.append(stack.enter_context(tables.writer(tables.TrainingRow, rows_to, None)))
         for row in run.train(where, resume):
             for write in writers:
                 write(row)

@@ -1,8 +1,6 @@
 """Data sets: a spec becomes uint8 images and labels. No noise, no models."""
 
 import hashlib
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -13,8 +11,9 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.data.images import Images, decoded, resized
-from memtool.data.sources import Labels, Listing, Progress, listed, stratified
+from memtool.data.sources import Labels, Listing, listed, stratified
 from memtool.data.spec import Options, parse
+from memtool.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
@@ -103,13 +102,13 @@ class Dataset:
 def load(
     spec: str,
     folder: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = silent,
     training: bool = False,
 ) -> Dataset:
     """The data set that `spec` names. Raises MemtoolError.
 
-    `folder` is where torchvision's data sets are, or are downloaded to; without `progress`,
-    nothing is said meanwhile. With `training`, a data set without training images is an error.
+    `folder` is where torchvision's data sets are, or are downloaded to. With `training`, a data set
+    without training images is an error.
     """
     source, options = parse(spec)
     if training and options.samples:
@@ -161,23 +160,16 @@ def _divided(listing: Listing, spec: str, options: Options) -> Listing:
     return listing
 
 
-def _images(
-    parts: list[NDArray[Any]], spec: str, size: int | None, progress: Progress | None
-) -> Images:
+def _images(parts: list[NDArray[Any]], spec: str, size: int | None, progress: Progress) -> Images:
     """All images of the parts one after another, (n, c, h, w), read and resized as needed."""
     items = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
-    opened = progress or _no_progress
     if items.dtype == object:
-        with opened(f"reading {spec}", len(items)) as advance:
+        with progress(f"reading {spec}", len(items)) as advance:
             return decoded(list(items), size, advance)
     if size is None or items.shape[2:] == (size, size):
         return np.ascontiguousarray(items)
-    with opened(f"resizing {spec}", len(items)) as advance:
+    with progress(f"resizing {spec}", len(items)) as advance:
         return resized(items, size, advance)
-
-
-def _no_progress(description: str, total: int) -> AbstractContextManager[Callable[[int], None]]:
-    return nullcontext(lambda steps: None)
 
 
 def normalize(images: "torch.Tensor", mean: list[float], std: list[float]) -> "torch.Tensor":

@@ -4,9 +4,8 @@ import io
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import (
-    AbstractContextManager,
     ExitStack,
     contextmanager,
     redirect_stderr,
@@ -28,10 +27,9 @@ from memtool.data import arrays
 from memtool.data.images import SUFFIXES
 from memtool.data.spec import NAMES, TORCHVISION
 from memtool.errors import last_line
+from memtool.progress import Progress, silent
 
 Labels = NDArray[np.int64]
-# Opens a bar with a description and a number of steps; gives the function that advances it.
-Progress = Callable[[str, int], AbstractContextManager[Callable[[int], None]]]
 DIGITS_TEST_SIZE = 500
 
 
@@ -47,7 +45,7 @@ class Listing:
     test: tuple[NDArray[Any], Labels]
 
 
-def listed(source: str, folder: Path | None, progress: Progress | None) -> Listing:
+def listed(source: str, folder: Path | None, progress: Progress) -> Listing:
     if source == "digits":
         return _digits()
     if source in TORCHVISION:
@@ -105,7 +103,7 @@ def default_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memtool"
 
 
-def _torchvision(name: str, folder: Path, progress: Progress | None) -> Listing:
+def _torchvision(name: str, folder: Path, progress: Progress) -> Listing:
     """One of torchvision's data sets, downloaded into `folder` if it is not there."""
     from torchvision import datasets
 
@@ -115,7 +113,8 @@ def _torchvision(name: str, folder: Path, progress: Progress | None) -> Listing:
         )
     kind = getattr(datasets, TORCHVISION[name])
     # torchvision tells of downloads on either stream; here they go to stderr or nowhere.
-    stream = sys.stderr if progress else io.StringIO()
+    shown = progress is not silent and sys.stderr.isatty()
+    stream = sys.stderr if shown else io.StringIO()
     try:
         with (
             _locked(folder),

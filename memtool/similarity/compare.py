@@ -1,10 +1,11 @@
 """Comparing checkpoints with a reference, layer by layer: one forward pass of each network."""
 
+import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from math import isfinite
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,25 +20,9 @@ from memtool.similarity.pairs import Cells, Comparison, Form, Selection, paired,
 from memtool.similarity.plan import Plan, Settings
 from memtool.similarity.settings import Kernel, Pairs
 
+logger = logging.getLogger(__name__)
+
 TOLERANCE = 0.001  # by which a lower precision may change CKA
-
-
-class Reporter(Protocol):
-    """Where notes and warnings go: the console."""
-
-    def note(self, text: str) -> None: ...
-
-    def warn(self, text: str) -> None: ...
-
-
-class _Silent:
-    """Of what only tries something out."""
-
-    def note(self, text: str) -> None:
-        pass
-
-    def warn(self, text: str) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -72,25 +57,24 @@ def compare(
     images: Tensor,
     settings: Settings,
     processes: Processes,
-    reporter: Reporter,
     advance: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
     """CKA of each checkpoint of `plan` with the reference over all `images`, uint8 (n, c, h, w).
 
     Yields a row a pair, in order of execution, with None for `cka` where there is none;
-    `reporter` is told why. `advance` is called after each batch of each network and each cell in
+    a warning says why. `advance` is called after each batch of each network and each cell in
     feature space. Of several processes each does its part, and all yield the same rows. A
     precision that changes CKA of the first batch by more than TOLERANCE is not used.
     """
     if settings.precision is not Precision.float32:
         change, layer = max(processes.gather(_change(plan, reference, images, settings)))
         if change > TOLERANCE:
-            reporter.warn(
+            logger.warning(
                 f"--precision {settings.precision} changes CKA of {layer} by {change:.2g} in the "
                 f"first {plan.batches[0][1]} images, more than {TOLERANCE}: computing in float32"
             )
             settings = replace(settings, precision=Precision.float32)
-    yield from _compare(plan, reference, images, settings, processes, reporter, advance)
+    yield from _compare(plan, reference, images, settings, processes, advance)
 
 
 def _change(
@@ -109,7 +93,6 @@ def _change(
                 batch,
                 replace(settings, precision=one),
                 Processes(),
-                _Silent(),
                 lambda: None,
             )
         ]
@@ -129,7 +112,6 @@ def _compare(
     images: Tensor,
     settings: Settings,
     processes: Processes,
-    reporter: Reporter,
     advance: Callable[[], None],
 ) -> Iterator[dict[str, Any]]:
     for group in plan.groups:
@@ -137,13 +119,13 @@ def _compare(
         own = _Side(reference, _statistics(names, plan, settings), {})
         others = [_side(one, own, plan, settings) for one in group]
         with torch.inference_mode(), precision(settings.precision, images.device):
-            _run(plan, [own, *others], images, settings.seed, processes, reporter, advance)
+            _run(plan, [own, *others], images, settings.seed, processes, advance)
             for side in (own, *others):
                 _share(side, plan, processes)
-                _warn_of_constant(side, reporter)
+                _warn_of_constant(side)
             results = [_values(side, advance) for side in others]
         for side, values in zip(others, results, strict=True):
-            yield from _rows(side, own, values, plan, settings, reporter)
+            yield from _rows(side, own, values, plan, settings)
 
 
 def _statistics(
@@ -182,7 +164,6 @@ def _run(
     images: Tensor,
     seed: int,
     processes: Processes,
-    reporter: Reporter,
     advance: Callable[[], None],
 ) -> None:
     """Run each step's batch through all networks in turn, the reference first, so that nothing
@@ -192,7 +173,7 @@ def _run(
         networks = []
         for side in sides:
             network = side.selection.checkpoint.network(images.device).fastest(images)
-            _note_uncalled(side.selection, network.model, reporter)
+            _note_uncalled(side.selection, network.model)
             hooks.enter_context(observed(network.model, side.selection.tensors, side.see))
             networks.append(network)
         for step in plan.steps(processes):
@@ -221,22 +202,22 @@ def _share(side: _Side, plan: Plan, processes: Processes) -> None:
         alignment.share(processes.sum, len(plan.batches))
 
 
-def _note_uncalled(selection: Selection, model: nn.Module, reporter: Reporter) -> None:
+def _note_uncalled(selection: Selection, model: nn.Module) -> None:
     names = selection.uncalled(model)
     if names:
         more = f" and {len(names) - 5} more" if len(names) > 5 else ""
-        reporter.note(
+        logger.info(
             f"{selection.checkpoint.path}: no activations of {', '.join(names[:5])}{more}: "
             "the model has but never calls them"
         )
 
 
-def _warn_of_constant(side: _Side, reporter: Reporter) -> None:
+def _warn_of_constant(side: _Side) -> None:
     constant = side.constant()
     for tensor in side.selection.tensors:
         if tensor in constant:
             names = [layer.name for layer in side.selection.layers if layer.same_as == tensor]
-            reporter.warn(
+            logger.warning(
                 f"{side.selection.checkpoint.path}: {', '.join(names)} is the same for all "
                 "images: no CKA with it"
             )
@@ -267,14 +248,13 @@ def _rows(
     values: _Values,
     plan: Plan,
     settings: Settings,
-    reporter: Reporter,
 ) -> Iterator[dict[str, Any]]:
     checkpoint, reference = side.selection.checkpoint, own.selection.checkpoint
     mine, theirs = side.constant(), own.constant()
     for layer, other in paired(side.selection, own.selection, settings.pairs):
         value, error = values[layer.same_as, other.same_as]
         if value is None and layer.same_as not in mine and other.same_as not in theirs:
-            reporter.warn(
+            logger.warning(
                 f"{checkpoint.path}: no CKA of {layer.name} with {other.name}: an HSIC with "
                 "itself is not positive (too few images for this estimator, or activations that "
                 "are not finite)"

@@ -1,1 +1,15 @@
-
+from .reading import read as read
+from .rows import CkaRow as CkaRow
+from .rows import Column as Column
+from .rows import FileRow as FileRow
+from .rows import FindingRow as FindingRow
+from .rows import LayerRow as LayerRow
+from .rows import StitchingRow as StitchingRow
+from .rows import TrainingRow as TrainingRow
+from .rows import columns as columns
+from .rows import type_of as type_of
+from .terminal import render as render
+from .writing import Format as Format
+from .writing import Row as Row
+from .writing import format_of as format_of
+from .writing import writer as writer

@@ -64,25 +64,28 @@ def test_nothing_else_is_recognized():
     "wrap",
     ["module.{}", "_orig_mod.{}", "model.{}", "module._orig_mod.{}", "ema_model.module.{}"],
 )
-def test_wrappers_are_undone_and_said(run, tmp_path, wrap):
+def test_wrappers_are_undone_and_said(run, tmp_path, caplog, wrap):
+    caplog.set_level("INFO")
     plain = tensors_of("resnet18?width=4")
     path = saved(tmp_path / "w.safetensors", {wrap.format(key): plain[key] for key in plain})
     for model in (None, models.parse("resnet18?width=4")):
+        caplog.clear()
         checkpoint = Checkpoint.open(path, model)
         assert checkpoint.tensors().keys() == plain.keys()
-        assert any(f"wrapped in {wrap.removesuffix('.{}')!r}" in it for it in checkpoint.notes)
+        assert f"wrapped in {wrap.removesuffix('.{}')!r}" in caplog.text
     result = run("info", path)
     assert result.code == 0 and "undone" in result.stderr
     assert run("info", path, "-q").stderr == ""
 
 
-def test_weights_are_taken_and_their_moving_average_is_left_aside(tmp_path):
+def test_weights_are_taken_and_their_moving_average_is_left_aside(tmp_path, caplog):
+    caplog.set_level("INFO")
     plain = tensors_of("resnet18?width=4")
     both = {f"model.{key}": value + 1 for key, value in plain.items()}
     both |= {f"ema.{key}": value.clone() for key, value in plain.items()}
     checkpoint = Checkpoint.open(saved(tmp_path / "b.safetensors", both))
     assert (checkpoint.tensors()["conv1.weight"] == 1).all()
-    assert any(f"{len(plain)} tensors left aside (ema." in note for note in checkpoint.notes)
+    assert f"{len(plain)} tensors left aside (ema." in caplog.text
 
 
 def test_the_count_of_an_averaged_model_is_no_weight(tmp_path):
@@ -93,7 +96,8 @@ def test_the_count_of_an_averaged_model_is_no_weight(tmp_path):
     assert checkpoint.tensors().keys() == plain.keys()
 
 
-def test_a_models_own_prefix_is_not_undone(tmp_path, monkeypatch):
+def test_a_models_own_prefix_is_not_undone(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO")
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(
         "from torch import nn\n"
@@ -102,7 +106,7 @@ def test_a_models_own_prefix_is_not_undone(tmp_path, monkeypatch):
     tensors = {"model.0.weight": torch.zeros(2, 2), "model.0.bias": torch.zeros(2)}
     path = saved(tmp_path / "own.safetensors", tensors)
     checkpoint = Checkpoint.open(path, models.parse("net.py:make"))
-    assert checkpoint.names == {key: key for key in tensors} and not checkpoint.notes
+    assert checkpoint.names == {key: key for key in tensors} and not caplog.records
 
 
 def test_old_files_without_counts_of_batches_are_recognized(tmp_path):

@@ -10,7 +10,7 @@ import typer
 
 from memtool import __version__
 from memtool.cli import app
-from memtool.cli.console import Console
+from memtool.cli.console import be_quiet, logger, progress, telling
 
 GROUP = typer.main.get_command(app)
 COMMANDS = sorted(GROUP.commands)
@@ -272,7 +272,10 @@ def test_quiet_means_no_notes(run, tmp_path):
 
 
 def test_a_warning_is_said_even_when_quiet(capsys):
-    Console(quiet=True).warn("it is odd")
+    with telling():
+        be_quiet(True)
+        logger.warning("it is odd")
+        logger.info("it is even")
     assert capsys.readouterr().err == "memtool: warning: it is odd\n"
 
 
@@ -280,10 +283,12 @@ def test_a_warning_is_said_even_when_quiet(capsys):
 def test_a_log_is_told_now_and_then_how_far_long_work_has_got(capsys, monkeypatch, quiet, said):
     clock = iter([0, 10, 31, 31, 62, 62, 62]).__next__
     monkeypatch.setattr("memtool.cli.console.clock", clock)
-    with Console(quiet).progress("work", 3) as advance:
-        advance()
-        advance(description="more")
-        advance()
+    with telling():
+        be_quiet(quiet)
+        with progress("work", 3) as advance:
+            advance()
+            advance(description="more")
+            advance()
     assert capsys.readouterr().err == said
 
 

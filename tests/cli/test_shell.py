@@ -110,9 +110,11 @@ def terminal(command, **variables):
 
 
 BAR = """
-from memtool.cli.console import Console
-with Console(quiet={quiet}).progress("comparing", 2) as advance:
-    advance()
+from memtool.cli.console import be_quiet, progress, telling
+with telling():
+    be_quiet({quiet})
+    with progress("comparing", 2) as advance:
+        advance()
 """
 
 

@@ -627,10 +627,9 @@ def test_a_data_set_that_changed_is_noticed(folder_run: Path, run) -> None:
 
 def test_a_checkpoint_without_a_data_set_asks_for_one() -> None:
     from memtool.cli import options
-    from memtool.cli.console import Console
 
     unknown = SimpleNamespace(path=Path("a.safetensors"), data={})
     with pytest.raises(MemtoolError, match="a.safetensors: .*--data"):
-        options.load_dataset(None, unknown, None, Console(True))
-    found = options.load_dataset("digits", unknown, None, Console(True), samples=30)
+        options.load_dataset(None, unknown, None)
+    found = options.load_dataset("digits", unknown, None, samples=30)
     assert (found.name, len(found.test)) == ("digits?samples=30", 30)

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from memtool import MemtoolError
+from memtool import tables as table
 from memtool.cli import main
 from memtool.reproduction import findings
 from memtool.reproduction import steps as reproduce
 from memtool.reproduction.recipes import Study
 from memtool.reproduction.steps import Recipe, Step
-from memtool.tables import text as table
 
 TINY = Recipe(
     data="digits",

@@ -12,10 +12,10 @@ import torch
 from torch import nn
 
 from memtool import data, models
+from memtool import tables as table
 from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.stitching import sweep
 from memtool.stitching.settings import Start
-from memtool.tables import text as table
 from memtool.tensors import load_tensors, save_tensors
 from memtool.training.loop import Optimizer, TrainConfig
 
@@ -49,7 +49,7 @@ front_accuracy back_accuracy agreement control_accuracy
 
 
 def test_the_columns_are_an_interface(table_of_all):
-    assert list(table_of_all[0]) == table.STITCHING == COLUMNS.split()
+    assert list(table_of_all[0]) == COLUMNS.split()
 
 
 def test_a_row_for_each_cut_and_direction_with_its_conditions(table_of_all, runs):

@@ -1,0 +1,106 @@
+"""Rows as a table for a terminal."""
+
+import io
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from memtool.tables.rows import Column
+
+Row = Mapping[str, Any]
+
+
+def cell(value: Any) -> str:
+    """A value as text, at full precision; empty for None."""
+    if isinstance(value, bool):
+        return str(value).lower()
+    return "" if value is None else str(value)
+
+
+def render(
+    rows: Sequence[Row],
+    columns: Mapping[str, Column],
+    width: int | None = None,
+    styled: bool = False,
+) -> str:
+    """Rows as a table for a terminal, `width` characters wide (the terminal's own by default), its
+    titles in bold if `styled`.
+
+    Numbers have four digits and checkpoints lose their suffix. A column that holds one value
+    throughout is told once, above the table. Where it would be too wide, minor columns are left
+    out, which is told below it. A single row becomes a list, one line for each of its values.
+    """
+    if len(rows) == 1:
+        return _list(rows[0], columns)
+    from rich.console import Console
+    from rich.table import Table
+
+    stream = io.StringIO()
+    console = Console(
+        file=stream,
+        width=width,
+        force_terminal=styled,
+        highlight=False,
+        markup=False,
+        emoji=False,
+    )
+    cells = {column: [_short(row.get(column)) for row in rows] for column in columns}
+    constant = [column for column in columns if len(set(cells[column])) == 1]
+    if told := [f"{_title(name)} {cells[name][0]}" for name in constant if cells[name][0]]:
+        console.print(", ".join(told) + "\n")
+    shown = [column for column in columns if column not in constant]
+    if cells.get("layer") == cells.get("reference_layer"):
+        shown = [column for column in shown if column != "reference_layer"]
+    left_out = []
+    minor = [name for name in shown if columns[name].minor]
+    for column in sorted(minor, key=lambda name: -columns[name].minor):
+        if _width(shown, cells) > console.width:
+            shown.remove(column)
+            left_out.append(_title(column))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in shown:
+        number = all(isinstance(row.get(column), int | float | None) for row in rows)
+        table.add_column(
+            _title(column),
+            justify="right" if number else "left",
+            width=min(_widest(column, cells), console.width // 2),
+            overflow="fold",
+        )
+    for line in zip(*(cells[column] for column in shown), strict=True):
+        table.add_row(*line)
+    console.print(table)
+    if left_out:
+        console.print(f"\n(not shown for want of width: {', '.join(left_out)})")
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def _list(row: Row, columns: Iterable[str]) -> str:
+    """The values of one row, those that are not empty, each below the other."""
+    values = {_title(column): _whole(row.get(column)) for column in columns}
+    width = max(map(len, values), default=0)
+    return "".join(f"{title:{width}}  {value}\n" for title, value in values.items() if value)
+
+
+def _title(column: str) -> str:
+    return column.replace("_", " ")
+
+
+def _widest(column: str, cells: Mapping[str, Sequence[str]]) -> int:
+    """The least width of a column that breaks neither a cell nor a word of its title."""
+    return max(map(len, [*cells[column], *column.split("_")]))
+
+
+def _width(columns: Sequence[str], cells: Mapping[str, Sequence[str]]) -> int:
+    return sum(_widest(column, cells) + 2 for column in columns) - 2
+
+
+def _whole(value: Any) -> str:
+    """A value with room enough: only numbers are shortened."""
+    return _short(value) if isinstance(value, bool | float) else cell(value)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, float):
+        return f"{value:.4f}" if 1e-4 <= abs(value) < 1e4 and value % 1 else f"{value:.4g}"
+    return cell(value).removesuffix(".safetensors")

@@ -1,0 +1,103 @@
+"""Writing rows: as CSV, TSV or JSON lines, one at a time, or as a table for a terminal."""
+
+import csv
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, TextIO
+
+from memtool import MemtoolError
+from memtool.files import replacing
+from memtool.tables.rows import Column, columns
+from memtool.tables.terminal import cell, render
+
+Row = Mapping[str, Any]
+Writer = Callable[[Mapping[str, object]], None]
+
+
+class Format(StrEnum):
+    """How rows are written."""
+
+    csv = "csv"
+    tsv = "tsv"
+    jsonl = "jsonl"
+    table = "table"
+
+
+def format_of(path: Path | None, chosen: Format | None) -> Format:
+    """The format chosen, else the one that the suffix of `path` says, else a table on a terminal
+    and CSV everywhere else. Raises MemtoolError for a suffix that says none."""
+    if chosen:
+        return chosen
+    if path is None:
+        return Format.table if sys.stdout.isatty() else Format.csv
+    suffix = path.suffix.removeprefix(".").lower()
+    if suffix in Format.__members__ and suffix != Format.table:
+        return Format(suffix)
+    if suffix in ("", "txt") or not path.is_file() and path.exists():
+        return Format.csv
+    raise MemtoolError(
+        f"{path}: the suffix says no table format; end it in .csv, .tsv or .jsonl, or pass --format"
+    )
+
+
+@contextmanager
+def writer(
+    table: type | Sequence[str], path: Path | None, chosen: Format | None
+) -> Iterator[Writer]:
+    """Yield a function that writes one row: to `path`, whole or not at all, or to stdout at once.
+
+    `table` is the type of its rows, as `tables.rows` declares it, or the names of its columns. A
+    row with other keys is a mistake of the program and raises ValueError. A terminal's table waits
+    for the last row, to know how wide its columns are.
+    """
+    format = format_of(path, chosen)
+    declared = columns(table) if isinstance(table, type) else dict.fromkeys(table, Column(""))
+    if path is None:
+        with _writer_to(sys.stdout, declared, format) as write:
+            yield write
+        return
+    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
+        with _writer_to(file, declared, format) as write:
+            yield write
+
+
+@contextmanager
+def _writer_to(stream: TextIO, declared: Mapping[str, Column], format: Format) -> Iterator[Writer]:
+    if format is Format.table:
+        rows: list[Row] = []
+        try:
+            yield lambda row: rows.append(_checked(row, declared))
+        finally:  # what there is, even if the work was stopped
+            if rows:
+                stream.write(render(rows, declared, styled=stream.isatty()))
+                stream.flush()
+        return
+    # csv writes \r\n unless told otherwise, and cut and awk would see the stray character.
+    delimited = csv.writer(
+        stream, delimiter="\t" if format is Format.tsv else ",", lineterminator="\n"
+    )
+
+    def write(row: Mapping[str, object]) -> None:
+        content = _checked(row, declared)
+        if format is Format.jsonl:
+            stream.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+        else:
+            delimited.writerow(map(cell, content.values()))
+        stream.flush()
+
+    if format is not Format.jsonl:
+        delimited.writerow(declared)
+        stream.flush()
+    yield write
+
+
+def _checked(row: Mapping[str, object], declared: Mapping[str, Column]) -> Row:
+    """The row with its columns in order."""
+    if row.keys() != declared.keys():
+        missing, unknown = declared.keys() - row.keys(), row.keys() - declared.keys()
+        raise ValueError(f"a row lacks {sorted(missing)} and has {sorted(unknown)} beside")
+    return {column: row[column] for column in declared}

@@ -1,0 +1,40 @@
+"""Column names are an interface: change them with a line in the CHANGELOG."""
+
+import pytest
+
+from memtool import tables
+
+INTERFACE = {
+    tables.TrainingRow: "checkpoint model data noise_ratio noise_kind seed epoch loss "
+    "given_accuracy true_accuracy mislabelled_accuracy test_accuracy",
+    tables.CkaRow: "checkpoint reference layer reference_layer epoch noise_ratio seed "
+    "reference_epoch reference_noise_ratio reference_seed estimator kernel bandwidth precision n "
+    "batch_size sample_seed cka cka_se",
+    tables.StitchingRow: "front back direction front_layer back_layer front_noise_ratio "
+    "back_noise_ratio connector batch_norm parameters start optimizer epochs epoch learning_rate "
+    "batch_size seed n loss test_accuracy front_accuracy back_accuracy agreement control_accuracy",
+    tables.FileRow: "file kind model model_from parameters tensors types bytes data train test "
+    "classes image_shape mean std fingerprint epoch steps noise_ratio noise_kind seed loss "
+    "given_accuracy true_accuracy mislabelled_accuracy test_accuracy",
+    tables.LayerRow: "checkpoint layer type shape cut same_as",
+    tables.FindingRow: "finding value least most holds",
+}
+
+
+@pytest.mark.parametrize("table", INTERFACE, ids=lambda table: table.__name__)
+def test_the_columns_of_a_table(table):
+    assert list(tables.columns(table)) == INTERFACE[table].split()
+
+
+@pytest.mark.parametrize("table", INTERFACE, ids=lambda table: table.__name__)
+def test_each_column_is_explained_and_has_a_type(table):
+    for name, column in tables.columns(table).items():
+        assert column.meaning and column.meaning[0].islower() | column.meaning[:3].isupper()
+        assert not column.meaning.endswith(".")
+        assert tables.type_of(table, name) in ("text", "number", "whole number", "true or false")
+
+
+def test_the_types_of_columns():
+    found = {name: tables.type_of(tables.CkaRow, name) for name in ("layer", "epoch", "cka")}
+    assert found == {"layer": "text", "epoch": "whole number", "cka": "number"}
+    assert tables.type_of(tables.LayerRow, "cut") == "true or false"
