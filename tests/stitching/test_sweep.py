@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from memtool import data, models
-from memtool import tables as table
 from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.stitching import sweep
 from memtool.stitching.settings import Start
