@@ -1,6 +1,9 @@
 """memtool: where in a neural network does memorization live?"""
 
-from memtool.errors import MemtoolError
+import lazy_loader
 
-__all__ = ["MemtoolError", "__version__"]
+from memtool.errors import MemtoolError as MemtoolError
+
 __version__ = "0.1.0"
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -24,11 +24,11 @@ class Progress(Protocol):
         """Within the block, work of `total` steps is under way."""
 
 
+def unseen(steps: int = 1, description: str | None = None) -> None:
+    """An `Advance` that shows nothing."""
+
+
 @contextmanager
 def silent(description: str, total: int) -> Iterator[Advance]:
-    """Show nothing."""
-
-    def advance(steps: int = 1, description: str | None = None) -> None:
-        pass
-
-    yield advance
+    """A `Progress` that shows nothing."""
+    yield unseen

@@ -1,6 +1,5 @@
 """memtool cka"""
 
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -119,15 +118,13 @@ def cka(
     from memtool import tables
     from memtool.device import choose, processes
     from memtool.files import check_writable
-    from memtool.similarity import compare as comparison
-    from memtool.similarity import pairs as pairing
-    from memtool.similarity.plan import Settings, plan
+    from memtool.similarity import CkaSettings, compare, make_plan, selections
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a checkpoint and a reference", param_hint="CHECKPOINT")
     if not bandwidth > 0:
         raise typer.BadParameter(f"{bandwidth} is not positive", param_hint="--bandwidth")
-    settings = Settings(
+    settings = CkaSettings(
         pairs, estimator, kernel, bandwidth, precision, batch_size, seed, options.size(memory)
     )
     path = options.output_path(output)
@@ -140,20 +137,20 @@ def cka(
         dataset, opened[-1], data_dir, image_size=image_size, samples=samples
     )
     opened = [checkpoint.on(set_) for checkpoint in opened]
-    *selections, reference = pairing.selections(
+    *compared, reference = selections(
         opened,
         options.comma_separated(layers),
         options.comma_separated(layers_reference) if layers_reference else None,
     )
     images = torch.from_numpy(set_.test.images).to(where)
     with processes(where) as together:
-        planned = plan(selections, reference, len(images), settings, together.size)
-        speaks = together.rank == 0
-        logger.info(str(planned))
-        with (
-            progress("comparing", planned.advances(together)) as advance,
-            tables.writer(tables.CkaRow, path, table_format) if speaks else nullcontext() as write,
-        ):
-            for row in comparison.compare(planned, reference, images, settings, together, advance):
-                if write:
-                    write(row)
+        plan = make_plan(compared, reference, len(images), settings, together.size)
+        logger.info(str(plan))
+        rows = compare(plan, reference, images, settings, together, progress)
+        if together.rank:
+            for _ in rows:  # rank 0 writes them
+                pass
+            return
+        with tables.writer(tables.CkaRow, path, table_format) as write:
+            for row in rows:
+                write(row)

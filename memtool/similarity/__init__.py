@@ -1,4 +1,15 @@
-"""similarity."""
+"""CKA: how similar the representations of two networks are, layer by layer.
+
+Two networks and the same images go in; a table of HSIC comes out, and CKA of that. Read `hsic`
+first, which has the formulas and the table. Three producers fill it, each a recorder of one network
+and sums of a pair of networks (see `recorder`): `minibatch`, `tiles` and `feature_space`. `pairs`
+says which layers are compared, `planning` how that fits into memory, `measuring` has the loop over
+the images, `comparison` makes rows. `streaming` is the same for tensors, without files or models.
+
+Another estimator is one new file: a `Recorder` whose `Batch` takes in features, a `PairSums` that
+gives the `Hsic` table, a name in `settings.Estimator`, and a line in `measuring` that makes the
+recorder.
+"""
 
 import lazy_loader
 

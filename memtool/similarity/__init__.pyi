@@ -1,1 +1,13 @@
-
+from .comparison import compare as compare
+from .hsic import Hsic as Hsic
+from .pairs import Selection as Selection
+from .pairs import selections as selections
+from .planning import Plan as Plan
+from .planning import even_batches as even_batches
+from .planning import make_plan as make_plan
+from .settings import CkaSettings as CkaSettings
+from .settings import Estimator as Estimator
+from .settings import Kernel as Kernel
+from .settings import Pairs as Pairs
+from .streaming import CKA as CKA
+from .streaming import cka as cka

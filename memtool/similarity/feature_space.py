@@ -1,151 +1,234 @@
-"""HSIC in feature space: (p, q) covariances of features in place of (n, n) Gram matrices.
+"""`exact` and `unbiased` in feature space: (p, q) covariances in place of (n, n) Gram matrices.
 
-With the letters of `gram`, for the linear kernel and features X (n, p) and Y (n, q),
+With the letters of `hsic`, for the linear kernel and features X (n, p) and Y (n, q) whose means are
+m (p,) and w (q,),
 
-    <Kc, Lc> = S + D = |Xc^T Yc|^2    (Kornblith et al. 2019, Eq. 3),
+    <Kc, Lc> = S + D = |Xc^T Yc|^2,   Xc = X - 1 m^T,   Yc = Y - 1 w^T
 
-which takes n p q products where Gram matrices take n^2 (p + q) / 2: fewer where layers have fewer
-features than there are examples.
+(Kornblith et al. 2019, Eq. 3). This takes n p q products where Gram matrices take n^2 (p + q) / 2:
+fewer where layers have fewer features than there are examples.
+
+The standard error needs the same without each group of batches. Let X_g and Y_g be the features of
+group g, C_g = X_g^T Y_g, and R the groups that count, n examples with the means m and w. Then
+Xc^T Yc is the sum of C_g over g in R, less n m w^T, so that
+
+    |Xc^T Yc|^2 = sum_gh <C_g, C_h> - 2 n sum_g m^T C_g w + n^2 |m|^2 |w|^2,   g and h in R:
+
+the matrix of <C_g, C_h> is computed once for all R, and m^T C_g w takes a product of a matrix with
+a vector for each. Of C, a part at a time is enough. The diagonal of Kc is |x|^2 - 2 x^T m + |m|^2.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from memtool.similarity.gram import GROUPS, Statistics, hsic, wide
+from memtool.progress import Advance, unseen
+from memtool.similarity.hsic import GROUPS, Hsic, hsic_from_sums, replicate_groups, wide
+from memtool.similarity.recorder import Batch, OffsetRecorder, PairSums, Recorder, Visit
 from memtool.similarity.settings import Estimator
 
-PART = 2**17  # elements of a covariance at a time
+PART = 2**17  # elements of C at a time
 # What it takes to add up an element of a tile, in float64 in several sums, and an element of the
-# covariances of all groups of batches; in products of features, as measured on two processors.
+# covariances of all groups; in products of features, as measured on two processors.
 TILE, COVARIANCE = 800, 4000
 
 
 def is_cheaper(n: int, layers: Iterable[int], pairs: Iterable[tuple[int, int]]) -> bool:
     """Whether feature space costs less than Gram matrices: for HSIC of n examples at each of the
-    layers with itself and at the pairs, all told by their numbers of features."""
+    layers with itself and at the pairs, all given by their numbers of features."""
     layers = list(layers)
     gram = n * n / 2 * sum(p + TILE for p in layers)
     products = sum(p * q for p, q in pairs) + sum(p * p / 2 for p in layers)
     return (n + COVARIANCE) * products < gram
 
 
-class Features(Statistics):
-    """The features of all n examples, for `exact` and `unbiased`.
+class FeatureRecorder(OffsetRecorder):
+    """State: `features i`, (n, p), and `norms i`, (n,), for each layer i: the features relative to
+    the mean of the first batch, and their squared norms.
 
-    Values of HSIC come as (r,): of all examples, then, if there is more than one, without each
-    group of batches that there is.
+    `mine` are the batches whose features this process keeps; each batch is kept by one process.
     """
 
-    def __init__(self, layers: Sequence[Hashable], estimator: Estimator) -> None:
-        super().__init__(layers)
-        self.estimator = estimator
-        # By layer and batch: (size, p) and their squared norms (size,).
-        self._kept: dict[int, dict[int, Tensor]] = {i: {} for i in self.layered}
-        self._norms: dict[int, dict[int, Tensor]] = {i: {} for i in self.layered}
-        self._own: dict[int, Tensor] = {}
-        self._moments: dict[int, tuple[Tensor, Tensor]] = {}
+    def __init__(
+        self,
+        layers: Sequence[Hashable],
+        device: torch.device,
+        batches: Sequence[tuple[int, int]],
+        estimator: Estimator,
+        mine: Collection[int],
+    ) -> None:
+        super().__init__(layers, device, batches)
+        self.estimator, self.missing = estimator, set(mine)
+        self._layers: dict[int, LayerFeatures] = {}
 
-    def begin(self, batch: int, size: int, keep: bool = True, first: bool = False) -> None:
-        """`keep`: it is the first time that any process sees the batch."""
-        super().begin(batch, size)
-        self._keep = keep
+    def _opened(self, visit: Visit) -> "FeatureBatch":
+        return FeatureBatch(self, visit)
 
-    def _see(self, i: int, x: Tensor) -> None:
-        if not self._keep and i in self._origin:
+    def sums_with(self, other: Recorder, pairs: Sequence[tuple[int, int]]) -> "FeatureSums":
+        assert isinstance(other, FeatureRecorder)
+        return FeatureSums(self, other, pairs)
+
+    def layer(self, i: int) -> "LayerFeatures":
+        """The features of layer i, once all are there."""
+        if i not in self._layers:
+            features, norms = self.state[f"features {i}"], self.state[f"norms {i}"]
+            self._layers[i] = LayerFeatures(features, norms, self.batches, self.estimator)
+        return self._layers[i]
+
+
+class FeatureBatch(Batch):
+    """The features of a batch, which are kept at the first visit to it."""
+
+    def __init__(self, recorder: FeatureRecorder, visit: Visit) -> None:
+        super().__init__(recorder, visit)
+        self.recorder = recorder
+
+    def _record(self, i: int, x: Tensor) -> None:
+        recorder, keeps = self.recorder, self.visit.batch in self.recorder.missing
+        if not keeps and f"features {i}" in recorder.state:
             return
-        x, norms = self._relative(i, x)
-        if self._keep:
-            self._kept[i][self.batch] = x.clone()
-            self._norms[i][self.batch] = norms
+        x, norms, varying = recorder.relative(i, x)
+        features = recorder.state.setdefault(f"features {i}", x.new_zeros(recorder.n, x.shape[1]))
+        squares = recorder.state.setdefault(f"norms {i}", norms.new_zeros(recorder.n))
+        if keeps:
+            features[self.visit.start : self.visit.stop] = x
+            squares[self.visit.start : self.visit.stop] = norms
+            recorder.state["varying"][i] += varying
 
     def finish(self) -> None:
-        if self._keep:
-            self._each({i: kept for i, kept in self._kept.items() if self.batch in kept})
+        self.recorder.missing.discard(self.visit.batch)
 
-    def share(self, add: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> None:
-        super().share(add, sizes)
-        for i in self.layered:
-            for batch, size in enumerate(sizes):
-                p = len(self._origin[i])
-                for stored, shape in ((self._kept[i], (size, p)), (self._norms[i], (size,))):
-                    none = self._origin[i].new_zeros(() if batch in stored else shape)
-                    stored[batch] = add(stored.get(batch, none))
 
-    def hsic(self, i: int, other: "Features", j: int) -> Tensor:
-        """HSIC of layer i with layer j of the other network, (r,)."""
-        if len(self._origin[i]) > len(other._origin[j]):
-            return other.hsic(j, self, i)  # the same to the last bit, whichever comes first
-        symmetric = other is self and i == j
-        if symmetric and i in self._own:  # the same for all networks that this is compared with
-            return self._own[i]
-        sizes, counted = self._groups
+class FeatureSums(PairSums):
+    """There is nothing to add up from batch to batch: all is computed of the kept features."""
+
+    x: FeatureRecorder
+    y: FeatureRecorder
+
+    def __init__(
+        self, x: FeatureRecorder, y: FeatureRecorder, pairs: Sequence[tuple[int, int]]
+    ) -> None:
+        super().__init__(x, y, pairs)
+        self.state = {}
+
+    def add(self, x: Batch, y: Batch) -> None:
+        pass
+
+    def hsic(self, advance: Advance = unseen) -> Hsic:
+        with torch.no_grad(), torch.autocast(self.x.device.type, enabled=False):
+            xy = []
+            for i, j in self.pairs:
+                xy.append(self.x.layer(i).hsic(self.y.layer(j)))
+                advance()
+            xx, yy = (
+                torch.stack([side.layer(i).own_hsic for i in side.index.values()], 1)
+                for side in (self.x, self.y)
+            )
+        return self.table(torch.stack(xy, 1), xx, yy)
+
+
+@dataclass
+class LayerFeatures:
+    """The features of one layer for all examples, (n, p), and their squared norms, (n,).
+
+    In the results, one value or row for each replicate: all examples, then those without each
+    group of batches.
+    """
+
+    x: Tensor
+    norms: Tensor
+    batches: Sequence[tuple[int, int]]
+    estimator: Estimator
+
+    @property
+    def width(self) -> int:
+        return self.x.shape[1]
+
+    def of_batches(self) -> Iterator[tuple[int, slice]]:
+        """The group of each batch, and where its examples are."""
+        for batch, bounds in enumerate(self.batches):
+            yield batch % GROUPS, slice(*bounds)
+
+    @cached_property
+    def counts(self) -> tuple[Tensor, Tensor]:
+        """How many examples each group has, (groups,); which groups count, 0 or 1, (r, groups)."""
+        sizes = wide(torch.zeros(GROUPS, device=self.x.device))
+        for group, part in self.of_batches():
+            sizes[group] += part.stop - part.start
+        replicates = replicate_groups(len(self.batches))
+        counted = torch.ones(len(replicates), GROUPS).to(sizes)
+        for row, left_out in enumerate(replicates):
+            if left_out is not None:
+                counted[row, left_out] = 0
+        return sizes, counted
+
+    @cached_property
+    def centering(self) -> tuple[Tensor, Tensor]:
+        """The mean of the features, (r, p); diag Kc, (n, r), 0 where an example does not count."""
+        sizes, counted = self.counts
+        sums = sizes.new_zeros(GROUPS, self.width)
+        for group, part in self.of_batches():
+            sums[group] += wide(self.x[part]).sum(0)
+        means = counted @ sums / (counted @ sizes)[:, None]
+        squares = means.square().sum(1)
+        diagonals = [
+            (
+                wide(self.norms[part])[:, None]
+                - 2 * wide(self.x[part] @ means.T.to(self.x))
+                + squares
+            )
+            * counted[:, group]
+            for group, part in self.of_batches()
+        ]
+        return means, torch.cat(diagonals)
+
+    @cached_property
+    def own_hsic(self) -> Tensor:
+        """HSIC of the layer with itself, (r,)."""
+        return self._hsic(self)
+
+    def hsic(self, other: "LayerFeatures") -> Tensor:
+        """HSIC with another layer, (r,)."""
+        if other is self:
+            return self.own_hsic
+        narrow, broad = sorted((self, other), key=lambda layer: layer.width)
+        return narrow._hsic(broad)  # in this order whichever network the narrow layer is of
+
+    def _hsic(self, other: "LayerFeatures") -> Tensor:
+        sizes, counted = self.counts
         n = counted @ sizes
-        (means, d), (other_means, e) = self._centering(i), other._centering(j)
-        # Of C_g = X_g^T Y_g, of the examples of group g: <C_g, C_h>, and m^T C_g w for all means.
+        (m, d), (w, e) = self.centering, other.centering
         inner, bilinear = n.new_zeros(GROUPS, GROUPS), n.new_zeros(len(n), GROUPS)
-        for left, right, times, c in self._covariances(i, other, j, symmetric):
+        for rows, columns, multiplicity, c in self._covariances(other):
             flat = c.flatten(1)
-            inner += times * (flat @ flat.T)
-            half = means[:, left] @ c
-            bilinear += times * torch.einsum("grq,rq->rg", half, other_means[:, right])
-        squares = (n * means.norm(dim=1) * other_means.norm(dim=1)).square()
+            inner += multiplicity * (flat @ flat.T)  # <C_g, C_h>
+            mc = m[:, rows] @ c
+            bilinear += multiplicity * torch.einsum("grq,rq->rg", mc, w[:, columns])  # m^T C_g w
+        squares = (n * m.norm(dim=1) * w.norm(dim=1)).square()
         both = (counted * (counted @ inner - 2 * n[:, None] * bilinear)).sum(1) + squares
         diagonal, traces = (d * e).sum(0), d.sum(0) * e.sum(0)
         sums = zip(both - diagonal, diagonal, traces, n.tolist(), strict=True)
-        values = torch.stack([hsic(self.estimator, s, d, t, int(m)) for s, d, t, m in sums])
-        if symmetric:
-            self._own[i] = values
-        return values
+        return torch.stack(
+            [hsic_from_sums(self.estimator, s, d, t, int(size)) for s, d, t, size in sums]
+        )
 
-    @cached_property
-    def _groups(self) -> tuple[Tensor, Tensor]:
-        """The number of examples of each group, (groups,), and which count, 0 or 1, (r, groups)."""
-        sizes = self.ones().new_zeros(GROUPS)
-        for batch, norms in self._norms[0].items():
-            sizes[batch % GROUPS] += len(norms)
-        left_out = 1 - torch.eye(GROUPS).to(sizes)[sizes > 0]
-        counted = [torch.ones_like(left_out[:1]), *([left_out] if len(left_out) > 1 else [])]
-        return sizes, torch.cat(counted)
-
-    def _centering(self, i: int) -> tuple[Tensor, Tensor]:
-        """Means of the features, (r, p), and diag Kc about them, (n, r), 0 where it does not
-        count."""
-        if i not in self._moments:
-            sizes, counted = self._groups
-            kept, norms = self._kept[i], self._norms[i]
-            sums = sizes.new_zeros(GROUPS, len(self._origin[i]))
-            for batch, x in kept.items():
-                sums[batch % GROUPS] += wide(x).sum(0)
-            means = counted @ sums / (counted @ sizes)[:, None]
-            squares = means.square().sum(1)
-            diagonals = [
-                (wide(norms[b])[:, None] - 2 * wide(x @ means.T.to(x)) + squares)
-                * counted[:, b % GROUPS]
-                for b, x in kept.items()
-            ]
-            self._moments[i] = means, torch.cat(diagonals)
-        return self._moments[i]
-
-    def _covariances(
-        self, i: int, other: "Features", j: int, symmetric: bool
-    ) -> Iterator[tuple[slice, slice, int, Tensor]]:
-        """X_g^T Y_g of all groups, (groups, some of p, some of q) at a time: these two, and how
-        often the part counts. Of a symmetric one the upper half is enough."""
-        p, q = len(self._origin[i]), len(other._origin[j])
-        type_ = torch.promote_types(self._origin[i].dtype, other._origin[j].dtype)
-        rows = max(1, PART // q)
-        for start in range(0, p, rows):
-            left, right = slice(start, min(start + rows, p)), slice(start if symmetric else 0, q)
-            c = self._origin[i].new_zeros(
-                GROUPS, left.stop - left.start, right.stop - right.start, dtype=type_
-            )
-            for batch, x in self._kept[i].items():
-                y = other._kept[j][batch]
-                c[batch % GROUPS].addmm_(x[:, left].T.to(type_), y[:, right].to(type_))
+    def _covariances(self, other: "LayerFeatures") -> Iterator[tuple[slice, slice, int, Tensor]]:
+        """C_g of all groups, in parts (groups, rows, columns) float64: which rows, which columns,
+        how often the part is to be counted. Of the symmetric C of a layer with itself, the upper
+        triangle is computed, in parts that reach beyond the diagonal: those are taken off again."""
+        p, q = self.width, other.width
+        type_ = torch.promote_types(self.x.dtype, other.x.dtype)
+        step = max(1, PART // q)
+        for start in range(0, p, step):
+            rows = slice(start, min(start + step, p))
+            columns = slice(start if other is self else 0, q)
+            c = self.x.new_zeros(GROUPS, rows.stop - start, q - columns.start, dtype=type_)
+            for group, part in self.of_batches():
+                c[group].addmm_(self.x[part, rows].T.to(type_), other.x[part, columns].to(type_))
             c = wide(c)
-            yield left, right, 2 if symmetric else 1, c
-            if symmetric:
-                yield left, left, -1, c[:, :, : left.stop - left.start]
+            yield rows, columns, 2 if other is self else 1, c
+            if other is self:
+                yield rows, rows, -1, c[:, :, : rows.stop - start]

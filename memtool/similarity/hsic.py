@@ -1,15 +1,135 @@
-"""CKA from HSIC."""
+"""HSIC and CKA: the formulas, and the table of numbers that every estimator ends in.
+
+K and L are the Gram matrices of the same n examples at two layers. H = I - 1 1^T / n centers them,
+Kc = H K H, and K° is Kc with zeros on its diagonal. Every estimator of HSIC is a formula in
+
+    S = <K°, L°>,   D = <K° 1, L° 1>,   T = (1^T K° 1) (1^T L° 1),
+
+where <A, B> is the sum of the products of corresponding entries. The rows of Kc sum to 0, so that
+K° 1 = -diag Kc, D = <diag Kc, diag Lc> and T = tr Kc tr Lc.
+
+    exact      (S + D) / (n - 1)^2
+               biased: Gretton et al. 2005, Eq. 9; the paper's estimator
+    unbiased   (S - 2 D / (n - 2) + T / ((n - 1) (n - 2))) / (n (n - 3))
+               Song et al. 2012, Eq. 5
+
+For features X (n, p) and Y (n, q) of the same examples (Kornblith et al. 2019),
+
+    CKA = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)).
+
+Nothing is ever added to the denominator: where it is 0, there is no CKA.
+"""
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
 
 import torch
 from torch import Tensor
+
+from memtool import MemtoolError
+from memtool.similarity.settings import Estimator
+
+MINIMUM = 4  # examples that the unbiased estimator needs
+GROUPS = 10  # of batches, which the standard error leaves out one at a time
+
+
+def check_examples(estimator: Estimator, n: int) -> None:
+    """Raise MemtoolError if n examples are too few for the estimator."""
+    least = 2 if estimator is Estimator.exact else MINIMUM
+    if n < least:
+        raise MemtoolError(
+            f"CKA with estimator {estimator} needs {least} examples or more, not {n}"
+        )
+
+
+def hsic_from_sums(estimator: Estimator, s: Tensor, d: Tensor, t: Tensor, n: int) -> Tensor:
+    """HSIC from S, D and T of n examples, by the formula of `exact` or of `unbiased`.
+
+    NaN for fewer examples than the estimator needs.
+    """
+    if n < (2 if estimator is Estimator.exact else MINIMUM):
+        return torch.full_like(s, math.nan)
+    if estimator is Estimator.exact:
+        return (s + d) / (n - 1) ** 2
+    return (s - 2 * d / (n - 2) + t / ((n - 1) * (n - 2))) / (n * (n - 3))
 
 
 def normalized(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:
     """CKA from HSIC(X, Y), HSIC(X, X) and HSIC(Y, Y); NaN unless the last two are positive.
 
-    In [0, 1] for `exact`. The other estimators are unbiased in each HSIC, so that of unrelated
+    In [0, 1] for `exact`. The other estimators are unbiased in each HSIC, so that CKA of unrelated
     layers scatters around 0, and they cannot tell a self-similarity too small for them from none.
     """
     return torch.where((xx > 0) & (yy > 0), xy / (xx.sqrt() * yy.sqrt()), math.nan)
+
+
+@dataclass(frozen=True)
+class Hsic:
+    """HSIC of pairs of layers, float64, up to a factor common to a row: (replicates, pairs) each.
+
+    The first row is of all examples. Each other row is of all but those of one group of batches;
+    there are none if there is a single group.
+    """
+
+    xy: Tensor
+    xx: Tensor  # the first layer of each pair with itself
+    yy: Tensor  # the second one with itself
+
+    def cka(self) -> tuple[Tensor, Tensor]:
+        """CKA of each pair and its standard error, (pairs,) each.
+
+        CKA is NaN where a layer's HSIC with itself is not positive, as that of a constant layer.
+        The error is the jackknife's over groups of batches (Efron and Stein 1981), NaN without.
+        """
+        value, *left_out = normalized(self.xy, self.xx, self.yy)
+        if not left_out:
+            return value, torch.full_like(value, math.nan)
+        replicates = torch.stack(left_out)
+        squares = (replicates - replicates.mean(0)).square().sum(0)
+        return value, (squares * (1 - 1 / len(replicates))).sqrt()
+
+
+class PairProducts:
+    """Inner products of rows of one matrix with rows of another, for a list of pairs of rows.
+
+    >>> a, b = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
+    >>> PairProducts([(0, 1), (1, 2)])(a, b)
+    tensor([3., 6.])
+    """
+
+    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self.rows, self.columns = ([pair[side] for pair in pairs] for side in (0, 1))
+        sizes = max(self.rows) + 1, max(self.columns) + 1
+        self._is_every_pair = list(pairs) == list(product(*map(range, sizes)))
+
+    def __call__(self, a: Tensor, b: Tensor) -> Tensor:
+        """(l, k) and (m, k) to (pairs,)."""
+        if self._is_every_pair:
+            return (a @ b.T).flatten()
+        return row_products(_chosen(a, self.rows), _chosen(b, self.columns))
+
+
+def row_products(a: Tensor, b: Tensor) -> Tensor:
+    """Inner products of corresponding rows: (l, k) and (l, k) to (l,)."""
+    return torch.einsum("lk,lk->l", a, b)
+
+
+def _chosen(matrix: Tensor, rows: list[int]) -> Tensor:
+    return matrix if rows == list(range(len(matrix))) else matrix[rows]
+
+
+def wide(x: Tensor) -> Tensor:
+    """In float64, which Apple's MPS lacks."""
+    return x if x.device.type == "mps" else x.double()
+
+
+def replicate_groups(batches: int) -> list[int | None]:
+    """Which group each row of an `Hsic` leaves out: none, then each that there is.
+
+    >>> replicate_groups(3), replicate_groups(1), len(replicate_groups(1000))
+    ([None, 0, 1, 2], [None], 11)
+    """
+    groups = min(batches, GROUPS)
+    return [None, *(range(groups) if groups > 1 else [])]

@@ -1,110 +1,173 @@
-"""Whole Gram matrices of batches."""
+"""`minibatch`: unbiased HSIC of each batch, averaged over batches (Nguyen et al. 2021).
+
+Whole Gram matrices of one batch are there at a time, so that memory does not grow with the number
+of examples. They are made of centered features, in the features' own precision (float32 for half
+precision); sums over pairs of examples are in float64. Features of a size between 1e-15 and 1e15
+neither vanish nor overflow in float32.
+"""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from memtool.similarity.gram import (
-    CHUNK,
+from memtool.progress import Advance, unseen
+from memtool.similarity.hsic import (
     GROUPS,
-    Product,
-    Statistics,
-    _mean,
-    _type,
-    hsic,
-    median_distance,
-    squared_distances,
+    Hsic,
+    hsic_from_sums,
+    row_products,
     wide,
 )
-from memtool.similarity.settings import Estimator, Kernel
+from memtool.similarity.rbf import rbf
+from memtool.similarity.recorder import (
+    Batch,
+    PairSums,
+    Recorder,
+    Visit,
+    mean_of,
+    type_of_mean,
+    varies,
+)
+from memtool.similarity.settings import Estimator
 
 STRIPS = 4  # of a symmetric matrix: 10 of 16 parts are computed, in products still large
+CHUNK = 2048  # features at a time: what is centered is multiplied while it is in the cache
 
 
-class BatchGrams(Statistics):
-    """Whole Gram matrices of the present batch, for `minibatch`."""
+class MinibatchRecorder(Recorder):
+    """State: `sums`, (1 + groups, layers), of each layer's HSIC with itself times the size of the
+    batch, over all batches and over those of each group; `batches`, (groups,), how many there are.
 
-    def begin(self, batch: int, size: int, keep: bool = True, first: bool = False) -> None:
-        """`keep`: the batch counts."""
-        super().begin(batch, size)
-        self.weight = size if keep else 0  # the number of examples that were not counted before
-        self.drop()
+    With `sigma`, (layers,), the kernel is rbf.
+    """
 
-    def drop(self) -> None:
-        # By layer: the sum of squares of its mean; the diagonal of Kc for `rbf`.
-        self._means: dict[int, Tensor] = {}
-        self._diagonals: dict[int, Tensor] = {}
-        self._grams = torch.empty(0)  # (layers, k), k elements of each Gram matrix
-        self._completed: tuple[Tensor, Tensor] | None = None
+    def __init__(
+        self, layers: Sequence[Hashable], device: torch.device, sigma: Tensor | None = None
+    ) -> None:
+        super().__init__(layers, device)
+        self.sigma = sigma
+        self.state["sums"] = self.zeros(1 + GROUPS, len(layers))
+        self.state["batches"] = self.zeros(GROUPS)
 
-    def _see(self, i: int, x: Tensor) -> None:
-        # What can be done for all layers at once is left for `complete`.
-        if self.kernel is Kernel.rbf:
-            return self._see_rbf(i, x)
-        type_ = self._grams.dtype if self._grams.numel() else _type(x)
+    def _opened(self, visit: Visit) -> "GramBatch":
+        return GramBatch(self, visit)
+
+    def sums_with(self, other: Recorder, pairs: Sequence[tuple[int, int]]) -> "MinibatchSums":
+        assert isinstance(other, MinibatchRecorder)
+        return MinibatchSums(self, other, pairs)
+
+
+class GramBatch(Batch):
+    """The Gram matrices of all layers for one batch.
+
+    When it is finished, inner products of the rows of `vectors`, (layers, k) float64, are the S of
+    two layers, and `row_sums`, (layers, size) float64, are K° 1.
+    """
+
+    vectors: Tensor
+    row_sums: Tensor
+
+    def __init__(self, recorder: MinibatchRecorder, visit: Visit) -> None:
+        super().__init__(recorder, visit)
+        self.recorder = recorder
+        self._entries = torch.empty(0)  # (layers, k), k entries of each Gram matrix
+
+    def _record(self, i: int, x: Tensor) -> None:
+        if self.recorder.sigma is None:
+            self._record_linear(i, x)
+        else:
+            self._record_rbf(i, x, self.recorder.sigma[i])
+
+    def _record_linear(self, i: int, x: Tensor) -> None:
+        # What can be done for all layers at once is left for `finish`.
+        type_ = self._entries.dtype if self._entries.numel() else type_of_mean(x)
         strips = _strips(len(x), type_, x.device)
-        gram = self._row(i, strips.size, type_, x.device)
-        for part in x.split(CHUNK, dim=1):
-            mean = _mean(part)
-            centered = self._centered(part, mean)
-            strips.add(gram, centered.to(type_), first=i not in self._means)
-            square = mean.dot(mean)
-            self._means[i] = self._means[i] + square if i in self._means else square
+        gram = self._gram(i, strips.size, type_, x.device)
+        varying = torch.zeros((), dtype=torch.bool, device=x.device)
+        for number, chunk in enumerate(x.split(CHUNK, dim=1)):
+            mean = mean_of(chunk)
+            centered = self.recorder.centered(chunk, mean)
+            strips.add(gram, centered.to(type_), first=number == 0)
+            if x.device.type != "cpu" or not varying:  # one feature that varies is enough
+                varying |= varies(centered, mean)
+        self.recorder.state["varying"][i] += varying
 
-    def _see_rbf(self, i: int, x: Tensor) -> None:
-        mean = _mean(x)
-        self._means[i] = mean.dot(mean)
-        x = self._centered(x, mean)
-        gram = x @ x.T
-        self._measure(i, wide(gram.diagonal()).sum(), self._means[i])
-        gram, self._diagonals[i] = _rbf(gram, self.bandwidth)
-        self._row(i, gram.numel(), gram.dtype, x.device).copy_(gram.flatten())
+    def _record_rbf(self, i: int, x: Tensor, sigma: Tensor) -> None:
+        mean = mean_of(x)
+        x = self.recorder.centered(x, mean)
+        self.recorder.state["varying"][i] += varies(x, mean)
+        norms = torch.linalg.vector_norm(x, dim=1).square()
+        gram = wide(rbf(x @ x.T, norms, norms, sigma)).fill_diagonal_(0)
+        self._gram(i, gram.numel(), gram.dtype, x.device).copy_(gram.flatten())
 
-    def _row(self, i: int, size: int, type_: torch.dtype, device: torch.device) -> Tensor:
-        """Where the elements of a layer's Gram matrix go, (size,)."""
-        if not self._grams.numel():
-            self._grams = torch.empty(len(self.layers), size, dtype=type_, device=device)
-        return self._grams[i]
+    def _gram(self, i: int, size: int, type_: torch.dtype, device: torch.device) -> Tensor:
+        """Where the entries of a layer's Gram matrix go, (size,)."""
+        if not self._entries.numel():
+            layers = len(self.recorder.index)
+            self._entries = torch.empty(layers, size, dtype=type_, device=device)
+        return self._entries[i]
 
-    def complete(self) -> tuple[Tensor, Tensor]:
-        """Vectors, one a layer, whose inner products are S, (layers, k), and diag Kc of each layer,
-        (layers, size)."""
-        if self._completed is None:
-            if self.kernel is Kernel.rbf:
-                self._completed = self._grams, torch.stack(self._each(self._diagonals))
-            else:
-                means = torch.stack(self._each(self._means))
-                strips = _strips(self.size, self._grams.dtype, self._grams.device)
-                diagonals = wide(strips.diagonals(self._grams))
-                self._measure(slice(None), diagonals.sum(1), means)
-                self._completed = wide(strips.weigh(self._grams)), diagonals
-        return self._completed
+    def finish(self) -> None:
+        entries, n = self._entries, self.visit.size
+        del self._entries
+        if self.recorder.sigma is None:
+            strips = _strips(n, entries.dtype, entries.device)
+            self.row_sums = strips.row_sums(entries)
+            self.vectors = wide(strips.weigh(entries))
+        else:
+            self.row_sums = entries.view(-1, n, n).sum(2)
+            self.vectors = entries
+        _add(self.recorder.state["sums"], self, self, row_products)
+        self.recorder.state["batches"][self.visit.group] += 1
 
-    def contributions(
-        self, other: "BatchGrams", product: Product
-    ) -> Iterator[tuple[set[int], Tensor]]:
-        """What the present batch adds to the sums, and the groups of batches that it is from."""
-        (x, d), (y, e) = self.complete(), other.complete()
-        traces = product(d.sum(1, keepdim=True), e.sum(1, keepdim=True))
-        value = hsic(Estimator.unbiased, product(x, y), product(d, e), traces, self.size)
-        yield {self.batch % GROUPS}, self.weight * value
 
-    def hsic(
-        self, other: "BatchGrams", product: Product, total: Tensor, without: int | None
-    ) -> Tensor:
-        """HSIC up to a factor common to all pairs of layers, from the sums."""
-        return total
+class MinibatchSums(PairSums):
+    """State: `sums`, (1 + groups, pairs), as those of the recorders."""
+
+    def __init__(
+        self, x: MinibatchRecorder, y: MinibatchRecorder, pairs: Sequence[tuple[int, int]]
+    ) -> None:
+        super().__init__(x, y, pairs)
+        self.state = {"sums": x.zeros(1 + GROUPS, len(pairs))}
+
+    def add(self, x: Batch, y: Batch) -> None:
+        assert isinstance(x, GramBatch) and isinstance(y, GramBatch)
+        _add(self.state["sums"], x, y, self.products)
+
+    def hsic(self, advance: Advance = unseen) -> Hsic:
+        xy, xx, yy = (self._replicates(one.state["sums"]) for one in (self, self.x, self.y))
+        advance(len(self.pairs))
+        return self.table(xy, xx, yy)
+
+    def _replicates(self, sums: Tensor) -> Tensor:
+        """The sums over all batches, then over those without each group that there is."""
+        groups = self.x.state["batches"].nonzero().flatten()
+        left_out = groups if len(groups) > 1 else groups[:0]
+        return torch.cat([sums[:1], sums[0] - sums[1 + left_out]])
+
+
+def _add(
+    sums: Tensor, x: GramBatch, y: GramBatch, products: Callable[[Tensor, Tensor], Tensor]
+) -> None:
+    """Add the HSIC of a batch, times its size, to the sums over all batches and over its group."""
+    s = products(x.vectors, y.vectors)
+    d = products(x.row_sums, y.row_sums)
+    t = products(x.row_sums.sum(1, keepdim=True), y.row_sums.sum(1, keepdim=True))
+    value = x.visit.size * hsic_from_sums(Estimator.unbiased, s, d, t, x.visit.size)
+    sums[0] += value
+    sums[1 + x.visit.group] += value
 
 
 class _Strips:
     """The half of a symmetric matrix (n, n) that is computed: vertical strips of its lower
-    triangle, as a vector of `size` elements."""
+    triangle, their entries in a vector of `size` elements."""
 
     def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
         step = max(32, -(-n // STRIPS))
+        self._n = n
         self._columns = [(start, min(start + step, n)) for start in range(0, n, step)]
         weights, diagonal, at = [], [], 0
         for start, stop in self._columns:
@@ -122,26 +185,36 @@ class _Strips:
     def size(self) -> int:
         return len(self._weights)
 
+    def _views(self, vectors: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """Of each strip its first and last column and its entries, (..., n - start, width)."""
+        at = 0
+        for start, stop in self._columns:
+            size = (self._n - start) * (stop - start)
+            shape = *vectors.shape[:-1], self._n - start, stop - start
+            yield start, stop, vectors[..., at : at + size].view(shape)
+            at += size
+
     def add(self, vector: Tensor, x: Tensor, first: bool) -> None:
         """Add X X^T of centered features (n, p) to `vector`, or set it, if it is the `first`."""
-        at, n = 0, len(x)
-        for start, stop in self._columns:
-            length = (n - start) * (stop - start)
-            strip = vector[at : at + length].view(n - start, stop - start)
+        for start, stop, strip in self._views(vector):
             rows, columns = x[start:], x[start:stop].T
             if first:
                 torch.mm(rows, columns, out=strip)
             else:
                 torch.addmm(strip, rows, columns, out=strip)
-            at += length
 
-    def diagonals(self, vectors: Tensor) -> Tensor:
-        """Of each of the vectors (m, size) the diagonal, (m, n)."""
-        return vectors[:, self._diagonal]
+    def row_sums(self, vectors: Tensor) -> Tensor:
+        """The sums of the rows of K°, (m, n) float64, of the m matrices in `vectors` (m, size)."""
+        type_ = torch.float32 if vectors.device.type == "mps" else torch.float64
+        sums = vectors.new_zeros(len(vectors), self._n, dtype=type_)
+        for start, stop, strip in self._views(vectors):
+            sums[:, start:] += strip.sum(2, dtype=type_)
+            sums[:, start:stop] += strip[:, stop - start :].sum(1, dtype=type_)
+        return sums - vectors[:, self._diagonal]
 
     def weigh(self, vectors: Tensor) -> Tensor:
         """The vectors (m, size), in place, so that their inner products are those of the matrices
-        without diagonals: an element that stands for two times sqrt 2, one of the diagonal 0."""
+        without diagonals: an entry that stands for two times sqrt 2, one of the diagonal 0."""
         return vectors.mul_(self._weights)
 
 
@@ -149,16 +222,3 @@ class _Strips:
 def _strips(n: int, dtype: torch.dtype, device: torch.device) -> _Strips:
     with torch.inference_mode(False):
         return _Strips(n, dtype, device)
-
-
-def _rbf(gram: Tensor, bandwidth: float) -> tuple[Tensor, Tensor]:
-    """The centered Gram matrix of exp(-distance^2 / (2 sigma^2)) with zeroed diagonal, (n, n), and
-    its diagonal, (n,), from that of the linear kernel; sigma = bandwidth * median distance."""
-    norms = gram.diagonal()
-    squared = squared_distances(gram, norms, norms).fill_diagonal_(0)
-    sigma = bandwidth * median_distance(squared)
-    k = wide(torch.exp(squared / (-2 * sigma**2)))
-    k = k - k.mean(0)
-    k = k - k.mean(1, keepdim=True)
-    diagonal = k.diagonal().clone()
-    return k.fill_diagonal_(0), diagonal

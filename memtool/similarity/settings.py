@@ -1,6 +1,9 @@
-"""What the command line offers to choose from; apart, because torch is slow to import."""
+"""What the user chooses for a comparison. Apart from the rest, because torch is slow to import."""
 
+from dataclasses import dataclass, replace
 from enum import StrEnum
+
+from memtool.device import Precision
 
 
 class Estimator(StrEnum):
@@ -8,15 +11,21 @@ class Estimator(StrEnum):
 
     auto = "auto"  # exact where it fits into memory, minibatch where it does not
     exact = "exact"  # the biased estimator on all n examples at once, the paper's
-    unbiased = "unbiased"  # the unbiased one on all n examples at once
-    minibatch = "minibatch"  # the unbiased one, averaged over batches
+    biased = "biased"  # another name for exact
+    unbiased = "unbiased"  # the unbiased estimator on all n examples at once
+    minibatch = "minibatch"  # the unbiased estimator, averaged over batches
+
+    @property
+    def canonical(self) -> "Estimator":
+        """The estimator by its one name."""
+        return Estimator.exact if self is Estimator.biased else self
 
 
 class Kernel(StrEnum):
     """What Gram matrices are made of."""
 
     linear = "linear"  # inner products of features
-    rbf = "rbf"  # exp(-distance^2 / (2 sigma^2)), sigma a fraction of the median distance
+    rbf = "rbf"  # exp(-distance^2 / (2 sigma^2)), sigma a multiple of the median distance
 
 
 class Pairs(StrEnum):
@@ -24,3 +33,20 @@ class Pairs(StrEnum):
 
     same = "same"  # each with its corresponding layer
     all = "all"  # each with each
+
+
+@dataclass(frozen=True)
+class CkaSettings:
+    """How checkpoints are compared: `memory` is in bytes, `seed` orders the examples."""
+
+    pairs: Pairs = Pairs.same
+    estimator: Estimator = Estimator.auto
+    kernel: Kernel = Kernel.linear
+    bandwidth: float = 1.0
+    precision: Precision = Precision.float32
+    batch_size: int = 256
+    seed: int = 0
+    memory: int = 4 * 2**30
+
+    def in_float32(self) -> "CkaSettings":
+        return replace(self, precision=Precision.float32)

@@ -1,193 +1,220 @@
-"""Gram matrices of layers, batch by batch, and the HSIC of two of them. Tensors in, tensors out.
+"""`exact` and `unbiased` by Gram matrices of all n examples, tile by tile.
 
-Letters as in `cka`: K and L are the Gram matrices of the same n examples at two layers, Kc = H K H
-with H = I - 1 1^T / n, and K° is Kc whose diagonal is zeroed. Every estimator of HSIC is a formula
-on three numbers,
+The features of a block of batches are kept. Each later batch gives a tile, the kept examples by its
+own, which is used and thrown away: no n x n matrix is ever there. The blocks' passes together make
+all tiles on and above the diagonal. Tiles are not centered; what centering takes are sums over
+rows of the whole matrix,
 
-    S = <K°, L°>,   D = <diag Kc, diag Lc>,   tr Kc tr Lc;
+    <Kc, Lc> = <K, L> - 2/n <r, s> + (1^T r) (1^T s) / n^2,    r = K 1, s = L 1,
+    diag Kc = diag K - 2/n r + (1^T r) / n^2.
 
-    exact      (S + D) / (n - 1)^2
-               biased; Gretton et al. 2005, Eq. 9; the paper's
-    unbiased   (S - 2 D / (n - 2) + tr Kc tr Lc / ((n - 1) (n - 2))) / (n (n - 3))
-               Song et al. 2012, Eq. 5, simplified by the rows of Kc, which sum to 0
-    minibatch  the mean of `unbiased` over batches, each example counting alike
-               Nguyen, Raghu, Kornblith 2021, Eq. 3
-
-Gram matrices are made of features from which a mean was taken, in their own precision (float32 for
-half precision); all sums over pairs of examples are in float64. Features of a size between 1e-15
-and 1e15 neither vanish nor overflow in float32.
+Tiles are made of features relative to the mean of the first batch, in the features' own precision
+(float32 for half precision); all sums are in float64.
 """
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from memtool.similarity.gram import (
+from memtool.progress import Advance, unseen
+from memtool.similarity.hsic import (
     GROUPS,
-    Product,
-    Statistics,
-    hsic,
-    median_distance,
-    squared_distances,
+    Hsic,
+    hsic_from_sums,
+    replicate_groups,
+    row_products,
     wide,
 )
-from memtool.similarity.settings import Estimator, Kernel
+from memtool.similarity.rbf import rbf
+from memtool.similarity.recorder import Batch, OffsetRecorder, PairSums, Recorder, Visit
+from memtool.similarity.settings import Estimator
+
+Products = Callable[[Tensor, Tensor], Tensor]
 
 
-class TileGrams(Statistics):
-    """Gram matrices of all n examples, tile by tile, for `exact` and `unbiased`.
+class TileRecorder(OffsetRecorder):
+    """State, off the diagonal of K: `products`, (1 + groups, layers), of each layer's <K, K> over
+    all tiles and over those in which a group takes part; `row_sums`, (layers, n, groups), sums of
+    each row over the columns of a group; and `diagonal`, (layers, n).
 
-    The features of a block of batches are kept; each later batch gives a tile, of the kept
-    examples with its own, which is used and thrown away: no n x n matrix is ever there. Tiles are
-    not centered; what centering them takes are sums over their rows, for
-
-        <Kc, Lc> = <K, L> - 2/n <r, s> + (1^T r) (1^T s) / n^2,    r = K 1, s = L 1,
-        diag Kc = diag K - 2/n r + (1^T r) / n^2.
-
-    The bandwidth of `rbf` is set by the median distance in the first batch ever seen.
+    With `sigma`, (layers,), the kernel is rbf. `capacity` is the most examples that a block has.
     """
 
     def __init__(
         self,
         layers: Sequence[Hashable],
-        kernel: Kernel,
-        bandwidth: float,
+        device: torch.device,
+        batches: Sequence[tuple[int, int]],
         estimator: Estimator,
-        capacity: int = 0,
+        capacity: int,
+        sigma: Tensor | None = None,
     ) -> None:
-        """`capacity`: examples in a block, if known."""
-        super().__init__(layers, kernel, bandwidth)
-        self.estimator = estimator
-        self._capacity = capacity
-        self._sigma: dict[int, Tensor] = {}
-        self._kept: dict[int, Tensor] = {}
-        self._norms: dict[int, Tensor] = {}
-        self.diagonals: dict[int, Tensor] = {}  # by batch, (layers, size)
-        self.row_sums: dict[int, Tensor] = {}  # by batch, (layers, size, groups), off the diagonal
-        self._bounds: list[tuple[int, int, int]] = []  # batch, start and stop of those kept
+        super().__init__(layers, device, batches)
+        self.estimator, self.capacity, self.sigma = estimator, capacity, sigma
+        self.block = _Block(range(0))
+        self.state["products"] = self.zeros(1 + GROUPS, len(layers))
+        self.state["row_sums"] = self.zeros(len(layers), self.n, GROUPS)
+        self.state["diagonal"] = self.zeros(len(layers), self.n)
 
-    def begin(self, batch: int, size: int, keep: bool = True, first: bool = False) -> None:
-        """`keep`: the batch is one of the present block; `first`: it begins another."""
-        super().begin(batch, size)
-        if first:
-            self._bounds = []
-        self._keep = keep
-        self._start = self._bounds[-1][2] if self._bounds else 0
-        self._done = False
-        self._own: list[tuple[set[int], Tensor]] = []
-        self.drop()
+    def _opened(self, visit: Visit) -> "Tiles":
+        if visit.block != self.block.batches:
+            self.block = self.block.next(visit.block)
+        return Tiles(self, visit)
 
-    def drop(self) -> None:
-        self._tiles: dict[int, Tensor] = {}  # (kept examples, size)
-        self._squares: dict[int, tuple[Tensor, Tensor]] = {}  # (size, size) and its diagonal
+    def sums_with(self, other: Recorder, pairs: Sequence[tuple[int, int]]) -> "TileSums":
+        assert isinstance(other, TileRecorder)
+        return TileSums(self, other, pairs)
 
-    def _see(self, i: int, x: Tensor) -> None:
-        x, norms = self._relative(i, x)
-        if self.kernel is Kernel.rbf and i not in self._sigma:
-            distance = median_distance(squared_distances(x @ x.T, norms, norms))
-            self._sigma[i] = self.bandwidth * distance
+    def gram(self, i: int, products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of the Gram matrix of layer i from inner products and squared norms."""
+        return products if self.sigma is None else rbf(products, rows, columns, self.sigma[i])
+
+    def diagonal(self, square: Tensor) -> Tensor:
+        """The diagonal of a Gram matrix; that of rbf is 1, whatever rounding made of it."""
+        return torch.ones_like(square[0]) if self.sigma is not None else square.diagonal().clone()
+
+    def rows_without(self, group: int | None) -> tuple[Tensor, Tensor]:
+        """diag K and K 1, (layers, m) each, of the m examples that are not in the group."""
+        kept = [
+            slice(*bounds) for batch, bounds in enumerate(self.batches) if batch % GROUPS != group
+        ]
+        diagonal = torch.cat([self.state["diagonal"][:, part] for part in kept], 1)
+        sums = torch.cat([self.state["row_sums"][:, part] for part in kept], 1)
+        rows = sums.sum(2) + diagonal
+        return diagonal, rows if group is None else rows - sums[:, :, group]
+
+
+@dataclass
+class _Block:
+    """What is kept while a pass is made for a block of batches: their features and squared norms,
+    (capacity, ...) for each layer. `kept` are the visits that they are from, in order."""
+
+    batches: range
+    features: dict[int, Tensor] = field(default_factory=dict)
+    norms: dict[int, Tensor] = field(default_factory=dict)
+    kept: list[Visit] = field(default_factory=list)
+
+    def next(self, batches: range) -> "_Block":
+        """An empty block that uses the same memory."""
+        return _Block(batches, self.features, self.norms)
+
+    @property
+    def size(self) -> int:
+        return sum(visit.size for visit in self.kept)
+
+    def keep(self, i: int, x: Tensor, norms: Tensor, capacity: int) -> None:
+        if i not in self.features:
+            self.features[i] = x.new_empty(capacity, x.shape[1])
+            self.norms[i] = norms.new_empty(capacity)
+        place = slice(self.size, self.size + len(x))
+        self.features[i][place] = x
+        self.norms[i][place] = norms
+
+
+class Tiles(Batch):
+    """The tiles of a batch with all batches of the block that were seen, itself included."""
+
+    def __init__(self, recorder: TileRecorder, visit: Visit) -> None:
+        super().__init__(recorder, visit)
+        self.recorder = recorder
+        self._kept = tuple(recorder.block.kept)
+        self._start = recorder.block.size
+        self._tiles: dict[int, Tensor] = {}  # (examples kept before, size)
+        self._squares: dict[int, Tensor] = {}  # (size, size), zeros on the diagonal
+        self._diagonals: dict[int, Tensor] = {}  # (size,)
+
+    def _record(self, i: int, x: Tensor) -> None:
+        recorder, block = self.recorder, self.recorder.block
+        x, norms, varying = recorder.relative(i, x)
+        recorder.state["varying"][i] += varying
         if self._start:
-            kept = self._kept[i][: self._start]
-            self._tiles[i] = self._gram(i, kept @ x.T, self._norms[i][: self._start], norms)
-        if self._keep:
-            square = self._gram(i, x @ x.T, norms, norms)
-            if self.kernel is Kernel.rbf:
-                square.fill_diagonal_(1)
-            diagonal = square.diagonal().clone()
-            self._squares[i] = square.fill_diagonal_(0), diagonal
-            self._kept[i] = self._appended(self._kept.get(i), x)
-            self._norms[i] = self._appended(self._norms.get(i), norms)
+            kept, kept_norms = block.features[i][: self._start], block.norms[i][: self._start]
+            self._tiles[i] = recorder.gram(i, kept @ x.T, kept_norms, norms)
+        if self.visit.in_block:
+            square = recorder.gram(i, x @ x.T, norms, norms)
+            self._diagonals[i] = recorder.diagonal(square)
+            self._squares[i] = square.fill_diagonal_(0)
+            block.keep(i, x, norms, recorder.capacity)
 
-    def _gram(self, i: int, products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        if self.kernel is Kernel.linear:
-            return products
-        return torch.exp(squared_distances(products, rows, columns) / (-2 * self._sigma[i] ** 2))
-
-    def _appended(self, store: Tensor | None, new: Tensor) -> Tensor:
-        """`store` with `new` behind the examples kept so far; moved where it is too small."""
-        stop = self._start + len(new)
-        if store is None or len(store) < stop:
-            larger = new.new_empty(max(self._capacity, 2 * self._start, stop), *new.shape[1:])
-            if store is not None:
-                larger[: self._start] = store[: self._start]
-            store = larger
-        store[self._start : stop] = new
-        return store
+    def pieces(self) -> Iterator[tuple[Visit, Tensor]]:
+        """Each kept batch and its tile with this one, (layers, its size, size) float64."""
+        layers, start = range(len(self.recorder.index)), 0
+        for visit in self._kept:
+            stop = start + visit.size
+            yield visit, torch.stack([wide(self._tiles[i][start:stop]) for i in layers])
+            start = stop
+        if self.visit.in_block:
+            yield self.visit, torch.stack([wide(self._squares[i]) for i in layers])
 
     def finish(self) -> None:
-        """Add up the rows of the present batch's tiles; nothing the second time."""
-        if self._done:
-            return
-        self._done = True
-        for batch, tile in self._pieces():
-            self._add_rows(batch, self.batch, tile.sum(2))
-            if batch != self.batch:
-                self._add_rows(self.batch, batch, tile.sum(1))
-        if self._keep:
-            diagonals = [wide(diagonal) for _, diagonal in self._each(self._squares)]
-            self.diagonals[self.batch] = torch.stack(diagonals)
-            self._bounds.append((self.batch, self._start, self._start + self.size))
+        state, mine = self.recorder.state, slice(self.visit.start, self.visit.stop)
+        for other, piece in self.pieces():
+            state["row_sums"][:, other.start : other.stop, self.visit.group] += piece.sum(2)
+            if other is not self.visit:
+                state["row_sums"][:, mine, other.group] += piece.sum(1)
+            _add(state["products"], piece, piece, row_products, self.visit, other)
+        if self.visit.in_block:
+            layers = range(len(self.recorder.index))
+            state["diagonal"][:, mine] = torch.stack([wide(self._diagonals[i]) for i in layers])
+            self.recorder.block.kept.append(self.visit)
 
-    def _add_rows(self, rows: int, columns: int, sums: Tensor) -> None:
-        if rows not in self.row_sums:
-            self.row_sums[rows] = sums.new_zeros(*sums.shape, GROUPS)
-        self.row_sums[rows][:, :, columns % GROUPS] += sums
 
-    def share(self, add: Callable[[Tensor], Tensor], sizes: Sequence[int]) -> None:
-        super().share(add, sizes)
-        for batch, size in enumerate(sizes):
-            for sums, shape in ((self.diagonals, (size,)), (self.row_sums, (size, GROUPS))):
-                none = self.ones().new_zeros(len(self.layers), *shape)
-                sums[batch] = add(sums.get(batch, none))
+class TileSums(PairSums):
+    """State: `products`, (1 + groups, pairs), as those of the recorders."""
 
-    def _pieces(self) -> Iterator[tuple[int, Tensor]]:
-        """Of each kept batch its tile with the present one, (layers, its size, size)."""
-        for batch, start, stop in self._bounds:
-            if stop <= self._start:
-                tiles = [wide(tile[start:stop]) for tile in self._each(self._tiles)]
-                yield batch, torch.stack(tiles)
-        if self._keep:
-            yield (
-                self.batch,
-                torch.stack([wide(square) for square, _ in self._each(self._squares)]),
-            )
+    x: TileRecorder
+    y: TileRecorder
 
-    def contributions(
-        self, other: "TileGrams", product: Product
-    ) -> Iterable[tuple[set[int], Tensor]]:
-        """What the present batch adds to the sums, and the groups of batches that it is from."""
-        if other is not self:
-            return self._products(zip(self._pieces(), other._pieces(), strict=True), product)
-        if not self._own:  # the same for all networks that this one is compared with
-            self._own = list(self._products(((piece, piece) for piece in self._pieces()), product))
-        return self._own
+    def __init__(self, x: TileRecorder, y: TileRecorder, pairs: Sequence[tuple[int, int]]) -> None:
+        super().__init__(x, y, pairs)
+        self.state = {"products": x.zeros(1 + GROUPS, len(pairs))}
 
-    def _products(
-        self, pieces: Iterable[tuple[tuple[int, Tensor], tuple[int, Tensor]]], product: Product
-    ) -> Iterator[tuple[set[int], Tensor]]:
-        for (batch, x), (_, y) in pieces:
-            value = product(x.flatten(1), y.flatten(1))
-            both = batch != self.batch  # the tile on the other side of the diagonal as well
-            yield {batch % GROUPS, self.batch % GROUPS}, value * 2 if both else value
+    def add(self, x: Batch, y: Batch) -> None:
+        assert isinstance(x, Tiles) and isinstance(y, Tiles)
+        for (other, ours), (_, theirs) in zip(x.pieces(), y.pieces(), strict=True):
+            _add(self.state["products"], ours, theirs, self.products, x.visit, other)
 
-    def _rows(self, without: int | None) -> tuple[Tensor, Tensor]:
-        """diag K and K 1, (layers, n), without the examples of a group."""
-        kept = [batch for batch in sorted(self.diagonals) if batch % GROUPS != without]
-        diagonals = torch.cat([self.diagonals[batch] for batch in kept], 1)
-        sums = torch.cat([self.row_sums[batch] for batch in kept], 1)
-        rows = sums.sum(2) + diagonals
-        return diagonals, rows if without is None else rows - sums[:, :, without]
+    def hsic(self, advance: Advance = unseen) -> Hsic:
+        xy = _replicates(self.x, self.y, self.products, self.state)
+        xx, yy = (_replicates(own, own, row_products, own.state) for own in (self.x, self.y))
+        advance(len(self.pairs))
+        return self.table(xy, xx, yy)
 
-    def hsic(
-        self, other: "TileGrams", product: Product, total: Tensor, without: int | None
-    ) -> Tensor:
-        """HSIC from the sums: all that is left is centering."""
-        (d, r), (e, s) = self._rows(without), other._rows(without)
-        n = d.shape[1]
-        whole_r, whole_s = r.sum(1, keepdim=True), s.sum(1, keepdim=True)
-        both = total + product(d, e) - 2 / n * product(r, s) + product(whole_r, whole_s) / n**2
-        d, e = d - 2 / n * r + whole_r / n**2, e - 2 / n * s + whole_s / n**2
-        diagonal = product(d, e)
-        traces = product(d.sum(1, keepdim=True), e.sum(1, keepdim=True))
-        return hsic(self.estimator, both - diagonal, diagonal, traces, n)
+
+def _replicates(
+    x: TileRecorder, y: TileRecorder, products: Products, state: dict[str, Tensor]
+) -> Tensor:
+    """HSIC of all examples, then of those without each group of batches."""
+    groups = replicate_groups(len(x.batches))
+    return torch.stack([_hsic(x, y, products, state["products"], group) for group in groups])
+
+
+def _add(
+    sums: Tensor, x: Tensor, y: Tensor, products: Products, visit: Visit, other: Visit
+) -> None:
+    """Add what the tiles x and y (layers, m, n) of two batches contribute to <K, L>."""
+    value = products(x.flatten(1), y.flatten(1))
+    if other is not visit:
+        value = value * 2  # the tile on the other side of the diagonal as well
+    sums[0] += value
+    for group in {visit.group, other.group}:
+        sums[1 + group] += value
+
+
+def _hsic(
+    x: TileRecorder, y: TileRecorder, products: Products, sums: Tensor, group: int | None
+) -> Tensor:
+    """HSIC without a group from <K, L> off the diagonal: all that is left to do is to center."""
+    (d, r), (e, s) = x.rows_without(group), y.rows_without(group)
+    n = d.shape[1]
+    off_diagonal = sums[0] if group is None else sums[0] - sums[1 + group]
+    whole_r, whole_s = r.sum(1, keepdim=True), s.sum(1, keepdim=True)
+    both = (
+        off_diagonal + products(d, e) - 2 / n * products(r, s) + products(whole_r, whole_s) / n**2
+    )
+    d, e = d - 2 / n * r + whole_r / n**2, e - 2 / n * s + whole_s / n**2
+    diagonal = products(d, e)
+    traces = products(d.sum(1, keepdim=True), e.sum(1, keepdim=True))
+    return hsic_from_sums(x.estimator, both - diagonal, diagonal, traces, n)

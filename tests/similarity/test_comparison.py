@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+import memtool
 from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.data.datasets import load
-from memtool.similarity import compare as comparison
 from memtool.tensors import load_tensors, read_metadata, save_tensors
 
 
@@ -170,8 +170,9 @@ def test_the_order_of_examples_does_not_matter_to_exact(run, runs):
 @pytest.mark.parametrize("estimator", ["exact", "minibatch"])
 def test_each_network_runs_once(run, runs, other, counted, estimator):
     result = run("cka", runs.noisy, other, runs.clean, "--estimator", estimator)
-    once = 500 + 2  # two to see which memory format suits the network
-    assert counted == {"r50.safetensors": once, "other.safetensors": once, "r0.safetensors": once}
+    assert counted.keys() == {"r50.safetensors", "other.safetensors", "r0.safetensors"}
+    for images in counted.values():  # and a few to see which memory format suits the network
+        assert 500 <= images < 510
     assert f"{estimator} CKA of 500 examples" in result.stderr
     assert "1 forward pass of each network" in result.stderr
 
@@ -341,7 +342,7 @@ def test_two_processes_give_the_rows_of_one(run, runs, other, tmp_path, estimato
         capture_output=True,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(comparison.__file__).parents[1],
+        cwd=Path(memtool.__file__).parents[1],
     )
     assert shared.returncode == 0, shared.stderr
     alone = rows(run(*arguments).stdout)

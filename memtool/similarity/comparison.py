@@ -1,0 +1,153 @@
+"""Comparing checkpoints with a reference, layer by layer, in one pass of each network."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+from math import inf
+
+from torch import Tensor
+
+from memtool.device import Precision, Processes
+from memtool.layers import Layer
+from memtool.progress import Progress, silent
+from memtool.similarity.measuring import Outcome, image_order, measure
+from memtool.similarity.pairs import Selection
+from memtool.similarity.planning import Plan
+from memtool.similarity.settings import CkaSettings, Kernel
+from memtool.tables import CkaRow
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 0.001  # by which a lower precision may change CKA
+
+
+def compare(
+    plan: Plan,
+    reference: Selection,
+    images: Tensor,
+    settings: CkaSettings,
+    processes: Processes,
+    progress: Progress = silent,
+) -> Iterator[CkaRow]:
+    """CKA of each checkpoint of `plan` with the reference over all `images`, uint8 (n, c, h, w).
+
+    Yields one row for each pair of layers, in order of execution. Where there is no CKA, it is None
+    and a warning says why. Of several processes each does its part, and all yield the same rows. A
+    precision that changes CKA of the first batch by more than TOLERANCE is not used.
+    """
+    if settings.precision is not Precision.float32:
+        settings = _safe_precision(plan, reference, images, settings, processes)
+    for group in plan.groups:
+        own, *others = measure(group, plan, reference, images, settings, processes, progress)
+        for outcome in (own, *others):
+            _tell(outcome)
+        for comparison, outcome in zip(group, others, strict=True):
+            for layer, other in comparison.layers:
+                row = _row(outcome, own, layer, other, plan, settings)
+                if row["cka"] is None:
+                    _tell_missing(outcome, own, layer, other)
+                yield row
+
+
+def _safe_precision(
+    plan: Plan, reference: Selection, images: Tensor, settings: CkaSettings, processes: Processes
+) -> CkaSettings:
+    """The settings, in float32 if their precision would change CKA of the first batch."""
+    start, stop = plan.batches[0]
+    batch = images[image_order(len(images), settings.seed).to(images.device)[start:stop]]
+    trial = replace(plan, batches=[(start, stop)], blocks=[range(1)] if plan.blocks else [])
+
+    def found(settings: CkaSettings) -> Iterator[tuple[str, float | None]]:
+        for group in plan.groups:
+            for one in measure(group, trial, reference, batch, settings, Processes(), silent):
+                yield from ((layer, value) for (layer, _), (value, _) in one.values.items())
+
+    change, layer = max(processes.gather(_change(found(settings), found(settings.in_float32()))))
+    if change <= TOLERANCE:
+        return settings
+    told = (
+        f"changes CKA of {layer} by {change:.2g} in the first {stop} images, more than {TOLERANCE}"
+    )
+    if change == inf:
+        told = f"decides whether there is CKA of {layer} in the first {stop} images"
+    logger.warning(f"--precision {settings.precision} {told}: computing in float32")
+    return settings.in_float32()
+
+
+def _change(
+    found: Iterable[tuple[str, float | None]], expected: Iterable[tuple[str, float | None]]
+) -> tuple[float, str]:
+    """The largest difference of two values of CKA, and its layer; infinite if there is only one."""
+    changes = [(0.0, "")]
+    for (layer, value), (_, exact) in zip(found, expected, strict=True):
+        if value is not None and exact is not None:
+            changes.append((abs(value - exact), layer))
+        elif value is not exact:
+            changes.append((inf, layer))
+    return max(changes)
+
+
+def _tell(outcome: Outcome) -> None:
+    path, layers = outcome.selection.checkpoint.path, outcome.selection.layers
+    if names := outcome.uncalled:
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        logger.info(
+            f"{path}: no activations of {', '.join(names[:5])}{more}: "
+            "the model has but never calls them"
+        )
+    for tensor in outcome.selection.tensors:
+        named = ", ".join(layer.name for layer in layers if layer.same_as == tensor)
+        if tensor in outcome.constant:
+            logger.warning(f"{path}: {named} is the same for all images: no CKA with it")
+        elif tensor in outcome.coincident:
+            logger.warning(
+                f"{path}: {named} is the same for so many images that their median distance is 0: "
+                "no CKA with it for --kernel rbf"
+            )
+
+
+def _tell_missing(outcome: Outcome, reference: Outcome, layer: Layer, other: Layer) -> None:
+    """Say why there is no CKA of two layers, unless it has been said of one of them."""
+    if layer.same_as in outcome.constant | outcome.coincident:
+        return
+    if other.same_as in reference.constant | reference.coincident:
+        return
+    logger.warning(
+        f"{outcome.selection.checkpoint.path}: no CKA of {layer.name} with {other.name}: an HSIC "
+        "with itself is not positive (too few images for this estimator, or activations that are "
+        "not finite)"
+    )
+
+
+def _row(
+    outcome: Outcome,
+    own: Outcome,
+    layer: Layer,
+    other: Layer,
+    plan: Plan,
+    settings: CkaSettings,
+) -> CkaRow:
+    checkpoint, reference = outcome.selection.checkpoint, own.selection.checkpoint
+    mine, theirs = checkpoint.training, reference.training
+    value, error = outcome.values[layer.same_as, other.same_as]
+    return {
+        "checkpoint": str(checkpoint.path),
+        "reference": str(reference.path),
+        "layer": layer.name,
+        "reference_layer": other.name,
+        "epoch": mine.get("epoch"),
+        "noise_ratio": mine.get("noise_ratio"),
+        "seed": mine.get("seed"),
+        "reference_epoch": theirs.get("epoch"),
+        "reference_noise_ratio": theirs.get("noise_ratio"),
+        "reference_seed": theirs.get("seed"),
+        "estimator": str(plan.estimator),
+        "kernel": str(settings.kernel),
+        "bandwidth": settings.bandwidth if settings.kernel is Kernel.rbf else None,
+        "precision": str(settings.precision),
+        "n": plan.n,
+        "batch_size": plan.batch_size,
+        "sample_seed": settings.seed,
+        "cka": value,
+        "cka_se": error,
+    }

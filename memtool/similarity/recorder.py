@@ -1,0 +1,264 @@
+"""What CKA takes from the networks: the classes that every producer of HSIC builds on.
+
+A `Recorder` belongs to one network and lasts for the run. For each visit to a batch of images it
+opens a `Batch`, which takes in the activations of all layers while the network runs:
+
+    with recorder.batch(visit) as batch:
+        with observed(model, layers, batch.record):
+            model(images[visit.start : visit.stop])
+
+When the block ends, the recorder has added to its state what concerns this network alone. What
+concerns a network and the reference is added up by `PairSums`, from the batches of both:
+
+    sums = recorder.sums_with(reference_recorder, pairs)
+    sums.add(batch, reference_batch)
+
+Where several processes share the visits, `add_up` then sums the states over the processes. At last
+`sums.hsic()` gives the table.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from memtool import MemtoolError
+from memtool.progress import Advance, unseen
+from memtool.similarity.hsic import GROUPS, Hsic, PairProducts, wide
+
+# How far from its mean, in units of its precision, rounding may leave a feature that is constant.
+ROUNDING = 32
+FEW = 64  # features that are looked at before all others
+
+
+@dataclass(frozen=True)
+class Visit:
+    """A batch, images `start` to `stop`, that all networks see in one pass over the images.
+
+    A pass is made for a block of batches: their features are kept until it ends, so that those of
+    each later batch can be multiplied with them.
+    """
+
+    batch: int
+    start: int
+    stop: int
+    block: range
+
+    @property
+    def size(self) -> int:
+        return self.stop - self.start
+
+    @property
+    def group(self) -> int:
+        """The group of batches that the standard error leaves out together."""
+        return self.batch % GROUPS
+
+    @property
+    def in_block(self) -> bool:
+        return self.batch in self.block
+
+
+class Recorder(ABC):
+    """What is taken from the layers of one network over a run.
+
+    `state` is what processes add up. Its entry `varying` counts for each layer the batches in which
+    some feature varies.
+    """
+
+    def __init__(self, layers: Sequence[Hashable], device: torch.device) -> None:
+        self.index = {layer: i for i, layer in enumerate(layers)}
+        self.device = device
+        self.state = {"varying": self.zeros(len(layers))}
+        self._channels_last: dict[int, bool] = {}
+        self._scratch: dict[torch.dtype, Tensor] = {}
+
+    def zeros(self, *shape: int) -> Tensor:
+        """Zeros of the type that sums are in."""
+        return wide(torch.zeros(shape, device=self.device))
+
+    @contextmanager
+    def batch(self, visit: Visit) -> Iterator["Batch"]:
+        """Within the block, the network is to run on a batch and its activations to be recorded.
+
+        Raises MemtoolError if the network calls one of the layers for some batches only.
+        """
+        batch = self._opened(visit)
+        yield batch
+        for layer, i in self.index.items():
+            if i not in batch.seen:
+                raise MemtoolError(f"layer {layer!r} is not called for every batch of images")
+        with torch.no_grad(), torch.autocast(self.device.type, enabled=False):
+            batch.finish()
+
+    @abstractmethod
+    def _opened(self, visit: Visit) -> "Batch": ...
+
+    @abstractmethod
+    def sums_with(self, other: "Recorder", pairs: Sequence[tuple[int, int]]) -> "PairSums":
+        """The sums for pairs of layers, given by number, of this network and of another one; the
+        other recorder is of the same class."""
+
+    def constant(self) -> Tensor:
+        """Which layers give all examples the same features, (layers,) bool."""
+        return self.state["varying"] == 0
+
+    def features(self, i: int, activation: Tensor) -> Tensor:
+        """The activation of layer i as `features`, their order being the same in all batches."""
+        last = self._channels_last.setdefault(i, has_channels_last(activation))
+        return features(activation, last)
+
+    def centered(self, x: Tensor, mean: Tensor) -> Tensor:
+        """x - mean, (n, p), in memory that the next call uses again: fresh pages cost as much as
+        the subtraction does."""
+        scratch = self._scratch.get(mean.dtype)
+        if scratch is None or scratch.numel() < x.numel():
+            scratch = self._scratch[mean.dtype] = mean.new_empty(x.numel())
+        return torch.sub(x, mean, out=scratch[: x.numel()].view(x.shape))
+
+
+class OffsetRecorder(Recorder):
+    """A recorder of all examples, whose features are taken relative to the mean of the first batch
+    that is visited, so that an offset costs no digits. Every process must visit that batch first.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[Hashable],
+        device: torch.device,
+        batches: Sequence[tuple[int, int]],
+    ) -> None:
+        """`batches` are the (start, stop) of all batches of the run."""
+        super().__init__(layers, device)
+        self.batches = batches
+        self._origin: dict[int, Tensor] = {}
+
+    @property
+    def n(self) -> int:
+        return self.batches[-1][1]
+
+    def relative(self, i: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features x (n, p) relative to the origin, in memory that the next call uses again; their
+        squared norms (n,); and whether some feature varies."""
+        if i not in self._origin:
+            self._origin[i] = mean_of(x)
+        x = self.centered(x, self._origin[i])
+        norms = torch.linalg.vector_norm(x, dim=1).square()
+        return x, norms, varies(x, self._origin[i])
+
+
+class Batch(ABC):
+    """The activations of one network's layers for one batch, as they appear."""
+
+    def __init__(self, recorder: Recorder, visit: Visit) -> None:
+        self._recorder, self.visit = recorder, visit
+        self.seen: set[int] = set()
+
+    def record(self, layer: Hashable, activation: Tensor) -> None:
+        """Take in the activation (size, ...) of a layer.
+
+        Raises MemtoolError if it has another number of rows than the batch has images.
+        """
+        if len(activation) != self.visit.size:
+            raise MemtoolError(
+                f"layer {layer!r} gives {len(activation)} rows for {self.visit.size} images"
+            )
+        i = self._recorder.index[layer]
+        with torch.no_grad(), torch.autocast(activation.device.type, enabled=False):
+            self._record(i, self._recorder.features(i, activation))
+        self.seen.add(i)
+
+    @abstractmethod
+    def _record(self, i: int, x: Tensor) -> None:
+        """Take in the features x (size, p) of layer i, which may change afterwards."""
+
+    @abstractmethod
+    def finish(self) -> None:
+        """Add to the recorder's state what concerns the network alone."""
+
+
+class PairSums(ABC):
+    """Sums for pairs of layers, one of each of two networks; `state` is what processes add up."""
+
+    state: dict[str, Tensor]
+
+    def __init__(self, x: Recorder, y: Recorder, pairs: Sequence[tuple[int, int]]) -> None:
+        self.x, self.y, self.products = x, y, PairProducts(pairs)
+        self.pairs = pairs
+
+    @abstractmethod
+    def add(self, x: Batch, y: Batch) -> None:
+        """Take in a batch that both networks have seen."""
+
+    @abstractmethod
+    def hsic(self, advance: Advance = unseen) -> Hsic:
+        """HSIC of all pairs, in their order; that of a constant layer with itself is NaN.
+
+        `advance` is told of each pair that is done.
+        """
+
+    def table(self, xy: Tensor, xx: Tensor, yy: Tensor) -> Hsic:
+        """The table from HSIC of the pairs, (replicates, pairs), and from that of the layers of
+        either network with themselves, (replicates, layers)."""
+        xx, yy = (
+            own.masked_fill(recorder.constant(), math.nan)
+            for own, recorder in ((xx, self.x), (yy, self.y))
+        )
+        return Hsic(xy, xx[:, self.products.rows], yy[:, self.products.columns])
+
+
+def add_up(state: dict[str, Tensor], add: Callable[[Tensor], Tensor]) -> None:
+    """Sum a state over processes; `add` does so with one tensor, in place."""
+    for tensor in state.values():
+        add(tensor)
+
+
+def has_channels_last(activation: Tensor) -> bool:
+    """Whether an activation (n, c, h, w) lies in memory with its channels last."""
+    return (
+        activation.ndim == 4
+        and not activation.is_contiguous()
+        and activation.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+def features(activation: Tensor, channels_last: bool = False) -> Tensor:
+    """Activations (n, ...) as features (n, p), of a floating-point type.
+
+    Copies nothing if the activation is contiguous or, with `channels_last`, lies so in memory: the
+    order of the features is not that of (c, h, w) then, and no Gram matrix depends on it.
+    """
+    if activation.is_complex():
+        activation = torch.view_as_real(activation)
+    if not activation.is_floating_point():
+        activation = activation.float()
+    if channels_last and activation.ndim == 4:
+        activation = activation.permute(0, 2, 3, 1)
+    return activation.reshape(len(activation), -1)
+
+
+def type_of_mean(x: Tensor) -> torch.dtype:
+    """What the mean of features x, and they relative to it, are in: float32 or better."""
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def mean_of(x: Tensor) -> Tensor:
+    """The mean of features (n, p) over the examples."""
+    return x.mean(0, dtype=type_of_mean(x))
+
+
+def varies(centered: Tensor, mean: Tensor) -> Tensor:
+    """Whether any of the features varies by more than rounding can make of a constant: a bool of
+    dimension 0, from (n, p) features relative to their mean (p,)."""
+    tolerance = mean.abs() * (ROUNDING * torch.finfo(mean.dtype).eps)
+    if centered.device.type == "cpu" and centered.shape[1] > FEW:
+        few = _exceeds(centered[:, :FEW], tolerance[:FEW])
+        return few if few else _exceeds(centered[:, FEW:], tolerance[FEW:])
+    return _exceeds(centered, tolerance)  # looking at a value would wait for the device
+
+
+def _exceeds(centered: Tensor, tolerance: Tensor) -> Tensor:
+    return ~(centered.abs() <= tolerance).all()  # NaN is no constant

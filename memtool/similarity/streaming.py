@@ -1,0 +1,211 @@
+"""CKA of tensors, without files or models: `cka` of two, `CKA` of many that come in batches."""
+
+from collections.abc import Sequence
+from itertools import accumulate, product
+
+import torch
+from torch import Tensor
+
+from memtool import MemtoolError
+from memtool.similarity.feature_space import FeatureRecorder, is_cheaper
+from memtool.similarity.hsic import MINIMUM, check_examples, wide
+from memtool.similarity.minibatch import MinibatchRecorder
+from memtool.similarity.planning import even_batches
+from memtool.similarity.rbf import SAMPLE, median_distance, sample
+from memtool.similarity.recorder import PairSums, Recorder, Visit, features
+from memtool.similarity.settings import Estimator, Kernel
+from memtool.similarity.tiles import TileRecorder
+
+Layers = list[Tensor]  # activations (n, ...) of the same n examples
+
+
+class CKA:
+    """Streaming CKA of each of some layers with each of others, over batches of examples.
+
+    Call `update` with the activations of every batch, then `compute`. `minibatch` needs memory for
+    one batch; `exact` (which `auto` means here) and `unbiased` keep all features, but never a Gram
+    matrix of all examples. With kernel `rbf`, sigma is `bandwidth` times the median distance
+    between the examples: all of them, or 512 evenly spaced ones; `minibatch` takes the first 512.
+
+    >>> x = torch.arange(60.0).view(20, 3) ** 2
+    >>> stream = CKA("unbiased")
+    >>> for batch in x.split(10):
+    ...     stream.update([batch, batch.sqrt()], [batch])
+    >>> stream.compute().shape
+    torch.Size([2, 1])
+    """
+
+    def __init__(
+        self,
+        estimator: Estimator | str = Estimator.minibatch,
+        kernel: Kernel | str = Kernel.linear,
+        bandwidth: float = 1.0,
+    ) -> None:
+        estimator = Estimator(estimator).canonical
+        self.estimator = Estimator.exact if estimator is Estimator.auto else estimator
+        self.kernel, self.bandwidth = Kernel(kernel), bandwidth
+        self.n = 0
+        self._visits = 0
+        self._sums: PairSums | None = None  # of minibatch, once sigma is known
+        self._kept: list[tuple[Layers, Layers]] = []  # batches that are not in the sums
+
+    def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+        """Take in a batch: for each layer a tensor (n, ...), the same n examples in all.
+
+        Batches may differ in size. Raises MemtoolError if the numbers of examples differ, or if a
+        batch has fewer than the four that unbiased HSIC needs, for `minibatch`.
+        """
+        n = _examples([*xs, *ys])
+        is_minibatch = self.estimator is Estimator.minibatch
+        if is_minibatch and n < MINIMUM:
+            raise MemtoolError(
+                f"CKA with estimator minibatch needs {MINIMUM} examples or more in each batch, not "
+                f"{n}; add them to another batch"
+            )
+        self.n += n
+        if is_minibatch and self.kernel is Kernel.linear and self._sums is None:
+            self._sums = _minibatch_sums(xs, ys)
+        if self._sums:
+            self._add(xs, ys)
+            return
+        x, y = ([features(layer.detach()).clone() for layer in side] for side in (xs, ys))
+        self._kept.append((x, y))
+        if is_minibatch and self.n >= SAMPLE:
+            self._settle_sigma()
+
+    def compute(self) -> Tensor:
+        """CKA of all examples so far, float64 (layers, other layers); NaN where a layer is
+        constant. Raises MemtoolError for fewer examples than the estimator needs."""
+        return self._computed()[0]
+
+    def standard_error(self) -> Tensor:
+        """The jackknife's standard error of `compute`, of its shape; NaN for a single batch."""
+        return self._computed()[1]
+
+    def _computed(self) -> tuple[Tensor, Tensor]:
+        check_examples(self.estimator, self.n)
+        if self.estimator is Estimator.minibatch and self._kept:
+            self._settle_sigma()
+        if self._sums:
+            sums = self._sums
+        else:
+            sums = _whole_sums(self._kept, self.estimator, self.kernel, self.bandwidth)
+        value, error = sums.hsic().cka()
+        shape = len(sums.x.index), len(sums.y.index)
+        return value.view(shape), error.view(shape)
+
+    def _settle_sigma(self) -> None:
+        """Take sigma of `minibatch` from the examples kept, and those into the sums."""
+        first = range(min(self.n, SAMPLE))
+        sigmas = (self.bandwidth * sigma for sigma in _median_distances(self._kept, first))
+        self._sums = _minibatch_sums(*self._kept[0], *sigmas)
+        for xs, ys in self._kept:
+            self._add(xs, ys)
+        self._kept = []
+
+    def _add(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+        assert self._sums
+        _feed(self._sums, Visit(self._visits, 0, len(xs[0]), range(0)), xs, ys)
+        self._visits += 1
+
+
+def cka(
+    x: Tensor,
+    y: Tensor,
+    estimator: Estimator | str = Estimator.exact,
+    kernel: Kernel | str = Kernel.linear,
+    bandwidth: float = 1.0,
+    batch_size: int = 1024,
+) -> Tensor:
+    """CKA of the features or activations x (n, ...) and y (n, ...) of the same n examples.
+
+    A float64 scalar: in [0, 1] for `exact` (which `auto` means here), NaN if one of them is
+    constant. `batch_size` matters to `minibatch`. Raises MemtoolError if n differs, or if it is
+    less than 2 for `exact` and 4 for the others.
+
+    >>> x = torch.eye(6)
+    >>> round(cka(x, 3 * x + 1).item(), 6), round(cka(x, x[:, :3]).item(), 6)
+    (1.0, 0.67082)
+    """
+    stream = CKA(estimator, kernel, bandwidth)
+    n = _examples([x, y])
+    check_examples(stream.estimator, n)
+    batches = [([x[a:b]], [y[a:b]]) for a, b in even_batches(n, batch_size)]
+    if stream.estimator is not Estimator.minibatch:
+        sums = _whole_sums(batches, stream.estimator, stream.kernel, bandwidth)
+        return sums.hsic().cka()[0][0]
+    for xs, ys in batches:
+        stream.update(xs, ys)
+    return stream.compute()[0, 0]
+
+
+def _examples(layers: Sequence[Tensor]) -> int:
+    numbers = {len(layer) for layer in layers}
+    if len(numbers) != 1:
+        raise MemtoolError(f"layers must have the same examples; their numbers are {numbers}")
+    return numbers.pop()
+
+
+def _sums(x: Recorder, y: Recorder) -> PairSums:
+    """Of each layer with each."""
+    return x.sums_with(y, list(product(x.index.values(), y.index.values())))
+
+
+def _minibatch_sums(
+    xs: Sequence[Tensor],
+    ys: Sequence[Tensor],
+    sigma_x: Tensor | None = None,
+    sigma_y: Tensor | None = None,
+) -> PairSums:
+    sides = (xs, sigma_x), (ys, sigma_y)
+    return _sums(*(MinibatchRecorder(range(len(z)), z[0].device, sigma) for z, sigma in sides))
+
+
+def _whole_sums(
+    kept: Sequence[tuple[Layers, Layers]], estimator: Estimator, kernel: Kernel, bandwidth: float
+) -> PairSums:
+    """The sums of `exact` or `unbiased` over batches that are all there."""
+    ends = list(accumulate(len(xs[0]) for xs, _ in kept))
+    batches = list(zip([0, *ends], ends, strict=False))
+    n, sides = ends[-1], tuple(zip(*kept, strict=True))
+    widths = [[layer[0].numel() for layer in side[0]] for side in sides]
+    makers: list[Recorder] = []
+    if kernel is Kernel.linear and is_cheaper(n, [*widths[0], *widths[1]], product(*widths)):
+        for side in sides:
+            layers, device = range(len(side[0])), side[0][0].device
+            makers.append(FeatureRecorder(layers, device, batches, estimator, range(len(batches))))
+    else:
+        sigmas = [None, None] if kernel is Kernel.linear else _median_distances(kept, sample(n))
+        for side, sigma in zip(sides, sigmas, strict=True):
+            layers, device = range(len(side[0])), side[0][0].device
+            scaled = None if sigma is None else bandwidth * sigma
+            makers.append(TileRecorder(layers, device, batches, estimator, n, scaled))
+    sums = _sums(*makers)
+    for number, (xs, ys) in enumerate(kept):
+        _feed(sums, Visit(number, *batches[number], range(len(kept))), xs, ys)
+    return sums
+
+
+def _feed(sums: PairSums, visit: Visit, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+    """Record a batch of both sides and add it to the sums."""
+    with sums.x.batch(visit) as x, sums.y.batch(visit) as y:
+        for batch, layers in ((x, xs), (y, ys)):
+            for i, layer in enumerate(layers):
+                batch.record(i, layer)
+    sums.add(x, y)
+
+
+def _median_distances(
+    kept: Sequence[tuple[Layers, Layers]], chosen: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """The median distance between the chosen examples at each layer of either side."""
+    x, y = (
+        torch.stack(
+            [
+                wide(median_distance(torch.cat([features(layer) for layer in layer])[chosen]))
+                for layer in zip(*side, strict=True)
+            ]
+        )
+        for side in zip(*kept, strict=True)
+    )
+    return x, y

@@ -1,0 +1,126 @@
+"""Plans of comparisons: what fits, and who does what."""
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from memtool import MemtoolError
+from memtool.checkpoints import Checkpoint
+from memtool.device import Processes
+from memtool.similarity import (
+    CkaSettings,
+    Estimator,
+    Kernel,
+    Pairs,
+    even_batches,
+    make_plan,
+    selections,
+)
+
+
+def selected(runs, *patterns):
+    opened = [Checkpoint.open(path) for path in (runs.noisy, runs.noisy, runs.clean)]
+    *others, reference = selections(opened, patterns or ["all"])
+    return others, reference
+
+
+def test_auto_is_exact_while_one_pass_fits(runs):
+    others, reference = selected(runs)
+    settings = CkaSettings()
+    exact = make_plan(others, reference, 500, settings)
+    assert exact.estimator is Estimator.exact and exact.passes == 1 and len(exact.groups) == 1
+    barely = replace(settings, memory=exact.memory.total - 1)
+    minibatch = make_plan(others, reference, 500, barely)
+    assert minibatch.estimator is Estimator.minibatch
+    more = make_plan(others, reference, 10**6, settings)
+    assert more.estimator is Estimator.minibatch
+    assert more.memory.total < exact.memory.total * 2
+    assert more.memory == make_plan(others, reference, 10**7, settings).memory
+
+
+def test_biased_is_another_name_of_exact(runs):
+    others, reference = selected(runs)
+    plans = [
+        make_plan(others, reference, 500, CkaSettings(estimator=estimator))
+        for estimator in (Estimator.biased, Estimator.exact)
+    ]
+    assert plans[0] == plans[1] and str(plans[0]).startswith("exact CKA")
+
+
+def test_the_plan_keeps_within_its_budget(runs):
+    others, reference = selected(runs)
+    settings = CkaSettings(estimator=Estimator.exact)
+    passes = []
+    for memory in (2**33, 2**29, 2**28, 2**27):
+        made = make_plan(others, reference, 10_000, replace(settings, memory=memory))
+        assert made.memory.total <= memory
+        passes.append(made.passes * len(made.groups))
+    assert passes == sorted(passes) and passes[0] == 1 and passes[-1] > 2
+
+
+def test_what_fits_into_no_budget_says_how_much_it_takes(runs):
+    others, reference = selected(runs)
+    settings = CkaSettings(estimator=Estimator.exact, memory=2**20)
+    with pytest.raises(MemtoolError, match="exact CKA of these layers takes .* MiB or more"):
+        make_plan(others, reference, 10_000, settings)
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3, 8])
+@pytest.mark.parametrize("memory", [2**33, 2**27])
+def test_processes_share_all_tiles(runs, processes, memory):
+    others, reference = selected(runs)
+    settings = CkaSettings(estimator=Estimator.exact, kernel=Kernel.rbf, memory=memory)
+    made = make_plan(others, reference, 10_000, settings, processes)
+    tiles, kept = [], []
+    for rank in range(processes):
+        visits = made.visits(Processes(rank, processes))
+        assert visits[0].batch == 0  # every process takes its origin there
+        for visit in visits:
+            before = [batch for batch in visit.block if batch <= visit.batch]
+            tiles += [(batch, visit.batch) for batch in before]
+        kept += made.kept_in_feature_space(Processes(rank, processes))
+    count = len(made.batches)
+    assert sorted(tiles) == [(i, j) for i in range(count) for j in range(i, count)]
+    assert sorted(kept) == list(range(count))
+
+
+@pytest.mark.parametrize("processes", [1, 2, 3])
+def test_processes_share_the_batches_of_feature_space(runs, processes):
+    others, reference = selected(runs, "block6", "fc")
+    settings = CkaSettings(Pairs.all, Estimator.exact)
+    made = make_plan(others, reference, 10_000, settings, processes)
+    assert not made.blocks and made.passes == 1
+    kept = []
+    for rank in range(processes):
+        mine = made.kept_in_feature_space(Processes(rank, processes))
+        visits = made.visits(Processes(rank, processes))
+        assert visits[0].batch == 0 and set(mine) <= {visit.batch for visit in visits}
+        kept += mine
+    assert sorted(kept) == list(range(len(made.batches)))
+
+
+def test_layers_far_narrower_than_there_are_examples_are_compared_in_feature_space(runs):
+    def narrow(n, pairs, **changes):
+        others, reference = selected(runs, "block1", "fc")
+        settings = replace(CkaSettings(pairs, Estimator.exact), **changes)
+        made = make_plan(others, reference, n, settings)
+        return {layer for layer, _ in made.groups[0][0].computed(in_feature_space=True)}
+
+    assert narrow(500, Pairs.same) == {"fc"}  # 10 features; block1 has 1,024
+    assert narrow(100_000, Pairs.same) == narrow(100_000, Pairs.all) == {"block1", "fc"}
+    assert narrow(500, Pairs.all) == set()  # all pairs or none
+    assert narrow(100_000, Pairs.same, kernel=Kernel.rbf, memory=2**36) == set()
+    assert narrow(100_000, Pairs.same, estimator=Estimator.minibatch) == set()
+
+
+@given(n=st.integers(1, 3000), size=st.integers(1, 400), multiple=st.sampled_from([1, 10]))
+def test_batches_cover_all_examples_evenly(n, size, multiple):
+    found = even_batches(n, size, multiple)
+    assert found[0][0] == 0 and found[-1][1] == n
+    assert all(stop == start for (_, stop), (start, _) in zip(found, found[1:], strict=False))
+    sizes = [stop - start for start, stop in found]
+    assert max(sizes) - min(sizes) <= 1
+    assert min(sizes) >= min(n, 4)
+    assert max(sizes) <= max(size, 7)

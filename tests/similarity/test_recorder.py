@@ -1,0 +1,149 @@
+"""What recorders of all kinds have in common."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from memtool import MemtoolError
+from memtool.similarity import Estimator, even_batches
+from memtool.similarity.feature_space import FeatureRecorder
+from memtool.similarity.minibatch import MinibatchRecorder
+from memtool.similarity.recorder import Visit, add_up, features, varies
+from memtool.similarity.tiles import TileRecorder
+
+CPU = torch.device("cpu")
+KINDS = ["minibatch", "tiles", "features"]
+
+
+def recorder(kind, layers, batches, mine=None, capacity=None):
+    n = batches[-1][1]
+    if kind == "minibatch":
+        return MinibatchRecorder(layers, CPU)
+    if kind == "tiles":
+        return TileRecorder(layers, CPU, batches, Estimator.unbiased, capacity or n)
+    mine = range(len(batches)) if mine is None else mine
+    return FeatureRecorder(layers, CPU, batches, Estimator.unbiased, mine)
+
+
+def run(sums, visits, x: dict[str, Tensor], y: dict[str, Tensor]):
+    for visit in visits:
+        part = slice(visit.start, visit.stop)
+        with sums.x.batch(visit) as a, sums.y.batch(visit) as b:
+            for batch, layers in ((a, x), (b, y)):
+                for name, layer in layers.items():
+                    batch.record(name, layer[part].clone())
+        sums.add(a, b)
+
+
+def networks(n=53):
+    generator = torch.Generator().manual_seed(0)
+    x = {"a": torch.randn(n, 9, generator=generator), "b": torch.randn(n, 40, generator=generator)}
+    y = {"c": x["a"].square(), "d": x["b"] + 3}
+    return x, y
+
+
+PAIRS = [(0, 0), (0, 1), (1, 1)]
+
+
+def sums_of(kind, visits, x, y, batches, **options):
+    sides = [recorder(kind, list(side), batches, **options) for side in (x, y)]
+    sums = sides[0].sums_with(sides[1], PAIRS)
+    run(sums, visits, x, y)
+    return sums
+
+
+def states(sums):
+    return [sums.state, sums.x.state, sums.y.state]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_sums_over_processes_are_those_of_one(kind):
+    """Without torchrun: two processes' states, added up by hand."""
+    x, y = networks()
+    batches = even_batches(53, 6, multiple=3)
+    blocks = [range(0, 5), range(5, len(batches))] if kind == "tiles" else [range(len(batches))]
+    visits = [
+        [Visit(b, *batches[b], block) for b in range(block.start, len(batches))] for block in blocks
+    ]
+    alone = sums_of(kind, [visit for part in visits for visit in part], x, y, batches)
+    parts = visits
+    if kind != "tiles":
+        parts = [[v for v in visits[0] if v.batch % 2 == rank] for rank in (0, 1)]
+    shared = []
+    for rank, part in enumerate(parts):
+        origin = [] if kind == "minibatch" or not rank else [Visit(0, *batches[0], range(0))]
+        mine = {} if kind != "features" else {"mine": [visit.batch for visit in part]}
+        shared.append(sums_of(kind, [*origin, *part], x, y, batches, **mine))
+    first, second = map(states, shared)
+    for state, other in zip(first, second, strict=True):
+        remaining = iter(other.values())
+        add_up(state, lambda tensor, remaining=remaining: tensor.add_(next(remaining)))
+    for found, expected in zip(shared[0].hsic().cka(), alone.hsic().cka(), strict=True):
+        assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_kinds_agree_with_each_other_on_one_batch(kind):
+    x, y = networks()
+    visits = [Visit(0, 0, 53, range(1))]
+    found = sums_of(kind, visits, x, y, [(0, 53)]).hsic().cka()[0]
+    expected = sums_of("tiles", visits, x, y, [(0, 53)]).hsic().cka()[0]
+    assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_that_is_not_called_for_a_batch_is_an_error(kind):
+    """As in a network that runs one branch or the other."""
+    batches = [(0, 10), (10, 20)]
+    one = recorder(kind, ["a", "b"], batches)
+    x = torch.randn(10, 4, generator=torch.Generator().manual_seed(0))
+    with one.batch(Visit(0, 0, 10, range(2))) as batch:
+        batch.record("a", x)
+        batch.record("b", x)
+    with pytest.raises(MemtoolError, match="layer 'b' is not called for every batch"):
+        with one.batch(Visit(1, 10, 20, range(2))) as batch:
+            batch.record("a", x)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_activation_with_another_number_of_rows_is_an_error(kind):
+    one = recorder(kind, ["a"], [(0, 10)])
+    with pytest.raises(MemtoolError, match="layer 'a' gives 40 rows for 10 images"):
+        with one.batch(Visit(0, 0, 10, range(1))) as batch:
+            batch.record("a", torch.zeros(40, 3))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_feature_that_varies_beside_a_hundred_thousand_that_do_not(kind):
+    """Whether a layer is constant is judged feature by feature."""
+    constant = torch.full((20, 100_001), 1000.0)
+    for place in (0, 70, 3000, 100_000):
+        x = constant.clone()
+        x[:, place] = torch.linspace(1, 1 + 1e-3, 20)
+        one = recorder(kind, ["all", "but one"], [(0, 20)])
+        with one.batch(Visit(0, 0, 20, range(1))) as batch:
+            batch.record("all", constant)
+            batch.record("but one", x)
+        assert one.constant().tolist() == [True, False]
+
+
+def test_what_varies():
+    mean = torch.tensor([0.0, 1000.0])
+    assert not varies(torch.zeros(3, 2), mean)
+    assert not varies(torch.tensor([[0.0, 1e-4], [0.0, -1e-4]]), mean)  # rounding of 1000
+    assert varies(torch.tensor([[1e-30, 0.0], [0.0, 0.0]]), mean)
+    assert varies(torch.tensor([[0.0, 0.1], [0.0, 0.0]]), mean)
+    assert varies(torch.tensor([[0.0, math.nan], [0.0, 0.0]]), mean)
+
+
+def test_features_of_activations():
+    x = torch.randn(2, 3, 4, 5)
+    last = x.contiguous(memory_format=torch.channels_last)
+    assert torch.equal(features(x), x.flatten(1))
+    assert torch.equal(features(last), x.flatten(1))
+    assert features(last, channels_last=True).data_ptr() == last.data_ptr()
+    assert features(torch.tensor([[1, 2]])).dtype == torch.float32
+    assert features(torch.randn(2, 3, dtype=torch.complex64)).shape == (2, 6)
+    assert features(torch.randn(2)).shape == (2, 1)
