@@ -37,8 +37,7 @@ def train(
         typer.Option(
             "--data",
             metavar="DATASET",
-            help="digits, cifar10, cifar100, svhn, mnist, fashion-mnist, folder:PATH, FILE.npz or "
-            "FILE.safetensors; else the one that the labels were made for",
+            help=f"{options.DATASETS}; else the one that the labels were made for",
             show_default=False,
         ),
     ] = None,
