@@ -54,7 +54,7 @@ def make_noisy(
         typer.Option(
             "--matrix",
             metavar="FILE",
-            help="Text file of T[true, given], a row a line, rows summing to 1; implies "
+            help="Text file of T[true, given], one row per line, each row summing to 1; implies "
             "--kind matrix",
             show_default=False,
         ),

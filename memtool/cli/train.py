@@ -129,7 +129,7 @@ def train(
     from contextlib import ExitStack
 
     from memtool import tables
-    from memtool.data.labels import LabelFile
+    from memtool.data import LabelFile
     from memtool.device import choose
     from memtool.files import check_writable
     from memtool.models import sources as models

@@ -62,7 +62,7 @@ def _prefixes(arrays: Mapping[str, NDArray[Any]], path: Path) -> tuple[str, ...]
 
 
 def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
-    # Not `tensors.opened`: its errors take the file for a checkpoint, and NumPy adds its own.
+    # Not by `tensors.opened`, whose errors are about checkpoints: there, a pickle can be converted.
     from safetensors import SafetensorError, safe_open
 
     try:
