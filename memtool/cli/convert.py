@@ -53,11 +53,10 @@ def convert(
       memtool convert resnet18.pth -o resnet18.safetensors
     """
     from memtool.checkpoints import conversion
-    from memtool.data import datasets as data
     from memtool.files import check_writable
 
     options.check_file(output)
     check_writable(output)
     spec = options.model_spec(model)
-    set_ = data.load(dataset) if dataset else None
+    set_ = options.load_data(dataset, None) if dataset else None
     conversion.convert(file, spec, output, set_, trust)

@@ -1,26 +1,24 @@
 """memtool make-noisy"""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memtool import MemtoolError
 from memtool.cli import app, options
 from memtool.cli.console import logger
-from memtool.data.noise import Matrix, NoiseKind
+from memtool.data import NoiseKind
+
+if TYPE_CHECKING:
+    from memtool.data import Matrix
 
 
 @app.command("make-noisy")
 def make_noisy(
     dataset: Annotated[
         str,
-        typer.Argument(
-            metavar="DATASET",
-            help="digits, cifar10, cifar100, svhn, mnist, fashion-mnist, folder:PATH, FILE.npz or "
-            "FILE.safetensors",
-            show_default=False,
-        ),
+        typer.Argument(metavar="DATASET", help=options.DATASETS, show_default=False),
     ],
     output: Annotated[
         Path,
@@ -56,7 +54,7 @@ def make_noisy(
         typer.Option(
             "--matrix",
             metavar="FILE",
-            help="Text file of T[true, given], a row a line, rows summing to 1; implies "
+            help="Text file of T[true, given], one row per line, each row summing to 1; implies "
             "--kind matrix",
             show_default=False,
         ),
@@ -80,14 +78,15 @@ def make_noisy(
     """
     import json
 
-    from memtool.data import noise
-    from memtool.data.labels import LabelFile
+    from memtool.data import LabelFile
     from memtool.files import check_writable
 
     ratios = [options.fraction(text) for text in options.comma_separated(ratio)]
     if not ratios:
         raise typer.BadParameter("no ratio given", param_hint="-r")
-    if (matrix is None) == (kind is NoiseKind.matrix) and kind is not NoiseKind.uniform:
+    if matrix is not None and kind is NoiseKind.uniform:  # the default
+        kind = NoiseKind.matrix
+    if (matrix is None) == (kind is NoiseKind.matrix):
         raise typer.BadParameter("kind matrix and --matrix FILE go together", param_hint="--kind")
     if len(ratios) > 1 and "{ratio}" not in str(output):
         raise typer.BadParameter(
@@ -97,43 +96,35 @@ def make_noisy(
     paths = [Path(str(output).replace("{ratio}", f"{100 * value:.10g}")) for value in ratios]
     spec = options.dataset_spec(dataset, image_size, split_at)
     set_ = options.load_data(spec, data_dir, training=True)
-    classes = len(set_.classes)
-    transition = (
-        noise.transition_matrix(kind, classes) if matrix is None else _read(matrix, classes)
-    )
+    transition = _read_matrix(matrix, len(set_.classes)) if matrix else None
     for path in paths:
         check_writable(path)
     for path, value in zip(paths, ratios, strict=True):
-        given = noise.redraw(set_.train.labels, transition, value, seed)
-        description = {
-            "ratio": value,
-            "kind": str(kind if matrix is None else NoiseKind.matrix),
-            "seed": seed,
-            **({"matrix": transition.tolist()} if matrix else {}),
-        }
-        labels = LabelFile(
-            given, set_.train.labels, {"data": set_.metadata(), "noise": description}
-        )
-        counts = f"{labels.mislabelled.sum()} of {len(given)} mislabelled"
+        labels = LabelFile.noisy(set_, kind, value, seed, transition)
         if dry_run:
-            print(json.dumps({"output": str(path), "data": set_.name, **description}))
+            print(json.dumps({"output": str(path), "data": set_.name, **labels.metadata["noise"]}))
             continue
         labels.save(path)
-        logger.info(f"{path}: {round(value * len(given))} redrawn, {counts}")
+        examples = len(labels.given)
+        logger.info(
+            f"{path}: {round(value * examples)} redrawn, "
+            f"{labels.mislabelled.sum()} of {examples} mislabelled"
+        )
 
 
-def _read(path: Path, classes: int) -> Matrix:
-    """A transition matrix from text: numbers separated by commas or spaces, a row a line."""
+def _read_matrix(path: Path, classes: int) -> "Matrix":
+    """A transition matrix of so many classes from a text file, which has one row per line and
+    numbers separated by commas or spaces. Raises MemtoolError for any other file."""
     import numpy as np
 
-    from memtool.data import noise
+    from memtool.data import check_transition_matrix
 
     try:
         text = path.read_text(encoding="utf-8").replace(",", " ")
         if not text.strip():
             raise ValueError("it is empty")
         matrix = np.loadtxt(text.splitlines(), ndmin=2)
-        noise.check_transition_matrix(matrix, classes)
+        check_transition_matrix(matrix, classes)
     except OSError as error:
         raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, MemtoolError) as error:

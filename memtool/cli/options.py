@@ -9,12 +9,15 @@ import typer
 
 from memtool import MemtoolError
 from memtool.cli.console import be_quiet, progress
+from memtool.data import NAMES, with_options
 from memtool.tables import Format
 
 if TYPE_CHECKING:
     from memtool.checkpoints.checkpoint import Checkpoint
-    from memtool.data.datasets import Dataset
+    from memtool.data import Dataset
     from memtool.models.spec import ModelSpec
+
+DATASETS = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
 
 Output = Annotated[
     Path | None,
@@ -50,8 +53,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATASET",
-        help="digits, cifar10, cifar100, svhn, mnist, fashion-mnist, folder:PATH, FILE.npz or "
-        "FILE.safetensors; else the one in the last checkpoint's metadata",
+        help=f"{DATASETS}; else the one in the last checkpoint's metadata",
         show_default=False,
     ),
 ]
@@ -217,17 +219,15 @@ def open_checkpoints(
 
 
 def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None = None) -> str:
-    """`spec` with the flags typed beside it, as options of its own: they are recorded with it."""
-    from memtool.data.spec import with_options
-
+    """A data set spec with the flags as options of its own, so that they are recorded with it."""
     return with_options(spec, image_size=image_size, split_at=split_at)
 
 
 def load_data(spec: str, folder: Path | None, training: bool = False) -> "Dataset":
     """`data.load` with progress on stderr."""
-    from memtool.data import datasets as data
+    from memtool import data
 
-    return data.load(spec, folder, progress, training)
+    return data.load(spec, folder, progress=progress, training=training)
 
 
 def load_dataset(
@@ -240,41 +240,41 @@ def load_dataset(
     samples: int | None = None,
     training: bool = False,
 ) -> "Dataset":
-    """The data set typed, else the one that `checkpoint` was trained on, with the flags as options.
+    """The data set that was typed, else the one that `checkpoint` was trained on, with the flags as
+    options of its spec.
 
     Raises MemtoolError if there is neither, if the images are not of the shape that the model
-    takes, if the data set on record is not what it was, and, where it is for `training`, if it has
-    no training images or not as many classes as the model.
+    takes, or if the data set in the checkpoint's metadata has changed since; with `training`, also
+    if it has no training images or another number of classes than the model.
     """
-    from memtool.data.spec import with_options
-
-    recorded = checkpoint.data
-    name = spec or recorded.get("name")
+    recorded = checkpoint.data.get("name")
+    name = spec or recorded
     if not isinstance(name, str):
         raise MemtoolError(
             f"{checkpoint.path}: does not say what it was trained on; name a data set (--data)"
         )
     full = with_options(name, image_size=image_size, split_at=split_at, samples=samples)
     dataset = load_data(full, folder, training)
-    shape = recorded.get("image_shape") or list(dataset.image_shape)
-    if list(dataset.image_shape) != shape:
-        raise MemtoolError(
-            f"{checkpoint.path}: takes images of (channels, height, width) = "
-            f"{tuple(shape)}, those of {dataset.name} are {dataset.image_shape}"
-        )
+    _check_shape(checkpoint, dataset)
     if training:
         _check_classes(checkpoint, dataset)
-    known = recorded.get("fingerprint") or dataset.fingerprint
-    if full == recorded.get("name") and spec is None and dataset.fingerprint != known:
-        raise MemtoolError(
-            f"{checkpoint.path}: its data set {name!r} has changed since; "
-            f"if that is meant, pass --data {name!r}"
-        )
+    if full == recorded and spec is None:
+        _check_unchanged(checkpoint, dataset)
     return dataset
 
 
+def _check_shape(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
+    """Raise MemtoolError if `checkpoint` is known to take images of another shape."""
+    shape = tuple(checkpoint.data.get("image_shape") or dataset.image_shape)
+    if dataset.image_shape != shape:
+        raise MemtoolError(
+            f"{checkpoint.path}: takes images of (channels, height, width) = "
+            f"{shape}, those of {dataset.name} are {dataset.image_shape}"
+        )
+
+
 def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
-    """Raise MemtoolError if `checkpoint` is known to tell another number of classes apart."""
+    """Raise MemtoolError if `checkpoint` is known to have another number of classes."""
     classes = len(dataset.classes)
     on_record = checkpoint.data.get("classes")
     known = len(on_record) if on_record else checkpoint.spec.options.get("num_classes", classes)
@@ -282,6 +282,15 @@ def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
         raise MemtoolError(
             f"{checkpoint.path}: tells {known} classes apart, {dataset.name} has {classes}; "
             "name the data set that it was trained on (--data)"
+        )
+
+
+def _check_unchanged(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
+    """Raise MemtoolError if `checkpoint` was trained on other content of the same name."""
+    if dataset.fingerprint != (checkpoint.data.get("fingerprint") or dataset.fingerprint):
+        raise MemtoolError(
+            f"{checkpoint.path}: its data set {dataset.name!r} has changed since; "
+            f"if that is meant, pass --data {dataset.name!r}"
         )
 
 

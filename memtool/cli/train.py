@@ -37,8 +37,7 @@ def train(
         typer.Option(
             "--data",
             metavar="DATASET",
-            help="digits, cifar10, cifar100, svhn, mnist, fashion-mnist, folder:PATH, FILE.npz or "
-            "FILE.safetensors; else the one that the labels were made for",
+            help=f"{options.DATASETS}; else the one that the labels were made for",
             show_default=False,
         ),
     ] = None,
@@ -130,7 +129,7 @@ def train(
     from contextlib import ExitStack
 
     from memtool import tables
-    from memtool.data.labels import LabelFile
+    from memtool.data import LabelFile
     from memtool.device import choose
     from memtool.files import check_writable
     from memtool.models import sources as models

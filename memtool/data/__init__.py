@@ -1,4 +1,16 @@
-"""data."""
+"""Data sets, and label noise.
+
+In goes a spec such as `digits`, `cifar10` or `folder:photos?image_size=64&split_at=80%`; out comes
+a `Dataset` of a training and a test split, uint8 images and int64 labels in memory. Start reading
+at `load` in `datasets`. The spec is taken apart by `spec`; `sources`, `folders` and `arrays` list
+the examples that it names; `splitting` divides them; `images` decodes and resizes.
+
+`noise` replaces labels by random ones, as arrays; `labels` keeps given and true labels in a file.
+
+To add a data set, see `sources`: a function that lists its examples, a line that calls it, and a
+name in `NAMES`, from which help texts and error messages are made. To add a kind of noise, see
+`noise`.
+"""
 
 import lazy_loader
 

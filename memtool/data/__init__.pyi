@@ -2,6 +2,11 @@ from .datasets import Dataset as Dataset
 from .datasets import Split as Split
 from .datasets import load as load
 from .datasets import normalize as normalize
-from .spec import Options as Options
-from .spec import parse as parse
+from .labels import LabelFile as LabelFile
+from .noise import Matrix as Matrix
+from .noise import NoiseKind as NoiseKind
+from .noise import check_transition_matrix as check_transition_matrix
+from .noise import redraw as redraw
+from .noise import transition_matrix as transition_matrix
+from .spec import NAMES as NAMES
 from .spec import with_options as with_options

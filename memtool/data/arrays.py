@@ -1,8 +1,9 @@
 """Arrays of images and labels in `.npz` and `.safetensors` files.
 
-They are named `images` and `labels`, or `train_images`, `train_labels`, `test_images` and
-`test_labels`. Images are (n, c, h, w), (n, h, w, c) or (n, h, w) with one or three channels; uint8,
-or whole numbers in 0..255, or floats in [0, 1]. Labels are whole numbers from 0 on.
+They are named `images` and `labels` or, if the data set is split, `train_images`, `train_labels`,
+`test_images` and `test_labels`. Images are (n, c, h, w), (n, h, w, c) or (n, h, w), with c = 1 or
+3; uint8, or whole numbers in 0..255, or floats in [0, 1]. Labels are whole numbers from 0 on, and
+class k is named 'k'.
 """
 
 import zipfile
@@ -14,47 +15,54 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.data.images import Images, check_memory
+from memtool.data.images import check_memory
+from memtool.data.listing import Images, Labels, Listing
 from memtool.errors import last_line
-
-Labels = NDArray[np.int64]
 
 SUFFIXES = {".npz", ".safetensors"}
 KEYS = ("images", "labels")
 MAX_CLASSES = 100_000  # a label beyond is a mistake, and would become as many names
 
 
-def read(path: Path) -> list[tuple[Images, Labels]]:
-    """The training and the test split, or a single one: images (n, c, h, w) and labels (n,).
+def listed(path: Path) -> Listing:
+    """The images and labels in a file.
 
     Raises MemtoolError for arrays that are missing, malformed or ambiguous.
     """
     arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-    parts = [("train_", "test_"), ("",)]
-    prefixes = next(
-        (names for names in parts if all(f"{n}{key}" in arrays for n in names for key in KEYS)),
-        None,
-    )
-    if prefixes is None:
-        raise MemtoolError(
-            f"{path}: needs images and labels, or train_images, train_labels, test_images and "
-            f"test_labels (it has: {', '.join(arrays) or 'none of them'})"
-        )
-    images = _bytes({f"{name}images": arrays[f"{name}images"] for name in prefixes}, path)
+    prefixes = _prefixes(arrays, path)
+    images = _bytes({f"{prefix}images": arrays[f"{prefix}images"] for prefix in prefixes}, path)
     splits = []
-    for name in prefixes:
-        pictures = nchw(images[f"{name}images"], f"{path}: {name}images")
-        labels = _labels(arrays[f"{name}labels"], f"{path}: {name}labels")
+    for prefix in prefixes:
+        pictures = nchw(images[f"{prefix}images"], f"{path}: {prefix}images")
+        labels = _labels(arrays[f"{prefix}labels"], f"{path}: {prefix}labels")
         if len(pictures) != len(labels) or not pictures.size:
-            raise MemtoolError(f"{path}: {len(pictures)} {name}images, {len(labels)} {name}labels")
+            raise MemtoolError(
+                f"{path}: {len(pictures)} {prefix}images, {len(labels)} {prefix}labels"
+            )
         splits.append((pictures, labels))
-    shapes = [pictures.shape[1:] for pictures, _ in splits]
-    if shapes[0] != shapes[-1]:
-        raise MemtoolError(f"{path}: training images are {shapes[0]}, test images {shapes[-1]}")
-    return splits
+    *train, test = splits
+    if train and train[0][0].shape[1:] != test[0].shape[1:]:
+        raise MemtoolError(
+            f"{path}: training images are {train[0][0].shape[1:]}, test images {test[0].shape[1:]}"
+        )
+    classes = max(int(labels.max()) for _, labels in splits) + 1
+    return Listing(tuple(map(str, range(classes))), train[0] if train else None, test)
+
+
+def _prefixes(arrays: Mapping[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
+    """What the names of the arrays of each split begin with; the test split comes last."""
+    for prefixes in (("train_", "test_"), ("",)):
+        if all(f"{prefix}{key}" in arrays for prefix in prefixes for key in KEYS):
+            return prefixes
+    raise MemtoolError(
+        f"{path}: needs images and labels, or train_images, train_labels, test_images and "
+        f"test_labels (it has: {', '.join(arrays) or 'none of them'})"
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+    # Not by `tensors.opened`, whose errors are about checkpoints: there, a pickle can be converted.
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -68,13 +76,14 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
 
 
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
-    """The arrays named like images and labels; objects, which would run code, are refused."""
+    """The arrays whose names end in images or labels. Arrays of objects, which would run code when
+    they are read, are refused."""
     try:
         with zipfile.ZipFile(path) as archive:
             members = {
-                member.filename.removesuffix(".npy"): member
+                name: member
                 for member in archive.infolist()
-                if member.filename.removesuffix(".npy").endswith(KEYS)
+                if (name := member.filename.removesuffix(".npy")).endswith(KEYS)
             }
             check_memory(sum(member.file_size for member in members.values()), str(path))
             return {name: _read_npy(archive, member) for name, member in members.items()}
@@ -82,30 +91,24 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
         raise MemtoolError(f"{path}: no such file") from error
     except MemtoolError:
         raise
-    except Exception as error:  # zipfile, zlib and numpy raise a dozen kinds for broken files
+    except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for broken files
         raise MemtoolError(f"{path}: cannot be read ({last_line(error)})") from error
 
 
 def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
-    """One array; not read beyond what the archive says, whatever its own header claims."""
+    """One array, not read beyond the size that the archive states, whatever its header claims."""
     with archive.open(member) as stream:
         array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
     return array
 
 
 def _bytes(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Images]:
-    """Images as uint8: whole numbers in 0..255 as they are, floats in [0, 1] times 255."""
+    """The images of all splits as uint8: whole numbers in 0..255 as they are, floats in [0, 1]
+    times 255."""
     if all(array.dtype == np.uint8 for array in arrays.values()):
         return dict(arrays)
     for name, array in arrays.items():
-        if array.dtype.kind not in "uif" or not array.size:
-            raise MemtoolError(f"{path}: {name} is {array.dtype} {array.shape}, not uint8 or float")
-        low, high = array.min(), array.max()
-        if not (low >= 0 and high <= 255):
-            raise MemtoolError(
-                f"{path}: {name} has values from {low:g} to {high:g}; "
-                "save them as uint8, or as floats in [0, 1]"
-            )
+        _check_range(array, f"{path}: {name}")
     floats = all(array.dtype.kind == "f" for array in arrays.values())
     if floats and max(array.max() for array in arrays.values()) <= 1:
         return {name: np.rint(array * 255).astype(np.uint8) for name, array in arrays.items()}
@@ -118,8 +121,27 @@ def _bytes(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Images]:
     return {name: array.astype(np.uint8) for name, array in arrays.items()}
 
 
+def _check_range(array: NDArray[Any], what: str) -> None:
+    """Raise MemtoolError unless all values are numbers in 0..255."""
+    if array.dtype.kind not in "uif" or not array.size:
+        raise MemtoolError(f"{what} is {array.dtype} {array.shape}, not uint8 or float")
+    low, high = array.min(), array.max()
+    if not (low >= 0 and high <= 255):
+        raise MemtoolError(
+            f"{what} has values from {low:g} to {high:g}; "
+            "save them as uint8, or as floats in [0, 1]"
+        )
+
+
 def nchw(images: NDArray[Any], what: str) -> NDArray[Any]:
-    """(n, h, w), (n, h, w, c) or (n, c, h, w) as (n, c, h, w); c is 1 or 3."""
+    """Images (n, h, w), (n, h, w, c) or (n, c, h, w) as (n, c, h, w), where c is 1 or 3.
+
+    Raises MemtoolError, which calls the images `what`, if their shape has none of these forms or
+    could have two.
+
+    >>> nchw(np.zeros((10, 32, 32, 3)), "images").shape
+    (10, 3, 32, 32)
+    """
     if images.ndim == 3:
         return images[:, None]
     first, last = (images.ndim == 4 and images.shape[axis] in (1, 3) for axis in (1, 3))
@@ -133,7 +155,7 @@ def nchw(images: NDArray[Any], what: str) -> NDArray[Any]:
 
 
 def _labels(labels: NDArray[Any], what: str) -> Labels:
-    """Class numbers as int64 (n,)."""
+    """Labels of any integer type, (n,) or (n, 1), as int64 (n,)."""
     if labels.dtype.kind not in "ui" or labels.shape not in ((labels.size,), (labels.size, 1)):
         raise MemtoolError(f"{what} are {labels.dtype} {labels.shape}, not whole numbers (n,)")
     if labels.size and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):

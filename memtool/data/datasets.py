@@ -1,7 +1,7 @@
 """Data sets: a spec becomes uint8 images and labels. No noise, no models."""
 
 import hashlib
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,20 +10,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.data.images import Images, decoded, resized
-from memtool.data.sources import Labels, Listing, listed, stratified
+from memtool.data.images import decoded, resized
+from memtool.data.listing import Images, Labels
+from memtool.data.sources import listed
 from memtool.data.spec import Options, parse
+from memtool.data.splitting import divided, sampled
 from memtool.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
-CHUNK = 256  # images counted at a time
+CHUNK = 256  # images whose pixels are counted at a time, since bincount makes int64 copies
 
 
 @dataclass(frozen=True)
 class Split:
-    """Images, uint8 (n, channels, height, width), and their true labels, int64 (n,)."""
+    """The images of a split, uint8 (n, channels, height, width), and their true labels, int64 (n,).
+
+    Label k is the k-th of the data set's `classes`.
+    """
 
     images: Images
     labels: Labels
@@ -34,9 +39,18 @@ class Split:
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split with the names of the classes; `name` is the spec as typed.
+    """A training and a test split of images, decoded and in memory; `load` makes it.
 
-    The training split is empty where there is none.
+    `name` is the spec as it was typed, and `classes` are the names of the classes. The training
+    split is empty if there is none.
+
+    >>> digits = load("digits")
+    >>> digits.classes[:3], digits.image_shape
+    (('0', '1', '2'), (1, 8, 8))
+    >>> digits.test.images.shape, digits.test.labels.shape
+    ((500, 1, 8, 8), (500,))
+    >>> [round(mean, 4) for mean in digits.mean]
+    [0.0191]
     """
 
     name: str
@@ -47,19 +61,20 @@ class Dataset:
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of every image."""
         channels, height, width = self.test.images.shape[1:]
         return channels, height, width
 
     @cached_property
     def mean(self) -> list[float]:
-        """Mean of each channel over the training images, in units of 255; over the test images if
-        there are none to train on; or what the spec says."""
+        """The mean of each channel, in units of 255: what the spec says, else that of the training
+        images, or of the test images if there are no training images."""
         return self.options.mean or [mean for mean, _ in self._statistics]
 
     @cached_property
     def std(self) -> list[float]:
-        """Standard deviation of each channel, of the images and in the units of `mean`; 1 where a
-        channel is constant."""
+        """The standard deviation of each channel, of the images and in the units of `mean`; 1 if
+        the channel is constant."""
         return self.options.std or [std or 1.0 for _, std in self._statistics]
 
     @cached_property
@@ -67,7 +82,7 @@ class Dataset:
         """Mean and standard deviation of each channel, from exact counts of the pixel values."""
         images = (self.train if len(self.train) else self.test).images
         counts = np.zeros((images.shape[1], 256), dtype=np.int64)
-        for start in range(0, len(images), CHUNK):  # bincount makes int64 copies
+        for start in range(0, len(images), CHUNK):
             for channel, pixels in enumerate(images[start : start + CHUNK].swapaxes(0, 1)):
                 counts[channel] += np.bincount(pixels.ravel(), minlength=256)
         values = np.arange(256) / 255
@@ -77,7 +92,7 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of both splits' pixels and labels: equal content, equal fingerprint."""
+        """SHA-256 of the pixels and labels of both splits: equal content, equal fingerprint."""
         digest = hashlib.sha256()
         for split in (self.train, self.test):
             digest.update(repr(split.images.shape).encode())
@@ -86,7 +101,7 @@ class Dataset:
         return digest.hexdigest()
 
     def metadata(self) -> dict[str, Any]:
-        """What a checkpoint or label file records of its data set."""
+        """What checkpoints and label files record of their data set."""
         return {
             "name": self.name,
             "train": len(self.train),
@@ -102,18 +117,34 @@ class Dataset:
 def load(
     spec: str,
     folder: Path | None = None,
+    *,
     progress: Progress = silent,
     training: bool = False,
 ) -> Dataset:
-    """The data set that `spec` names. Raises MemtoolError.
+    """Read the data set that a spec names; `memtool.data.spec` says what specs there are.
 
-    `folder` is where torchvision's data sets are, or are downloaded to. With `training`, a data set
-    without training images is an error.
+    `folder` is where torchvision's data sets are, or are downloaded to; by default, that is
+    MEMTOOL_DATA or `memtool` in the user's cache. `progress` is told how many images are read or
+    resized.
+
+    Raises MemtoolError for a spec that is not understood, for images, labels or files that are
+    missing or cannot be read, for images of different sizes and, with `training`, for a data set
+    without training images.
+
+    >>> digits = load("digits")
+    >>> len(digits.train), len(digits.test)
+    (1297, 500)
+    >>> len(load("digits?samples=100").test)
+    100
     """
     source, options = parse(spec)
     if training and options.samples:
         raise MemtoolError(f"{spec}: samples is for comparing, not for training; leave it out")
-    listing = _divided(listed(source, folder, progress), spec, options)
+    listing = listed(source, folder)
+    if options.split_at is not None:
+        listing = divided(listing, options.split_at, spec)
+    if options.samples is not None:
+        listing = sampled(listing, options.samples)
     if training and listing.train is None:
         raise MemtoolError(
             f"{spec}: has no training images; say how much is for training (--split-at 80%)"
@@ -121,11 +152,7 @@ def load(
     test, test_labels = listing.test
     train, train_labels = listing.train or (test[:0], test_labels[:0])
     images = _images([train, test], spec, options.image_size, progress)
-    for name, values in (("mean", options.mean), ("std", options.std)):
-        if values and len(values) != images.shape[1]:
-            raise MemtoolError(
-                f"{spec}: {name} has {len(values)} values, the images {images.shape[1]} channels"
-            )
+    _check_channels(spec, options, images)
     border = len(train_labels)
     return Dataset(
         name=spec,
@@ -134,30 +161,6 @@ def load(
         test=Split(images[border:], test_labels),
         options=options,
     )
-
-
-def _divided(listing: Listing, spec: str, options: Options) -> Listing:
-    """The examples that `split_at` and `samples` leave, in their order."""
-    if options.split_at is not None:
-        if listing.train is not None:
-            raise MemtoolError(f"{spec}: has a training split; leave out split_at")
-        items, labels = listing.test
-        size = options.split_at
-        count = round(size * len(labels)) if isinstance(size, float) else size
-        if not 0 < count < len(labels):
-            raise MemtoolError(
-                f"{spec}: of its {len(labels)} images, split_at leaves {max(0, count)} to train on "
-                f"and {max(0, len(labels) - count)} to test on"
-            )
-        test = stratified(labels, len(labels) - count)
-        listing = replace(
-            listing, train=(items[~test], labels[~test]), test=(items[test], labels[test])
-        )
-    if options.samples is not None:
-        items, labels = listing.test
-        chosen = stratified(labels, min(options.samples, len(labels)))
-        listing = replace(listing, train=None, test=(items[chosen], labels[chosen]))
-    return listing
 
 
 def _images(parts: list[NDArray[Any]], spec: str, size: int | None, progress: Progress) -> Images:
@@ -172,8 +175,22 @@ def _images(parts: list[NDArray[Any]], spec: str, size: int | None, progress: Pr
         return resized(items, size, advance)
 
 
+def _check_channels(spec: str, options: Options, images: Images) -> None:
+    """Raise MemtoolError unless the mean and std that a spec gives have a value per channel."""
+    for name, values in (("mean", options.mean), ("std", options.std)):
+        if values and len(values) != images.shape[1]:
+            raise MemtoolError(
+                f"{spec}: {name} has {len(values)} values, the images {images.shape[1]} channels"
+            )
+
+
 def normalize(images: "torch.Tensor", mean: list[float], std: list[float]) -> "torch.Tensor":
-    """uint8 (n, c, h, w) to float32: (images / 255 - mean) / std, channel by channel."""
+    """uint8 images (n, c, h, w) as float32: (images / 255 - mean) / std, channel by channel.
+
+    >>> import torch
+    >>> normalize(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), [0.5], [0.25]).unique()
+    tensor([2.])
+    """
     import torch
 
     shape = (1, -1, 1, 1)

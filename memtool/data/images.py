@@ -1,40 +1,35 @@
-"""Image files become one uint8 array."""
+"""Image files, or images of another size, become one uint8 array."""
 
 import logging
 import math
 import os
 import stat
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memtool import MemtoolError
+from memtool.data.listing import Images
 from memtool.errors import last_line
+from memtool.progress import Advance
 
 if TYPE_CHECKING:
     from PIL import Image
 
-Images = NDArray[np.uint8]
+Item = TypeVar("Item")
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
-THREADED_FILE_SIZE = 16_000  # bytes
-CHUNK = 256  # images from one step of progress to the next
-
-
-def _allocated(images: int, channels: int, height: int, width: int) -> Images:
-    shape = (images, channels, height, width)
-    check_memory(math.prod(shape), f"{images} images of {width}x{height} pixels")
-    return np.empty(shape, dtype=np.uint8)
+THREADED_FILE_SIZE = 16_000  # bytes; see `_mapped`
+STEP = 64  # images from one step of progress to the next: some milliseconds, or a second
 
 
 def check_memory(size: int, what: str) -> None:
-    """Raise MemtoolError if `size` bytes are more than this machine has memory."""
+    """Raise MemtoolError, which names `what`, if `size` bytes are more than this machine has."""
     try:
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
@@ -46,52 +41,45 @@ def check_memory(size: int, what: str) -> None:
         )
 
 
-def resized(images: Images, size: int, advance: Callable[[int], None]) -> Images:
+def resized(images: Images, size: int, advance: Advance) -> Images:
+    """Images (n, c, h, w), c being 1 or 3, as (n, c, size, size): the shorter side is resized to
+    `size` pixels and the middle square cropped. `advance` is told of n images."""
     from PIL import Image
 
     result = _allocated(len(images), images.shape[1], size, size)
-    for index, image in enumerate(images):
+    for index, image in enumerate(_counted(images, advance)):
         picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
         _place(result, index, np.asarray(_square(picture, size)))
-        advance(1)
     return result
 
 
-def _place(images: Images, index: int, image: Images) -> None:
-    """Put one image, (h, w) or (h, w, 3), where it goes; a gray one into all channels."""
-    images[index] = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+def decoded(paths: list[str], size: int | None, advance: Advance) -> Images:
+    """The images in n files, (n, c, h, w), resized as by `resized` if there is a `size`.
 
-
-def decoded(paths: list[str], size: int | None, advance: Callable[[int], None]) -> Images:
-    """The images in these files: one channel if all are gray, else three.
-
-    Raises MemtoolError if some cannot be read, naming the first of them, or if they differ in size.
+    They have one channel if all are gray, else three; transparency is dropped. `advance` is told of
+    n images. Raises MemtoolError if some files cannot be read, naming the first of them, or if the
+    images differ in size.
     """
     images: Images | None = None
-    first = ""
     broken: list[str] = []
     with _strict(), _mapped(partial(_picture, size=size), paths) as pictures:
-        for index, (path, picture) in enumerate(zip(paths, pictures, strict=True)):
+        for index, picture in enumerate(_counted(pictures, advance)):
             if isinstance(picture, str):
-                broken.append(f"{path} ({picture})")
-            else:
-                height, width = picture.shape[:2]
-                if images is None:
-                    first = path
-                    channels = 1 if picture.ndim == 2 else 3
-                    images = _allocated(len(paths), channels, height, width)
-                elif images.shape[2:] != (height, width):
-                    raise MemtoolError(
-                        f"{path}: is {width}x{height}, but {first} is "
-                        f"{images.shape[3]}x{images.shape[2]}; bring all images to one size "
-                        "(--image-size N)"
-                    )
-                elif picture.ndim == 3 and images.shape[1] == 1:
-                    images = images.repeat(3, axis=1)
-                _place(images, index, picture)
-            if index % CHUNK == CHUNK - 1:
-                advance(CHUNK)
-    advance(len(paths) % CHUNK)
+                broken.append(f"{paths[index]} ({picture})")
+                continue
+            height, width = picture.shape[:2]
+            if images is None:
+                first = paths[index]
+                images = _allocated(len(paths), 1 if picture.ndim == 2 else 3, height, width)
+            elif images.shape[2:] != (height, width):
+                raise MemtoolError(
+                    f"{paths[index]}: is {width}x{height}, but {first} is "
+                    f"{images.shape[3]}x{images.shape[2]}; bring all images to one size "
+                    "(--image-size N)"
+                )
+            elif picture.ndim == 3 and images.shape[1] == 1:  # the first one in color
+                images = images.repeat(3, axis=1)
+            _place(images, index, picture)
     if broken or images is None:
         more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
         raise MemtoolError(
@@ -100,9 +88,31 @@ def decoded(paths: list[str], size: int | None, advance: Callable[[int], None]) 
     return images
 
 
+def _allocated(images: int, channels: int, height: int, width: int) -> Images:
+    shape = (images, channels, height, width)
+    check_memory(math.prod(shape), f"{images} images of {width}x{height} pixels")
+    return np.empty(shape, dtype=np.uint8)
+
+
+def _place(images: Images, index: int, image: Images) -> None:
+    """Put one image, (h, w) or (h, w, 3), into its place; a gray one into all channels."""
+    images[index] = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
+
+
+def _counted(items: Iterable[Item], advance: Advance) -> Iterator[Item]:
+    """The items as they are; `advance` is told when STEP of them are done, and at the end."""
+    done = 0
+    for item in items:
+        yield item
+        done += 1
+        if done % STEP == 0:
+            advance(STEP)
+    advance(done % STEP)
+
+
 @contextmanager
 def _strict() -> Iterator[None]:
-    """Images too large to be true are errors; what else PIL says (of metadata) is no matter."""
+    """Make images too large to be true an error; ignore what else PIL warns of (metadata)."""
     from PIL import Image
 
     logging.getLogger("PIL").addHandler(logging.NullHandler())  # else stderr gets its errors
@@ -114,12 +124,12 @@ def _strict() -> Iterator[None]:
 
 @contextmanager
 def _mapped(
-    function: Callable[[str], Images | str], paths: list[str]
+    function: "partial[Images | str]", paths: list[str]
 ) -> Iterator[Iterable[Images | str]]:
-    """`function` of each path, in order, in several threads if that is faster.
+    """`function` of each path, in order, computed by several threads if that is faster.
 
-    PIL lets go of the interpreter while it decodes, but the threads fight for it before and after:
-    small images (a few kB) are read faster by one.
+    PIL releases the interpreter while it decodes, but the threads compete for it before and after
+    that: small files (a few kB) are read faster by a single thread.
     """
     sizes = [
         os.path.getsize(path) for path in paths[:: len(paths) // 64 + 1] if os.path.exists(path)
@@ -135,7 +145,7 @@ def _mapped(
 
 
 def _picture(path: str, size: int | None) -> Images | str:
-    """(h, w) if the image is gray, else (h, w, 3); transparency is dropped; or what is wrong."""
+    """One image, (h, w) if it is gray, else (h, w, 3); or, as text, why it cannot be read."""
     from PIL import Image
 
     try:
@@ -151,7 +161,7 @@ def _picture(path: str, size: int | None) -> Images | str:
 
 
 def _eight_bits(image: "Image.Image") -> "Image.Image":
-    """In mode L if it is gray, else RGB."""
+    """The image in mode L if it is gray, else in mode RGB."""
     from PIL import Image
 
     if image.mode in ("L", "RGB"):
@@ -168,16 +178,10 @@ def _eight_bits(image: "Image.Image") -> "Image.Image":
 
 
 def _square(image: "Image.Image", size: int) -> "Image.Image":
-    """The middle square, its side being the shorter one of the image, resized; antialiased.
+    """The middle square of the image, of the length of its shorter side, resized with antialiasing.
 
-    Its outermost pixels take in a little of what is cut off, as if it were cut after resizing.
+    The outermost pixels take in a little of what is cut off, as if it were cut after resizing.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
-    if image.size == (size, size):
-        return image
-    width, height = image.size
-    side = min(width, height)
-    left, top = (width - side) / 2, (height - side) / 2
-    box = (left, top, left + side, top + side)
-    return image.resize((size, size), Image.Resampling.BILINEAR, box=box)
+    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)

@@ -1,39 +1,46 @@
-"""Label files: given and true labels of a training split, in safetensors.
+"""Label files: the given and the true labels of a training split, in safetensors.
 
-`given` and `true` (int64, (n,)), and `mislabelled` (bool, (n,)), where they differ.
+`given` and `true` are int64 (n,); `mislabelled`, bool (n,), says where they differ.
 """
 
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
+from memtool.data.datasets import Dataset
+from memtool.data.listing import Labels
+from memtool.data.noise import Matrix, NoiseKind, redraw, transition_matrix
 from memtool.tensors import Metadata, encoded, opened, read_metadata, replacing_safetensors
 
-if TYPE_CHECKING:
-    from memtool.data.datasets import Dataset
+# What the metadata of a label file has to say.
+RECORDED = {"data": ("name", "train", "fingerprint"), "noise": ("ratio", "kind", "seed")}
 
 
 @dataclass(frozen=True)
 class LabelFile:
-    """Given and true labels of a data set's training split, int64 (n,).
+    """The given and the true labels of a data set's training split, int64 (n,) each.
 
-    The metadata names the data set (`data`) and how the given labels were drawn (`noise`: ratio,
-    kind, seed).
+    `metadata` describes the data set (`data`) and how the given labels were drawn (`noise`: ratio,
+    kind, seed and, for `NoiseKind.matrix`, the matrix).
+
+    >>> from memtool.data import load
+    >>> labels = LabelFile.noisy(load("digits"), NoiseKind.uniform, ratio=0.25, seed=0)
+    >>> len(labels.given), int(labels.mislabelled.sum())
+    (1297, 301)
     """
 
-    given: NDArray[np.int64]
-    true: NDArray[np.int64]
+    given: Labels
+    true: Labels
     metadata: Metadata
 
     @property
     def mislabelled(self) -> NDArray[np.bool_]:
-        """Where the given label is not the true one, (n,)."""
+        """A mask, (n,), of the examples whose given label is not the true one."""
         return np.not_equal(self.given, self.true)
 
     @cached_property
@@ -42,13 +49,31 @@ class LabelFile:
         return hashlib.sha256(np.ascontiguousarray(self.given).data).hexdigest()
 
     @staticmethod
-    def true_labels(dataset: "Dataset") -> "LabelFile":
+    def true_labels(dataset: Dataset) -> "LabelFile":
         """The labels of `dataset` as they are: noise ratio 0."""
         true = dataset.train.labels
         noise = {"ratio": 0.0, "kind": None, "seed": None}
         return LabelFile(true, true, {"data": dataset.metadata(), "noise": noise})
 
+    @staticmethod
+    def noisy(
+        dataset: Dataset, kind: NoiseKind, ratio: float, seed: int, matrix: Matrix | None = None
+    ) -> "LabelFile":
+        """Labels of `dataset`, of which a part `ratio`, in [0, 1], is redrawn as `kind` says.
+
+        `matrix` is the transition matrix of `NoiseKind.matrix`, which is recorded, and None for
+        other kinds. Raises MemtoolError as `noise.redraw` and `noise.transition_matrix` do.
+        """
+        true = dataset.train.labels
+        recorded = {} if matrix is None else {"matrix": matrix.tolist()}
+        if matrix is None:
+            matrix = transition_matrix(kind, len(dataset.classes))
+        noise = {"ratio": ratio, "kind": str(kind), "seed": seed, **recorded}
+        given = redraw(true, matrix, ratio, seed)
+        return LabelFile(given, true, {"data": dataset.metadata(), "noise": noise})
+
     def save(self, path: Path) -> None:
+        """Write the file, whole or not at all. Raises MemtoolError if that is not possible."""
         from safetensors.numpy import save_file
 
         arrays = {"given": self.given, "true": self.true, "mislabelled": self.mislabelled}
@@ -57,14 +82,22 @@ class LabelFile:
 
     @staticmethod
     def load(path: Path) -> "LabelFile":
-        """Raises MemtoolError if `path` is not a label file."""
+        """Read a label file. Raises MemtoolError if `path` is not one."""
         metadata = read_metadata(path, "labels")
+        for section, keys in RECORDED.items():
+            if missing := set(keys) - metadata[section].keys():
+                raise MemtoolError(
+                    f"{path}: its memtool metadata has no {min(missing)!r} in {section!r}"
+                )
         with opened(path, "numpy") as file:
             given, true = file.get_tensor("given"), file.get_tensor("true")
+        for name, labels in (("given", given), ("true", true)):
+            if labels.dtype != np.int64 or labels.shape != (true.size,):
+                raise MemtoolError(f"{path}: {name} is {labels.dtype} {labels.shape}")
         return LabelFile(given, true, metadata)
 
-    def check(self, path: Path, dataset: "Dataset") -> None:
-        """Raise MemtoolError unless these labels were made for `dataset`."""
+    def check(self, path: Path, dataset: Dataset) -> None:
+        """Raise MemtoolError, which names `path`, unless these labels were made for `dataset`."""
         made_for = self.metadata["data"]
         if made_for["fingerprint"] != dataset.fingerprint or len(self.given) != len(dataset.train):
             raise MemtoolError(

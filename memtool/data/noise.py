@@ -1,8 +1,10 @@
-"""Label noise: labels in, labels out. Every kind is a transition matrix T[true, given].
+"""Label noise: labels in, labels out. Every kind of noise is a transition matrix T[true, given].
 
-An example is *redrawn* when its given label is drawn from row T[true]; it is *mislabelled* when
-the given label then differs from the true one. `uniform` (the paper's: any class) may draw the
-true class again, so fewer than r * n examples are mislabelled; `symmetric` never does.
+An example is *redrawn* if its given label is drawn from row T[true]; it is *mislabelled* if the
+given label then differs from the true one. Uniform noise (that of the paper) may draw the true
+class again, so that fewer than ratio * n examples are mislabelled; symmetric noise never does.
+
+Another kind of noise is a member of `NoiseKind` and a case of `transition_matrix`.
 """
 
 from enum import StrEnum
@@ -11,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
+from memtool.data.listing import Labels
 
-Labels = NDArray[np.int64]
 Matrix = NDArray[np.float64]
 
 
@@ -26,9 +28,16 @@ class NoiseKind(StrEnum):
 
 
 def transition_matrix(kind: NoiseKind, classes: int) -> Matrix:
-    """T[true, given] of redrawn labels, (classes, classes), rows summing to 1.
+    """T[true, given], (classes, classes): from which distribution a redrawn label comes. Each row
+    sums to 1.
 
-    Raises MemtoolError for `symmetric` and `pairflip` with fewer than two classes.
+    Raises MemtoolError for symmetric and pairflip noise with fewer than two classes, and
+    ValueError for `NoiseKind.matrix`, which has no matrix of its own.
+
+    >>> transition_matrix(NoiseKind.symmetric, 3)
+    array([[0. , 0.5, 0.5],
+           [0.5, 0. , 0.5],
+           [0.5, 0.5, 0. ]])
     """
     if kind is NoiseKind.uniform:
         return np.full((classes, classes), 1 / classes)
@@ -42,7 +51,8 @@ def transition_matrix(kind: NoiseKind, classes: int) -> Matrix:
 
 
 def check_transition_matrix(matrix: Matrix, classes: int) -> None:
-    """Raise MemtoolError unless `matrix` is (classes, classes), non-negative, rows summing to 1."""
+    """Raise MemtoolError unless `matrix` is (classes, classes), non-negative, and each of its rows
+    sums to 1."""
     if matrix.shape != (classes, classes):
         raise MemtoolError(f"a {classes} x {classes} matrix is needed, not {matrix.shape}")
     bad = np.flatnonzero(~np.isclose(matrix.sum(axis=1), 1, atol=1e-6) | ~(matrix >= 0).all(axis=1))
@@ -54,10 +64,14 @@ def check_transition_matrix(matrix: Matrix, classes: int) -> None:
 
 
 def redraw(true: Labels, transition: Matrix, ratio: float, seed: int) -> Labels:
-    """Given labels, (n,): exactly round(ratio * n) examples of `true` redrawn from `transition`.
+    """Given labels, (n,), of which exactly round(ratio * n) are drawn from `transition`.
 
-    `ratio` is in [0, 1], else MemtoolError. One seed orders the examples and fixes the draw of
-    each, whatever the ratio: what is mislabelled at 5 % is so at 10 %, with the same given label.
+    `true` are the true labels, int64 (n,), and `transition` is (classes, classes). The seed fixes
+    an order of the examples and a draw for each of them, whatever the ratio: what is mislabelled at
+    5 % is so at 10 %, with the same given label. Raises MemtoolError for a ratio outside [0, 1].
+
+    >>> redraw(np.array([0, 1, 2, 0, 1, 2]), transition_matrix(NoiseKind.pairflip, 3), 0.5, seed=0)
+    array([0, 1, 0, 1, 1, 0])
     """
     if not 0 <= ratio <= 1:
         raise MemtoolError(f"noise ratio {ratio:g} is outside [0, 1]")
@@ -66,8 +80,8 @@ def redraw(true: Labels, transition: Matrix, ratio: float, seed: int) -> Labels:
     draws = generator.random(len(true))
     redrawn = order[: round(ratio * len(true))]
     cumulative = transition.cumsum(axis=1)[true[redrawn]]
-    # Inverse transform sampling, scaled to what the row really sums to in floating point; the
-    # strict comparison leaves out classes of probability 0.
+    # Inverse transform sampling, scaled to what the row sums to in floating point. Comparing with
+    # <= leaves out classes of probability 0.
     thresholds = draws[redrawn, None] * cumulative[:, -1:]
     given = true.copy()
     given[redrawn] = (cumulative <= thresholds).sum(axis=1)

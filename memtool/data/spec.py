@@ -2,22 +2,23 @@
 
 A spec is a source and options, as in `folder:photos/?image_size=64&split_at=80%`. Sources:
 
-- `digits`, embedded;
-- `cifar10`, `cifar100`, `svhn`, `mnist`, `fashion-mnist`, through torchvision;
-- `folder:PATH`: PATH/train/CLASS/* and PATH/test/CLASS/* (or val/ for test/), or PATH/CLASS/*;
+- `digits`, which comes with memtool;
+- `cifar10`, `cifar100`, `svhn`, `mnist` and `fashion-mnist`, through torchvision;
+- `folder:PATH` with PATH/train/CLASS/* and PATH/test/CLASS/* (or val/ for test/), or PATH/CLASS/*;
 - `FILE.npz` or `FILE.safetensors` with the arrays `images` and `labels`, or `train_images`,
   `train_labels`, `test_images` and `test_labels`.
 
-A folder or a file that does not tell training from test images is all test images, unless
-`split_at` divides it.
+A folder or a file that does not tell training images from test images holds test images only,
+unless `split_at` divides it.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any
 
-from memtool import MemtoolError
+from memtool import MemtoolError, specs
 
+# Names of torchvision's data sets, and the classes that read them.
 TORCHVISION = {
     "cifar10": "CIFAR10",
     "cifar100": "CIFAR100",
@@ -26,74 +27,79 @@ TORCHVISION = {
     "fashion-mnist": "FashionMNIST",
 }
 
-
+# Every source there is, as help texts and error messages list them.
 NAMES = ("digits", *TORCHVISION, "folder:PATH", "FILE.npz", "FILE.safetensors")
 
 
 @dataclass(frozen=True)
 class Options:
-    """What may follow the source of a data set, as `?key=value&key=value`."""
+    """What may follow the source of a data set, as `?key=value&key=value`; None where it does not.
+
+    `mean` and `std` hold one number per channel.
+    """
 
     image_size: int | None = None
-    """Resize the shorter side to this many pixels, antialiased, and cut out the middle square."""
+    """Resize each image to this many pixels on its shorter side, and crop the middle square."""
     split_at: float | None = None
-    """How much is for training, the rest being for testing: a part ('80%', 0.8) or a number."""
+    """How many images are for training: a fraction in (0, 1), or a whole number of images."""
     samples: int | None = None
-    """Take at most this many test images, every class in proportion, and no training images."""
+    """Take at most this many test images, each class in proportion, and no training images."""
     mean: list[float] | None = None
-    """Of each channel, in units of 255, instead of what the training images have."""
+    """Normalize with this mean, in units of 255, instead of that of the training images."""
     std: list[float] | None = None
+    """Normalize with this standard deviation, in units of 255 and positive, likewise."""
 
 
 def parse(spec: str) -> tuple[str, Options]:
-    """`SOURCE?key=value&...` as source and options. Raises MemtoolError."""
-    source, pairs = _pairs(spec)
-    return source, Options(**{key: _value(spec, key, text) for key, text in pairs.items()})
+    """The source in a data set spec and its options.
 
+    Raises MemtoolError for an option that does not exist or has a value out of range.
 
-def with_options(spec: str, **options: object) -> str:
-    """`spec` with more options, or with others; those that are None stay as they are."""
-    source, pairs = _pairs(spec)
-    pairs |= {key: str(value) for key, value in options.items() if value is not None}
-    query = "&".join(f"{key}={value}" for key, value in pairs.items())
-    return f"{source}?{query}" if query else spec
-
-
-def _pairs(spec: str) -> tuple[str, dict[str, str]]:
-    """The source and the options as typed; the last ? in a path of several begins them."""
-    source, mark, query = spec.rpartition("?")
-    if not mark:
-        return spec, {}
+    >>> source, options = parse("folder:photos?image_size=64&split_at=80%")
+    >>> source, options.image_size, options.split_at
+    ('folder:photos', 64, 0.8)
+    """
+    source, texts = specs.parse(spec, "data set")
     known = list(Options.__dataclass_fields__)
-    pairs = {}
-    for part in filter(None, query.split("&")):
-        key, _, value = part.partition("=")
+    for key in texts:
         if key not in known:
             raise MemtoolError(
                 f"data set {spec!r} has no option {key!r} (there are: {', '.join(known)})"
             )
-        pairs[key] = value
-    return source, pairs
+    return source, Options(**{key: _value(spec, key, text) for key, text in texts.items()})
+
+
+def with_options(spec: str, **options: object) -> str:
+    """`spec` with options added or replaced, except those that are None.
+
+    The rest stays as it was typed, since the result is what files record as the data set's name.
+
+    >>> with_options("folder:photos?split_at=80%", image_size=64, samples=None)
+    'folder:photos?split_at=80%&image_size=64'
+    """
+    source, texts = specs.split(spec, "data set")
+    texts |= {key: str(value) for key, value in options.items() if value is not None}
+    return specs.join(source, texts) if texts else spec
 
 
 def _value(spec: str, key: str, text: str) -> Any:
-    """The value of an option; raises MemtoolError for one out of range."""
+    """The value of an option; raises MemtoolError if it is out of range."""
     try:
         if key in ("mean", "std"):
             numbers = [float(part) for part in text.split(",")]
             if all(math.isfinite(number) and (key == "mean" or number > 0) for number in numbers):
                 return numbers
         elif key == "split_at" and not text.isdecimal():
-            part = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-            if 0 < part < 1:
-                return part
+            fraction = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+            if 0 < fraction < 1:
+                return fraction
         elif int(text) > 0:
             return int(text)
     except ValueError:
         pass
     wanted = {
-        "mean": "numbers, one a channel, separated by commas",
-        "std": "positive numbers, one a channel, separated by commas",
+        "mean": "one number per channel, separated by commas",
+        "std": "one positive number per channel, separated by commas",
         "split_at": "the part or the number of images to train on, such as 80%, 0.8 or 1000",
     }
     raise MemtoolError(

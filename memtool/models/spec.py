@@ -14,9 +14,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, quote
 
-from memtool import MemtoolError
+from memtool import MemtoolError, specs
 
 STITCHED = "stitched"
 
@@ -48,8 +47,8 @@ class ModelSpec:
             front, back = self.parts
             cut = f"{self.options['front_layer']}={self.options['back_layer']}"
             return f"{STITCHED}({front}, {back}, {cut})"
-        options = "&".join(f"{key}={_text(value)}" for key, value in sorted(self.options.items()))
-        return f"{self.name}?{options}" if options else self.name
+        options = {specs.encoded(key): _text(self.options[key]) for key in sorted(self.options)}
+        return specs.join(self.name, options)
 
     @property
     def parts(self) -> "tuple[ModelSpec, ModelSpec]":
@@ -80,12 +79,8 @@ class ModelSpec:
 
         Raises MemtoolError for text of another form, and for files that cannot be read.
         """
-        name, _, query = text.partition("?")
-        try:
-            pairs = parse_qsl(query, keep_blank_values=True, strict_parsing=bool(query))
-        except ValueError as error:
-            raise MemtoolError(f"model {text!r}: options go as NAME?key=value&key=value") from error
-        options = {key: _value(value) for key, value in pairs}
+        name, texts = specs.parse(text, "model")
+        options = {key: _value(value) for key, value in texts.items()}
         if name.endswith(".json"):
             spec = _from_file(Path(name))
             return replace(spec, options={**spec.options, **options})
@@ -110,17 +105,18 @@ def _check_stitched(spec: ModelSpec) -> None:
 
 
 def _text(value: Any) -> str:
-    """An option's value as `parse` reads it."""
-    return quote(
-        value if isinstance(value, str) else json.dumps(value, separators=(",", ":")), safe="/:,[]"
-    )
+    """The text that `_value` reads as `value`: a string as it is, unless JSON would take it for
+    something else, and JSON for everything but strings."""
+    plain = isinstance(value, str) and _value(value) == value
+    return specs.encoded(value if plain else json.dumps(value, separators=(",", ":")))
 
 
 def _value(text: str) -> Any:
-    """`3`, `0.5`, `true`, `[1,2]` as what JSON makes of them; anything else is a string."""
+    """`3`, `0.5`, `true` and `[1,2]` as JSON reads them, True and False as in Python; any text
+    that is not JSON is a string."""
     try:
         return json.loads(text.lower() if text in ("True", "False") else text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return text
 
 

@@ -1,0 +1,68 @@
+"""The text form that model specs and data set specs share: `NAME?key=value&key=value`.
+
+The last `?` begins the options, because a path may contain others. Keys and values may be
+percent-encoded, so that `%26` is an `&` within a value. A `%` that begins no escape stands for
+itself, as in `split_at=80%`, and a `+` is not a space. The name is never encoded.
+"""
+
+from collections.abc import Mapping
+from urllib.parse import quote, unquote
+
+from memtool import MemtoolError
+
+
+def parse(spec: str, kind: str) -> tuple[str, dict[str, str]]:
+    """The name in a spec and its options, decoded. Of an option given twice, the last one counts.
+
+    Raises MemtoolError, in which the spec is called a `kind` ("model", "data set"), if an option
+    has no `=`.
+
+    >>> parse("folder:a?b?split_at=80%&mean=0.5%2C0.4", "data set")
+    ('folder:a?b', {'split_at': '80%', 'mean': '0.5,0.4'})
+    """
+    name, options = split(spec, kind)
+    return name, {_decoded(key): _decoded(value) for key, value in options.items()}
+
+
+def split(spec: str, kind: str) -> tuple[str, dict[str, str]]:
+    """As `parse`, but with keys and values as they were typed."""
+    name, mark, query = spec.rpartition("?")
+    if not mark:
+        return spec, {}
+    options = {}
+    for part in filter(None, query.split("&")):
+        key, equals, value = part.partition("=")
+        if not equals:
+            raise MemtoolError(
+                f"{kind} {spec!r}: options go as NAME?key=value&key=value after the last ?, "
+                f"and {part!r} has no ="
+            )
+        options[key] = value
+    return name, options
+
+
+def join(name: str, options: Mapping[str, str]) -> str:
+    """The spec that `split` takes apart; keys and values are written as they are.
+
+    A name that contains a `?` is followed by another one even if there are no options.
+    """
+    query = "&".join(f"{key}={value}" for key, value in options.items())
+    return f"{name}?{query}" if query or "?" in name else name
+
+
+def encoded(text: str) -> str:
+    """A key or a value, percent-encoded, for `join` to write and `parse` to read.
+
+    >>> encoded("a&b"), encoded("[4,4]")
+    ('a%26b', '[4,4]')
+    """
+    # JSON can hold half of a surrogate pair, which strict UTF-8 cannot.
+    return quote(text, safe="/:,[]", errors="surrogatepass")
+
+
+def _decoded(text: str) -> str:
+    """What `encoded` was given; text whose escapes are not UTF-8 stays as it is."""
+    try:
+        return unquote(text, errors="surrogatepass")
+    except UnicodeDecodeError:
+        return text

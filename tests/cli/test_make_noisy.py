@@ -1,0 +1,42 @@
+"""memtool make-noisy: transition matrices from files."""
+
+import numpy as np
+import pytest
+
+from memtool.data import LabelFile
+
+
+def test_a_matrix_file_is_used_and_recorded(run, tmp_path):
+    next_class = np.roll(np.eye(10), 1, axis=1)
+    matrix, labels = tmp_path / "next.txt", tmp_path / "labels.safetensors"
+    np.savetxt(matrix, next_class, delimiter=",")
+    assert run("make-noisy", "digits", "-r", "1", "--matrix", matrix, "-o", labels).code == 0
+    file = LabelFile.load(labels)
+    assert (file.given == (file.true + 1) % 10).all()
+    assert file.metadata["noise"] == {
+        "ratio": 1.0,
+        "kind": "matrix",
+        "seed": 0,
+        "matrix": next_class.tolist(),
+    }
+
+
+@pytest.mark.parametrize(
+    "text, problem",
+    [
+        ("", "not a transition matrix"),
+        ("0.5 0.5\n", "10 x 10"),
+        ("0.5 0.5\n1\n", "not a transition matrix"),
+        ("a b\n", "not a transition matrix"),
+        ("\x80", "not a transition matrix"),
+    ],
+    ids=["empty", "shape", "ragged", "words", "binary"],
+)
+def test_a_bad_matrix_file_is_an_error_that_names_it(run, tmp_path, text, problem):
+    matrix, labels = tmp_path / "t.txt", tmp_path / "labels.safetensors"
+    matrix.write_bytes(text.encode("latin-1"))
+    result = run("make-noisy", "digits", "-r", "1", "--matrix", matrix, "-o", labels)
+    assert result.code == 1
+    assert result.stderr.startswith(f"memtool: error: {matrix}: ") and problem in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not labels.exists()

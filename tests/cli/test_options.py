@@ -1,0 +1,98 @@
+"""Shared options: the data set that a command takes, typed or on record."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from memtool import MemtoolError
+from memtool.cli import options
+
+
+def picture(height: int, width: int, seed: int = 0, channels: int = 3) -> Image.Image:
+    generator = np.random.default_rng(seed)
+    pixels = generator.integers(0, 256, (height, width, channels), dtype=np.uint8)
+    return Image.fromarray(pixels.squeeze())
+
+
+@pytest.fixture(scope="module")
+def folder_run(tmp_path_factory, run) -> Path:
+    """A checkpoint trained on half of a flat folder of 10x12 images, brought to 8x8."""
+    root = tmp_path_factory.mktemp("flat")
+    for label in range(2):
+        (root / f"images/{label}").mkdir(parents=True)
+        for number in range(20):
+            image = picture(10, 12, 20 * label + number)
+            image.save(root / f"images/{label}/{number:02d}.png")
+    labels = run(
+        *(
+            "make-noisy",
+            f"folder:{root / 'images'}",
+            "-r",
+            "50%",
+            "-o",
+            root / "labels.safetensors",
+        ),
+        *("--image-size", 8, "--split-at", "50%"),
+    )
+    assert labels.code == 0, labels.stderr
+    result = run(
+        *("train", "--model", "digits-cnn", "--labels", root / "labels.safetensors"),
+        *("--epochs", 1, "-o", root / "a.safetensors"),
+    )
+    assert result.code == 0, result.stderr
+    return root / "a.safetensors"
+
+
+def test_a_checkpoint_says_how_its_images_are_loaded(folder_run: Path, run) -> None:
+    result = run("cka", folder_run, folder_run, "--layers", "block1", "--format", "jsonl")
+    assert result.code == 0, result.stderr
+    assert '"n": 20' in result.stdout
+    stitched = run("stitch", folder_run, folder_run, "--at", "block2", "--epochs", 0)
+    assert stitched.code == 0, stitched.stderr
+    few = run("cka", folder_run, folder_run, "--layers", "block1", "--samples", 6, "--format=jsonl")
+    assert '"n": 6' in few.stdout
+
+
+def test_images_of_another_shape_are_refused(folder_run: Path, run) -> None:
+    result = run("cka", folder_run, folder_run, "--data", "digits")
+    assert result.code == 1
+    assert "(3, 8, 8)" in result.stderr and "(1, 8, 8)" in result.stderr
+
+
+def test_stitching_refuses_another_number_of_classes(folder_run: Path, run, folder: Path) -> None:
+    comparing = run(
+        "cka", folder_run, folder_run, "--data", f"folder:{folder}", "--layers", "block1"
+    )
+    assert comparing.code == 0, comparing.stderr
+    result = run("stitch", folder_run, folder_run, "--data", f"folder:{folder}", "--epochs", 0)
+    assert result.code == 1
+    assert "2 classes" in result.stderr and "has 4" in result.stderr
+
+
+def test_training_refuses_a_model_with_another_number_of_classes(tmp_path: Path, run) -> None:
+    model = "digits-cnn?num_classes=5"
+    result = run("train", "--model", model, "--data", "digits", "-o", tmp_path / "x.safetensors")
+    assert result.code == 1
+    assert "has 5 classes, digits has 10" in result.stderr
+
+
+def test_a_data_set_that_changed_is_noticed(folder_run: Path, run) -> None:
+    image = folder_run.parent / "images/0/00.png"
+    before = image.read_bytes()
+    picture(10, 12, 99).save(image)
+    result = run("cka", folder_run, folder_run)
+    image.write_bytes(before)
+    assert result.code == 1
+    assert "has changed since" in result.stderr
+
+
+def test_a_checkpoint_without_a_data_set_asks_for_one() -> None:
+
+    unknown = SimpleNamespace(path=Path("a.safetensors"), data={})
+    with pytest.raises(MemtoolError, match="a.safetensors: .*--data"):
+        options.load_dataset(None, unknown, None)
+    found = options.load_dataset("digits", unknown, None, samples=30)
+    assert (found.name, len(found.test)) == ("digits?samples=30", 30)

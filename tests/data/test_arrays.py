@@ -1,0 +1,130 @@
+"""Arrays in files: layouts, types, and files that are ambiguous, broken or hostile."""
+
+import os
+import zipfile
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from memtool import MemtoolError, data
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (6, 3, 5, 4), dtype=np.uint8)
+LABELS = np.array([0, 1, 2, 0, 1, 2])
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        PIXELS,
+        PIXELS.transpose(0, 2, 3, 1),
+        (PIXELS / 255).astype(np.float32),
+        PIXELS.astype(np.float64),
+        PIXELS.astype(np.int32),
+    ],
+    ids=["nchw", "nhwc", "float in [0, 1]", "float in [0, 255]", "int32"],
+)
+def test_arrays_of_each_layout_and_type(
+    tmp_path: Path, pixels: np.ndarray, suffix: str, saved
+) -> None:
+    found = data.load(str(saved(tmp_path / f"x.{suffix}", images=pixels, labels=LABELS)))
+    assert (found.test.images == PIXELS).all()
+    assert found.test.images.flags.writeable and found.test.images.flags.c_contiguous
+    assert (found.test.labels == LABELS).all()
+    assert (len(found.train), found.classes) == (0, ("0", "1", "2"))
+
+
+def test_arrays_that_are_split(tmp_path: Path, saved) -> None:
+    path = saved(
+        tmp_path / "x.npz",
+        train_images=PIXELS[:, 0],
+        train_labels=LABELS.astype(np.uint8)[:, None],
+        test_images=PIXELS[:2, 0],
+        test_labels=LABELS[:2],
+    )
+    found = data.load(str(path), training=True)
+    assert found.train.images.shape == (6, 1, 5, 4)
+    assert (found.test.images[:, 0] == PIXELS[:2, 0]).all()
+    assert found.train.labels.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("pixels", "labels", "told"),
+    [
+        (PIXELS[..., :3], LABELS, "may be (n, c, h, w) or (n, h, w, c)"),
+        (PIXELS[:, :2], LABELS, "is neither"),
+        (PIXELS[0, 0], LABELS, "is neither"),
+        (PIXELS - np.float32(1), LABELS, "values from -1"),
+        (PIXELS * np.float32(np.nan), LABELS, "values from nan"),
+        (PIXELS / 100, LABELS, "fractions"),
+        (PIXELS > 9, LABELS, "is bool"),
+        (PIXELS, LABELS[:5], "6 images, 5 labels"),
+        (PIXELS[:0], LABELS[:0], "0 images"),
+        (PIXELS, LABELS - 1, "from -1 to 1"),
+        (PIXELS, LABELS * 10**12, "to 2000000000000"),
+        (PIXELS, LABELS / 2, "not whole numbers"),
+        (PIXELS, np.eye(6, dtype=np.int64), "not whole numbers"),
+    ],
+)
+def test_arrays_that_could_mean_anything_are_refused(
+    tmp_path: Path, pixels: np.ndarray, labels: np.ndarray, told: str, refused, saved
+) -> None:
+    path = saved(tmp_path / "x.npz", images=pixels, labels=labels)
+    assert told in refused(path) and str(path) in refused(path)
+
+
+def test_files_without_the_arrays_or_of_another_kind_are_refused(
+    tmp_path: Path, refused, saved
+) -> None:
+    assert "no such file" in refused(tmp_path / "x.npz")
+    assert "no such file" in refused(tmp_path / "x.safetensors")
+    assert "needs images and labels" in refused(saved(tmp_path / "x.npz", images=PIXELS))
+    for suffix in ("npz", "safetensors"):
+        path = tmp_path / f"broken.{suffix}"
+        path.write_bytes(b"PK\x03\x04 and so on")
+        assert "cannot be read" in refused(path)
+
+
+def test_pickles_in_npz_are_not_opened(tmp_path: Path, refused) -> None:
+    class Trap:
+        def __reduce__(self):
+            return (os.mkdir, (str(tmp_path / "trapped"),))
+
+    np.savez(tmp_path / "x.npz", images=np.array([Trap()], dtype=object), labels=LABELS)
+    assert "cannot be read" in refused(tmp_path / "x.npz")
+    assert not (tmp_path / "trapped").exists()
+
+
+@pytest.mark.parametrize("shape", ["(1152921504606846976, 3, 4, 4)", "(50000000000, 1, 1, 1)"])
+def test_an_npz_header_may_claim_anything(tmp_path: Path, shape: str, refused) -> None:
+    header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"
+    content = b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header.encode() + b"1234"
+    with zipfile.ZipFile(tmp_path / "x.npz", "w") as archive:
+        archive.writestr("images.npy", content)
+        archive.writestr("labels.npy", content)
+    assert "cannot be read" in refused(tmp_path / "x.npz")
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+@settings(max_examples=100, deadline=None)
+@given(drawn=st.data())
+def test_damaged_files_give_one_clear_error_or_arrays(
+    suffix: str, drawn: st.DataObject, saved
+) -> None:
+    with TemporaryDirectory() as folder:
+        path = saved(Path(folder) / f"x.{suffix}", images=PIXELS, labels=LABELS)
+        content = bytearray(path.read_bytes())
+        where = st.integers(0, len(content) - 1)
+        for position, byte in drawn.draw(st.dictionaries(where, st.integers(0, 255))).items():
+            content[position] = byte
+        path.write_bytes(content[: drawn.draw(st.one_of(st.just(len(content)), where))])
+        try:
+            found = data.load(str(path))
+        except MemtoolError as error:
+            assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 500
+        else:
+            assert len(found.test) == len(found.test.images) > 0
