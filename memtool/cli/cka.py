@@ -148,9 +148,6 @@ def cka(
         logger.info(str(plan))
         rows = compare(plan, reference, images, settings, together, progress)
         if together.rank:
-            for _ in rows:  # rank 0 writes them
-                pass
+            options.take_part(rows)
             return
-        with tables.writer(tables.CkaRow, path, table_format) as write:
-            for row in rows:
-                write(row)
+        options.write(rows, tables.CkaRow, path, table_format)

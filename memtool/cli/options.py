@@ -1,13 +1,13 @@
 """Options that several commands share, declared once, and the parsing of their values."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memtool import MemtoolError
+from memtool import MemtoolError, tables
 from memtool.cli.console import be_quiet, progress
 from memtool.data import NAMES, with_options
 from memtool.tables import Format
@@ -298,3 +298,18 @@ def check_file(path: Path) -> None:
     """A usage error unless `path` names a safetensors file, rather than stdout or a figure."""
     if path.suffix != ".safetensors":
         raise typer.BadParameter(f"{path}: name a file that ends in .safetensors", param_hint="-o")
+
+
+def write(
+    rows: "Iterable[Mapping[str, object]]", table: type, path: Path | None, chosen: Format | None
+) -> None:
+    """Write rows as they come, to a file or to stdout."""
+    with tables.writer(table, path, chosen) as write_row:
+        for row in rows:
+            write_row(row)
+
+
+def take_part(rows: "Iterable[object]") -> None:
+    """What processes of a torchrun but the first do: the same work, whose rows that one writes."""
+    for _ in rows:
+        pass

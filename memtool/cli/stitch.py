@@ -7,8 +7,8 @@ import typer
 
 from memtool.cli import app, options
 from memtool.cli.console import progress
-from memtool.models.spec import Connector
-from memtool.stitching.settings import Start
+from memtool.models import Connector
+from memtool.stitching import Init
 
 
 @app.command()
@@ -52,14 +52,14 @@ def stitch(
     batch_norm: Annotated[
         bool, typer.Option("--batch-norm", help="Batch norm before and after the connector")
     ] = False,
-    start: Annotated[
-        Start,
+    init: Annotated[
+        Init,
         typer.Option(
             "--init",
-            metavar="START",
-            help="Start of the stitching layer: lstsq (least squares), identity or random",
+            metavar="INIT",
+            help="Initialization of the stitching layer: lstsq (least squares), identity or random",
         ),
-    ] = Start.lstsq,
+    ] = Init.lstsq,
     epochs: Annotated[
         int,
         typer.Option("--epochs", metavar="N", min=0, help="Epochs of training; 0 leaves the start"),
@@ -127,9 +127,8 @@ def stitch(
     from memtool import tables
     from memtool.device import choose, processes
     from memtool.files import check_writable
-    from memtool.stitching import sweep
-    from memtool.stitching.cuts import all_cuts
-    from memtool.training.loop import Optimizer, Schedule, TrainConfig
+    from memtool.stitching import Direction, StitchSettings, Sweep, all_cuts
+    from memtool.training import Optimizer, Schedule, TrainConfig
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a front and a back", param_hint="FRONT")
@@ -140,11 +139,11 @@ def stitch(
         tables.format_of(path, table_format)
         check_writable(path)
     where = choose(device)
-    plan = sweep.Plan(
+    settings = StitchSettings(
         directions=(
-            sweep.Direction.forward,
-            *([sweep.Direction.reverse] if both else []),
-            *([sweep.Direction.control] if control else []),
+            Direction.forward,
+            *([Direction.reverse] if both else []),
+            *([Direction.control] if control else []),
         ),
         config=TrainConfig(
             epochs=epochs,
@@ -157,7 +156,7 @@ def stitch(
             seed=seed,
         ),
         connector=connector,
-        start=start,
+        init=init,
         batch_norm=batch_norm,
         resize=resize,
         memory=options.size(memory),
@@ -165,41 +164,19 @@ def stitch(
     )
     opened = options.open_checkpoints(checkpoints, model, model_back, trust)
     set_ = options.load_dataset(
-        dataset,
-        opened[-1],
-        data_dir,
-        image_size=image_size,
-        split_at=split_at,
-        training=True,
+        dataset, opened[-1], data_dir, image_size=image_size, split_at=split_at, training=True
     )
     *fronts, back = [checkpoint.on(set_) for checkpoint in opened]
     cuts = all_cuts(fronts, back, options.comma_separated(at))
-    plan.check(cuts)
-    if save:
-        sweep.check_folder(save, back.path, cuts, plan.directions)
-    described = sweep.described(fronts, back, cuts, plan)
+    sweep = Sweep(fronts, back, cuts, settings, save)
+    sweep.check()
     if dry_run:
-        print(json.dumps(described))
+        print(json.dumps(sweep.json()))
         return
     with processes(where) as ranks:
-        settings = {**described, "data": set_.fingerprint, "save": str(save)}
-        networks = [*fronts, back]
-        unfinished = sweep.Unfinished.beside(path, settings, networks, plan) if path else None
-        finished = unfinished.finished() if unfinished and resume else []
-        done = len(finished) // plan.rows_per_job
-        examples = sweep.Examples.of(set_, where)
-        rows = sweep.sweep(fronts, back, cuts, plan, examples, save, done, ranks)
         if ranks.rank:
-            for _ in rows:  # rank 0 writes them
-                pass
+            options.take_part(sweep.rows(set_, where, ranks))
             return
-        total = plan.rows_per_job * sum(map(len, cuts.values()))
-        with (
-            progress("stitching", total) as advance,
-            tables.writer(tables.StitchingRow, path, table_format) as write,
-        ):
-            for row in unfinished.keeping(finished, rows) if unfinished else rows:
-                write(row)
-                advance(description=f"{row['direction']} {row['front_layer']}")
-        if unfinished:
-            unfinished.remove()
+        with sweep.unfinished(path, set_, resume) as unfinished:
+            rows = sweep.rows(set_, where, ranks, unfinished, progress)
+            options.write(rows, tables.StitchingRow, path, table_format)

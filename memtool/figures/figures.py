@@ -74,7 +74,7 @@ COLUMNS = {
 CONDITIONS = {
     Kind.convergence: ("estimator", "kernel"),
     Kind.divergence: ("estimator", "kernel"),
-    Kind.stitching: ("batch_norm", "start", "optimizer", "epochs", "learning_rate", "batch_size"),
+    Kind.stitching: ("batch_norm", "init", "optimizer", "epochs", "learning_rate", "batch_size"),
     Kind.heatmap: ("estimator", "kernel"),
     Kind.training: ("model", "data", "noise_kind"),
 }

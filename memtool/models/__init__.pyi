@@ -13,3 +13,4 @@ from .spec import Connector as Connector
 from .spec import ModelSpec as ModelSpec
 from .stitched import StitchedModel as StitchedModel
 from .stitched import StitchingLayer as StitchingLayer
+from .stitched import stitched_spec as stitched_spec

@@ -7,10 +7,9 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError
-from memtool.checkpoints.checkpoint import Checkpoint, Network, traced_all
+from memtool.checkpoints import Checkpoint, Network, traced_all
 from memtool.layers import Back, Layer, run_to, select
-
-Cut = tuple[Layer, Layer]  # of the front, of the back
+from memtool.stitching.planning import Cut
 
 
 def all_cuts(
@@ -28,12 +27,12 @@ def all_cuts(
             )
     *ours, theirs = traced_all([*fronts, back])
     return {
-        front.path: cuts(layers, theirs, at, str(front.path), str(back.path))
+        front.path: matching_cuts(layers, theirs, at, str(front.path), str(back.path))
         for front, layers in zip(fronts, ours, strict=True)
     }
 
 
-def cuts(
+def matching_cuts(
     front: Sequence[Layer], back: Sequence[Layer], at: Sequence[str], name: str, back_name: str
 ) -> list[Cut]:
     """The cuts that match `at`: globs on the front's layers, or FRONT=BACK for other names there.

@@ -110,7 +110,7 @@ class StitchingRow(TypedDict):
     connector: Annotated[str, Column("the stitching layer: conv1x1, linear or none", 16)]
     batch_norm: Annotated[bool, Column("whether batch norm stands before and after it")]
     parameters: Annotated[int, Column("number of its trainable parameters", 17)]
-    start: Annotated[
+    init: Annotated[
         str | None, Column("its initialization: lstsq, identity or random; empty for none")
     ]
     optimizer: Annotated[str | None, Column("what trained it; empty for none")]

@@ -8,7 +8,7 @@ yardstick is what a naive loop runs in each epoch for each training batch, befor
 gradient: the whole front and the whole back, without autograd. `halves` is the stricter one: the
 front up to the cut and the back from it on.
 
-Timed is `sweep.sweep`, which the command runs: reading the checkpoints, checking the cuts, the
+Timed is `Sweep.rows`, which the command runs: reading the checkpoints, checking the cuts, the
 activations of both networks, the start, training, and the test of the stitched model and of both
 networks. Yardstick and sweep take turns; the ratio is that of their medians.
 """
@@ -26,20 +26,21 @@ import torch
 from torch import Tensor, nn
 
 from memtool import models
-from memtool.checkpoints.checkpoint import Checkpoint
-from memtool.data.datasets import Dataset, Split
+from memtool.checkpoints import Checkpoint
+from memtool.data import Dataset, Split
 from memtool.layers import Back, run_to, trace
-from memtool.stitching import sweep
-from memtool.stitching.cuts import Cut
+from memtool.stitching import Direction, StitchSettings, Sweep
+from memtool.stitching.activations import Examples
+from memtool.stitching.planning import Cut
 from memtool.tensors import save_tensors
-from memtool.training.loop import Optimizer, Schedule, TrainConfig
+from memtool.training import Optimizer, Schedule, TrainConfig
 
 TRAIN, TEST, BATCH, EPOCHS = 1024, 256, 256, 3
 CUT = "layer2.1"
 IMAGE = torch.zeros(2, 3, 32, 32)
 BLOCKS = [f"layer{stage}.{block}" for stage in (1, 2, 3, 4) for block in (0, 1)]
-PLAN = sweep.Plan(
-    directions=(sweep.Direction.forward,),
+SETTINGS = StitchSettings(
+    directions=(Direction.forward,),
     config=TrainConfig(
         epochs=EPOCHS,
         batch_size=BATCH,
@@ -110,15 +111,15 @@ def measure(device: torch.device, rounds: int) -> None:
             for seed, name in enumerate(("front", "back"))
         )
         layers = {layer.name: layer for layer in trace(models.build(front.spec), IMAGE)}
-        examples = sweep.Examples.of(data, device)
+        examples = Examples.of(data, device)
         networks = front.network(device), back.network(device)
         images = networks[0].normalized(examples.images[:TRAIN])
         nets = networks[0].model, networks[1].model
 
         def stitched(names: list[str]) -> None:
             cuts: list[Cut] = [(layers[name], layers[name]) for name in names]
-            rows = sweep.sweep([front], back, {front.path: cuts}, PLAN, examples)
-            assert len(list(rows)) == len(names)
+            sweep = Sweep([front], back, {front.path: cuts}, SETTINGS)
+            assert len(list(sweep.rows(data, device))) == len(names)
 
         works = {
             "naive": lambda: naive(*nets, images),

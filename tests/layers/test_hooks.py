@@ -248,3 +248,19 @@ def test_layers_are_selected_by_globs_in_order_of_execution():
         MemtoolError, match="x: no layer matches 'blok1'; nearest: block1.*--layers x"
     ):
         select(found, ["fc", "blok1"], "x")
+
+
+def test_what_runs_below_the_cut_of_the_back_is_one_example_without_gradients():
+    seen = []
+    model = nets.digits_cnn().eval().requires_grad_(False)
+    model.block2.conv.register_forward_hook(lambda _, __, out: seen.append(out))
+    model.block4.conv.register_forward_hook(lambda _, __, out: seen.append(out))
+    images = torch.randn(5, 1, 8, 8)
+    activation = layers.run_to(model, ["block3"], images)["block3"].clone().requires_grad_()
+    back = layers.Back(model, "block3")
+    back(activation.detach(), images)  # finds out that one image is enough
+    seen.clear()
+    back(activation, images).sum().backward()
+    assert [len(output) for output in seen] == [1, 5]
+    assert [output.requires_grad for output in seen] == [False, True]
+    assert activation.grad is not None

@@ -1,7 +1,6 @@
-"""`memtool stitch`: rows, the training of connectors, saved models, stopped sweeps, torchrun."""
+"""`memtool stitch`: rows, saved models, stopped sweeps, torchrun."""
 
 import csv
-import hashlib
 import io
 import os
 import subprocess
@@ -9,14 +8,10 @@ import sys
 
 import pytest
 import torch
-from torch import nn
 
 from memtool import data, models
-from memtool.checkpoints.checkpoint import Checkpoint
-from memtool.stitching import sweep
-from memtool.stitching.settings import Start
+from memtool.stitching.execution import Stitching
 from memtool.tensors import load_tensors, save_tensors
-from memtool.training.loop import Optimizer, TrainConfig
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -42,7 +37,7 @@ def table_of_all(stitch):
 
 COLUMNS = """
 front back direction front_layer back_layer front_noise_ratio back_noise_ratio connector batch_norm
-parameters start optimizer epochs epoch learning_rate batch_size seed n loss test_accuracy
+parameters init optimizer epochs epoch learning_rate batch_size seed n loss test_accuracy
 front_accuracy back_accuracy agreement control_accuracy
 """
 
@@ -102,7 +97,7 @@ def test_a_network_stitched_to_itself_by_nothing_or_the_identity_is_itself(run, 
 
 def test_without_a_connector_there_is_nothing_to_start_or_train(stitch):
     (row,) = stitch("--connector", "none")
-    names = ("connector", "parameters", "start", "optimizer", "learning_rate", "epochs")
+    names = ("connector", "parameters", "init", "optimizer", "learning_rate", "epochs")
     assert [row[name] for name in names] == ["none", "0", "", "", "", "0"]
 
 
@@ -111,67 +106,6 @@ def test_activations_that_are_not_kept_are_computed_again(stitch):
     again = stitch("--epochs", 1, "--both", "--memory", "0KiB")
     for mine, other in zip(kept, again, strict=True):
         assert float(mine["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
-
-
-def test_the_last_layers_are_kept_first():
-    def layer(name: str, size: int) -> sweep.Layer:
-        return sweep.Layer(name, "Module", (size,), True, name)
-
-    layers = [layer("a", 100), layer("b", 40), layer("c", 50), layer("d", 10)]
-    kept = sweep._fitting(layers, examples=10, memory=4 * 10 * 100)
-    assert [found.name for found in kept] == ["d", "c", "b"]
-
-
-# ---------------------------------------------------------------- what is trained
-
-
-DROPPING = """
-from torch import nn
-
-
-class Dropping(nn.Sequential):
-    def __init__(self):
-        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.BatchNorm1d(16), nn.Dropout(0.5),
-                         nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(0.5), nn.Linear(16, 10))
-"""
-
-
-def digest(model: nn.Module) -> str:
-    sha = hashlib.sha256()
-    for name, tensor in model.state_dict().items():
-        sha.update(name.encode() + tensor.numpy().tobytes())
-    return sha.hexdigest()
-
-
-def test_both_networks_are_left_alone_bit_for_bit(tmp_path):
-    digits = data.load("digits")
-    (tmp_path / "net.py").write_text(DROPPING)
-    spec = models.parse(f"{tmp_path}/net.py:Dropping")  # batch norm and dropout around the cut
-    opened = []
-    for seed in (0, 1):
-        torch.manual_seed(seed)
-        path = tmp_path / f"{seed}.safetensors"
-        metadata = {"model": spec.json(), "data": digits.metadata(), "training": {}}
-        save_tensors(path, "checkpoint", models.build(spec).state_dict(), metadata)
-        opened.append(Checkpoint.open(path, spec))
-    cut = sweep.Layer("3", "Dropout", (16,), True, "3")
-    config = TrainConfig(epochs=1, batch_size=100, optimizer=Optimizer.adam)
-    plan = sweep.Plan((sweep.Direction.forward,), config, start=Start.random, batch_norm=True)
-    examples = sweep.Examples.of(digits, torch.device("cpu"))
-    front, back = (sweep.Part(network, [cut], examples, 1 << 30) for network in opened)
-    before = [digest(part.network.model) for part in (front, back)]
-
-    stitching = sweep.Stitching((front, back), (cut, cut), plan)
-    start = digest(stitching.layer)
-    (row,) = stitching.rows()
-    assert [digest(part.network.model) for part in (front, back)] == before
-    assert digest(stitching.layer) != start
-    for part in (front, back):
-        assert not any(module.training for module in part.network.model.modules())
-        assert not any(weight.requires_grad for weight in part.network.model.parameters())
-        assert all(weight.grad is None for weight in part.network.model.parameters())
-    # Dropout is off: the same again gives the same.
-    assert list(sweep.Stitching((front, back), (cut, cut), plan).rows()) == [row]
 
 
 # ---------------------------------------------------------------- stitched models are checkpoints
@@ -287,15 +221,15 @@ def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bytes(run, runs, tmp_pat
 
     assert run(*args("whole.csv")).code == 0
     assert not list(tmp_path.glob("*.partial"))
-    measured, calls = sweep.Stitching._measured, []
+    rows, calls = Stitching.rows, []
 
-    def stopping(self: sweep.Stitching):
+    def stopping(self: Stitching):
         calls.append(self.front_layer)
         if len(calls) == 5:  # in the middle of the second job
             raise KeyboardInterrupt
-        return measured(self)
+        return rows(self)
 
-    monkeypatch.setattr(sweep.Stitching, "_measured", stopping)
+    monkeypatch.setattr(Stitching, "rows", stopping)
     assert run(*args("table.csv")).code == 130
     assert not (tmp_path / "table.csv").exists()
     partial = tmp_path / "table.csv.partial"

@@ -1,0 +1,157 @@
+"""The networks of a sweep, with the activations at their cuts kept as far as memory allows."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from memtool.checkpoints import Checkpoint, Network
+from memtool.data import Dataset
+from memtool.layers import Back, Layer, run_to
+from memtool.stitching.cuts import check
+from memtool.training import predict
+
+FORWARD_BATCH = 256
+
+
+@dataclass(frozen=True)
+class Examples:
+    """The images of both splits on one device, uint8 (n, c, h, w), with their true labels, int64
+    (n,); the first `train` of them are the training split."""
+
+    images: Tensor
+    labels: Tensor
+    train: int
+
+    @staticmethod
+    def of(dataset: Dataset, device: torch.device) -> "Examples":
+        splits = dataset.train, dataset.test
+        return Examples(
+            torch.cat([torch.from_numpy(split.images) for split in splits]).to(device),
+            torch.cat([torch.from_numpy(split.labels) for split in splits]).to(device),
+            len(dataset.train),
+        )
+
+    @cached_property
+    def train_indices(self) -> Tensor:
+        return torch.arange(self.train, device=self.labels.device)
+
+    @cached_property
+    def test_indices(self) -> Tensor:
+        return torch.arange(self.train, len(self.labels), device=self.labels.device)
+
+    @property
+    def train_labels(self) -> Tensor:
+        return self.labels[: self.train]
+
+    @property
+    def test_labels(self) -> Tensor:
+        return self.labels[self.train :]
+
+
+class CachedNetwork:
+    """A network with its activations at the cuts.
+
+    One forward pass over all images gives the activations at all `layers`; those that fit into
+    `memory` bytes are kept, in float32. The others are computed again, batch by batch, when they
+    are asked for: these are first of all the layers near the input, which are large and soon
+    computed.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, layers: Sequence[Layer], examples: Examples, memory: int
+    ) -> None:
+        self.checkpoint, self.examples = checkpoint, examples
+        self.network: Network = checkpoint.network(examples.images.device)
+        self._last = layers[-1].name if layers else None
+        self._backs: dict[str, Back] = {}
+        self._kept = self._computed(fitting(layers, len(examples.images), memory))
+
+    @torch.no_grad()
+    def _computed(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
+        images = self.examples.images
+        kept = {
+            layer.name: torch.empty(len(images), *layer.shape, device=images.device)
+            for layer in layers
+        }
+        for start in range(0, len(images) if kept else 0, FORWARD_BATCH):
+            batch = slice(start, start + FORWARD_BATCH)
+            for name, activation in self._run_to(list(kept), images[batch]).items():
+                kept[name][batch] = activation
+        return kept
+
+    def _run_to(self, layers: Sequence[str], images: Tensor) -> dict[str, Tensor]:
+        return run_to(self.network.model, layers, self.network.normalized(images))
+
+    @torch.no_grad()
+    def activation(self, layer: str, indices: Tensor) -> Tensor:
+        """The activation at `layer` of the examples at `indices`."""
+        if layer in self._kept:
+            return self._kept[layer][indices]
+        return self._run_to([layer], self.examples.images[indices])[layer]
+
+    def training_batches(self, layer: str) -> Iterator[Tensor]:
+        """The activation at `layer` of all training images, in batches of about equal size: batch
+        norm cannot take the statistics of a single example that is left over."""
+        indices = self.examples.train_indices
+        for batch in indices.chunk(-(-len(indices) // FORWARD_BATCH)):
+            yield self.activation(layer, batch)
+
+    def logits_from(self, layer: str, activation: Tensor) -> Tensor:
+        """The logits that the network gives with this activation at `layer`."""
+        if layer not in self._backs:
+            self._backs[layer] = Back(self.network.model, layer)
+        # Of the images only their number matters, if anything.
+        images = self._first_image.expand(len(activation), *self._first_image.shape[1:])
+        return self._backs[layer](activation, images)
+
+    @cached_property
+    def _first_image(self) -> Tensor:
+        return self.network.normalized(self.examples.images[:1])
+
+    def check_cuts(self, layers: Sequence[Layer]) -> None:
+        """Raise MemtoolError unless all `layers` are cuts of this network as it is."""
+        for layer in layers:
+            check(self.network, layer.name, self.examples.images[:2], str(self.checkpoint.path))
+
+    @cached_property
+    def predictions(self) -> Tensor:
+        """The class that the network gives each test image, (n,)."""
+
+        def logits(indices: Tensor) -> Tensor:
+            if self._last is None:
+                return self.network(self.examples.images[indices])
+            return self.logits_from(self._last, self.activation(self._last, indices))
+
+        test = self.examples.test_indices
+        return predict(lambda i: logits(test[i]), len(test), test.device).argmax(1)
+
+    @cached_property
+    def accuracy(self) -> float:
+        """The test accuracy of the network."""
+        return agreement(self.predictions, self.examples.test_labels)
+
+
+def agreement(predictions: Tensor, others: Tensor) -> float:
+    """The part of the examples, in [0, 1], for which both are the same class; (n,) each, n > 0."""
+    return (predictions == others).double().mean().item()
+
+
+def fitting(layers: Sequence[Layer], examples: int, memory: int) -> list[Layer]:
+    """Those of the layers, the last ones first, whose float32 activations fit into `memory` bytes
+    together.
+
+    >>> a, b = Layer("a", "", (100,), True, "a"), Layer("b", "", (40,), True, "b")
+    >>> [layer.name for layer in fitting([a, b], examples=10, memory=4 * 10 * 100)]
+    ['b']
+    """
+    result = []
+    for layer in reversed(layers):
+        size = 4 * examples * math.prod(layer.shape)
+        if size <= memory:
+            memory -= size
+            result.append(layer)
+    return result

@@ -1,0 +1,152 @@
+"""One front, one back and the stitching layer between them: initialized, trained, tested, saved."""
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from memtool import MemtoolError
+from memtool.models import StitchedModel, stitched_spec
+from memtool.stitching.activations import CachedNetwork, agreement
+from memtool.stitching.least_squares import initialize
+from memtool.stitching.planning import Cut, StitchSettings
+from memtool.stitching.settings import Direction
+from memtool.tables import StitchingRow
+from memtool.tensors import save_tensors
+from memtool.training import make_optimizer, optimize, predict
+
+
+class Stitching:
+    """A front and a back, stitched at a cut. The stitching layer alone is trained: both networks
+    are in eval mode and frozen."""
+
+    def __init__(
+        self,
+        direction: Direction,
+        networks: tuple[CachedNetwork, CachedNetwork],
+        cut: Cut,
+        settings: StitchSettings,
+    ) -> None:
+        self.direction, self.settings, self.cut = direction, settings, cut
+        self.front, self.back = networks
+        self.front_layer, self.back_layer = (layer.name for layer in cut)
+        self.examples = self.front.examples
+        with torch.random.fork_rng(devices=[]):  # all that is random is drawn on the CPU
+            torch.manual_seed(settings.config.seed)
+            self.layer = settings.layer(cut).to(self.examples.images.device)
+
+    def rows(self) -> Iterator[StitchingRow]:
+        """Train the stitching layer; yield the row of each epoch that the settings ask for.
+
+        Their control accuracy is empty: nothing is known of the control here. Raises MemtoolError
+        if the loss is not finite.
+        """
+        for epoch in self._trained():
+            if self.settings.curve or epoch == self.settings.epochs:
+                yield self._row(epoch)
+
+    def _trained(self) -> Iterator[int]:
+        """Yield 0 when the layer is initialized, then the number of each epoch, in eval mode."""
+        layer, settings = self.layer, self.settings
+        targets = self.back.training_batches
+        initialize(layer, settings.init, self._inputs, lambda: targets(self.back_layer))
+        yield 0
+        if not settings.epochs:
+            return
+        optimizer = make_optimizer(list(layer.parameters()), settings.config)
+        labels = self.examples.train_labels
+        with torch.random.fork_rng(devices=[]):
+            layer.train()
+            for epoch in optimize(self._logits, labels, optimizer, settings.config):
+                layer.settle(self._inputs())
+                yield epoch
+                layer.train()
+
+    def _inputs(self) -> Iterator[Tensor]:
+        return self.front.training_batches(self.front_layer)
+
+    def _logits(self, indices: Tensor) -> Tensor:
+        activation = self.front.activation(self.front_layer, indices)
+        return self.back.logits_from(self.back_layer, self.layer(activation))
+
+    def _row(self, epoch: int) -> StitchingRow:
+        front, back = self.front.checkpoint, self.back.checkpoint
+        settings, config = self.settings, self.settings.config
+        logits, labels = self._test_logits(), self.examples.test_labels
+        predictions = logits.argmax(1)
+        return {
+            "front": str(front.path),
+            "back": str(back.path),
+            "direction": str(self.direction),
+            "front_layer": self.front_layer,
+            "back_layer": self.back_layer,
+            "front_noise_ratio": front.training.get("noise_ratio"),
+            "back_noise_ratio": back.training.get("noise_ratio"),
+            "connector": str(self.layer.connector),
+            "batch_norm": self.layer.before is not None,
+            "parameters": sum(parameter.numel() for parameter in self.layer.parameters()),
+            "init": str(settings.init) if settings.trains else None,
+            "optimizer": str(config.optimizer) if settings.trains else None,
+            "epochs": settings.epochs,
+            "epoch": epoch,
+            "learning_rate": config.learning_rate if settings.trains else None,
+            "batch_size": config.batch_size if settings.trains else None,
+            "seed": config.seed,
+            "n": len(labels),
+            "loss": self._test_loss(logits),
+            "test_accuracy": agreement(predictions, labels),
+            "front_accuracy": self.front.accuracy,
+            "back_accuracy": self.back.accuracy,
+            "agreement": agreement(predictions, self.back.predictions),
+            "control_accuracy": None,
+        }
+
+    def _test_logits(self) -> Tensor:
+        test = self.examples.test_indices
+        return predict(lambda i: self._logits(test[i]), len(test), test.device)
+
+    def _test_loss(self, logits: Tensor) -> float:
+        loss = functional.cross_entropy(logits.double(), self.examples.test_labels).item()
+        if not math.isfinite(loss):
+            raise MemtoolError(
+                f"{self.front.checkpoint.path} at {self.front_layer!r} stitched to "
+                f"{self.back.checkpoint.path}: the loss is {loss}; try a lower --learning-rate"
+            )
+        return loss
+
+    def save(self, path: Path) -> None:
+        """Write the stitched model, a checkpoint like any other."""
+        front, back = self.front.checkpoint, self.back.checkpoint
+        names = self.front_layer, self.back_layer
+        model = StitchedModel(self.front.network.model, self.back.network.model, self.layer, *names)
+        metadata = {
+            "model": stitched_spec(front.spec, back.spec, *names, self.layer).json(),
+            # Images go in at the front, classes come out at the back.
+            "data": {**back.data, "mean": front.data["mean"], "std": front.data["std"]},
+            "training": {
+                **self._recorded_settings(),
+                "noise_ratio": front.training.get("noise_ratio"),
+                "front": front.training,
+                "back": back.training,
+            },
+        }
+        save_tensors(path, "checkpoint", model.state_dict(), metadata)
+
+    def _recorded_settings(self) -> dict[str, object]:
+        settings, config = self.settings, self.settings.config
+        recorded: dict[str, object] = {
+            "epoch": settings.epochs,
+            "epochs": settings.epochs,
+            "seed": config.seed,
+        }
+        if settings.trains:
+            recorded |= {
+                "init": str(settings.init),
+                "optimizer": str(config.optimizer),
+                "learning_rate": config.learning_rate,
+                "batch_size": config.batch_size,
+            }
+        return recorded

@@ -1,0 +1,141 @@
+"""What a sweep does at each cut, and whether it can: settings, connectors, directions."""
+
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import TypeVar
+
+import torch
+
+from memtool import MemtoolError
+from memtool.layers import Layer
+from memtool.models import Connector, StitchingLayer
+from memtool.models.stitched import channels, flattens, positions
+from memtool.stitching.settings import Direction, Init
+from memtool.training import TrainConfig
+
+T = TypeVar("T")
+Cut = tuple[Layer, Layer]  # of the front and of the back
+
+# Training keeps a weight, its gradient and Adam's two moments, in float32.
+BYTES_PER_WEIGHT = 16
+
+
+@dataclass(frozen=True)
+class StitchSettings:
+    """What is done at each cut: the directions, the stitching layer, its initialization and its
+    training.
+
+    `memory`, in bytes, is what the activations kept of both networks may take, half of it each,
+    and the most that a flattened stitching layer may take while it is fitted. With `curve` there is
+    a row for every epoch, and for epoch 0, the initialization; else for the last one alone.
+    """
+
+    directions: tuple[Direction, ...]
+    config: TrainConfig
+    connector: Connector = Connector.auto
+    init: Init = Init.lstsq
+    batch_norm: bool = False
+    resize: bool = False
+    memory: int = 4 << 30
+    curve: bool = False
+
+    @property
+    def trains(self) -> bool:
+        """Whether there is anything to train."""
+        return self.connector is not Connector.none
+
+    @property
+    def epochs(self) -> int:
+        return self.config.epochs if self.trains else 0
+
+    @property
+    def rows_per_cut(self) -> int:
+        return len(self.directions) * (self.epochs + 1 if self.curve else 1)
+
+    def layer(self, cut: Cut) -> StitchingLayer:
+        """The stitching layer at a cut, as torch initializes it.
+
+        Raises MemtoolError if the two layers cannot be connected so, or if the map has no such
+        initialization.
+        """
+        front, back = cut
+        connector = connector_between(front, back, self.connector, self.resize, self.memory)
+        layer = StitchingLayer(connector, front.shape, back.shape, self.batch_norm)
+        inputs, outputs = layer.size
+        if self.trains and self.init is Init.identity and inputs != outputs:
+            raise MemtoolError(
+                f"no identity from the {inputs} channels of {front.name!r} to the {outputs} of "
+                f"{back.name!r}; use --init lstsq or random"
+            )
+        return layer
+
+    def check(self, cuts: Iterable[Cut]) -> None:
+        """Raise MemtoolError unless there is a stitching layer for all cuts in all directions."""
+        with torch.device("meta"):
+            for cut in dict.fromkeys(cuts):
+                for direction in self.directions:
+                    self.layer(directed(direction, (None, None), cut)[1])
+
+    def json(self) -> dict[str, object]:
+        """All settings, those of training among them, as JSON holds them."""
+        content = {**asdict(self), **asdict(self.config)}
+        del content["config"]
+        return dict(json.loads(json.dumps(content)))
+
+
+def directed(direction: Direction, networks: tuple[T, T], cut: Cut) -> tuple[tuple[T, T], Cut]:
+    """Which of two networks (named as front, named as back) gives its front and which its back in
+    this direction, and the cut between them."""
+    (front, back), (f, b) = networks, cut
+    match direction:
+        case Direction.forward:
+            return (front, back), (f, b)
+        case Direction.reverse:
+            return (back, front), (b, f)
+        case Direction.control:
+            return (front, front), (f, f)
+
+
+def connector_between(
+    front: Layer, back: Layer, wanted: Connector, resize: bool, memory: int
+) -> Connector:
+    """The connector between two layers, if `wanted`: `auto` becomes `conv1x1` or `linear`.
+
+    Raises MemtoolError with both shapes where there is none: if positions differ in number without
+    `resize`, if channels differ in number with nothing to map them, and if a flattened map would
+    take more than `memory` bytes.
+    """
+    a, b = front.shape, back.shape
+    cannot = f"cannot stitch {front.name!r} of shape {a} to {back.name!r} of shape {b}"
+    rank = max(len(a), len(b))
+    chosen = wanted
+    if wanted is Connector.auto:
+        chosen = Connector.conv1x1 if rank == 3 else Connector.linear
+    if flattens(chosen, a, b) and wanted is Connector.linear:
+        _check_memory(cannot, math.prod(a), math.prod(b), memory)
+        return chosen
+    if len(a) != len(b) or not 1 <= rank <= 3:
+        raise MemtoolError(f"{cannot}; only --connector linear, which flattens them, joins these")
+    if chosen is Connector.conv1x1 and rank != 3:
+        raise MemtoolError(f"{cannot} by a 1x1 convolution; use --connector linear")
+    if chosen is Connector.none and channels(a) != channels(b):
+        raise MemtoolError(f"{cannot} without a map of channels; use --connector auto")
+    if positions(a) != positions(b) and not resize:
+        raise MemtoolError(
+            f"{cannot}: not only the channels differ in number; --resize interpolates, "
+            "or cut where the sizes agree (--at FRONT_LAYER=BACK_LAYER)"
+        )
+    return chosen
+
+
+def _check_memory(cannot: str, inputs: int, outputs: int, memory: int) -> None:
+    normal_equations = 8 * inputs * (2 * inputs + 2 * outputs)
+    needed = max(BYTES_PER_WEIGHT * inputs * outputs, normal_equations)
+    if needed > memory:
+        raise MemtoolError(
+            f"{cannot}: a flattened map has {inputs * outputs:,} weights and takes "
+            f"{math.ceil(needed / 2**20):,} MiB to fit; use --connector conv1x1, a later cut, "
+            "or a larger --memory"
+        )

@@ -1,0 +1,81 @@
+"""The rows of a sweep that is not done, kept beside its table, for a stopped sweep to go on."""
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+from memtool import MemtoolError
+from memtool.checkpoints import Checkpoint
+from memtool.files import replacing
+from memtool.tables import StitchingRow
+
+
+class Unfinished:
+    """`FILE.partial` beside the table FILE: the settings of the sweep, then its rows, each a line
+    of JSON.
+
+        with Unfinished.beside(table, settings, networks, rows_per_cut, resume) as unfinished:
+            yield from unfinished.rows      # those that were done
+            for row in ...:                 # the others
+                unfinished.keep(row)
+                yield row
+
+    The file is gone when the block ends well, and stays if it does not.
+    """
+
+    def __init__(self, rows: Sequence[StitchingRow] = (), file: TextIO | None = None) -> None:
+        self.rows, self._file = list(rows), file
+
+    def keep(self, row: StitchingRow) -> None:
+        """Write a row to the file at once."""
+        if self._file:
+            self._file.write(json.dumps(row) + "\n")
+            self._file.flush()
+
+    @staticmethod
+    @contextmanager
+    def beside(
+        table: Path | None,
+        settings: Mapping[str, Any],
+        networks: Sequence[Checkpoint],
+        rows_per_cut: int,
+        resume: bool,
+    ) -> Iterator["Unfinished"]:
+        """Begin a sweep or, with `resume`, go on with one that was stopped. Nothing is kept if the
+        table is None, a pipe or a device, beside which there is no place.
+
+        Raises MemtoolError if the file is of a sweep with other settings or other networks.
+        """
+        if table is None or table.exists() and not table.is_file():
+            yield Unfinished()
+            return
+        path = table.with_name(f"{table.name}.partial")
+        digests = {str(network.path): _digest(network.path) for network in networks}
+        header = {**settings, "networks": digests}
+        rows = _rows_in(path, header, rows_per_cut) if resume and path.exists() else []
+        with replacing(path) as temporary:
+            lines = [json.dumps(content) + "\n" for content in (header, *rows)]
+            temporary.write_text("".join(lines), encoding="utf-8")
+        with open(path, "a", encoding="utf-8") as file:
+            yield Unfinished(rows, file)
+        path.unlink()
+
+
+def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[StitchingRow]:
+    """The rows of the cuts that were done."""
+    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last one is not whole
+    if not lines or json.loads(lines[0]) != header:
+        raise MemtoolError(
+            f"{path}: is of a sweep with other settings; give those, "
+            "or leave out --resume to start anew"
+        )
+    rows = [json.loads(line) for line in lines[1:]]
+    return rows[: len(rows) // rows_per_cut * rows_per_cut]
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,99 @@
+"""What is done at a cut: connectors between shapes, directions, settings."""
+
+import pytest
+import torch
+from torch import Tensor
+
+from memtool import MemtoolError
+from memtool.layers import Layer
+from memtool.models import Connector, StitchingLayer
+from memtool.stitching import Direction, Init, StitchSettings
+from memtool.stitching.planning import connector_between, directed
+from memtool.training import TrainConfig
+
+GIB = 1 << 30
+
+
+def layer(name: str, *shape: int) -> Layer:
+    return Layer(name, "Module", shape, True, name)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "front", "back", "resize", "found", "parameters"),
+    [
+        ("auto", (8, 4, 4), (6, 4, 4), False, "conv1x1", 8 * 6 + 6),
+        ("auto", (8, 4, 4), (6, 2, 2), True, "conv1x1", 8 * 6 + 6),
+        ("auto", (5,), (7,), False, "linear", 5 * 7 + 7),
+        ("auto", (9, 5), (9, 7), False, "linear", 5 * 7 + 7),
+        ("auto", (9, 5), (4, 7), True, "linear", 5 * 7 + 7),
+        ("auto", (4, 4, 5), (4, 4, 7), False, "conv1x1", 5 * 7 + 7),
+        ("auto", (5, 4, 4), (4, 4, 7), False, "conv1x1", 5 * 7 + 7),
+        ("linear", (8, 4, 4), (6, 2, 2), False, "linear", 128 * 24 + 24),
+        ("linear", (8, 2, 2), (10,), False, "linear", 32 * 10 + 10),
+        ("linear", (3, 4), (2, 2, 2), False, "linear", 12 * 8 + 8),
+        ("none", (8, 4, 4), (8, 4, 4), False, "none", 0),
+        ("none", (8, 4, 4), (8, 2, 2), True, "none", 0),
+    ],
+)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_connectors_join_these_shapes(wanted, front, back, resize, found, parameters, batch_norm):
+    kind = connector_between(layer("a", *front), layer("b", *back), Connector(wanted), resize, GIB)
+    assert kind == found
+    stitching = StitchingLayer(kind, front, back, batch_norm)
+    assert stitching(random(3, *front)).shape == (3, *back)
+    norms = 2 * sum(stitching.size) if batch_norm and found != "none" else 0
+    assert sum(parameter.numel() for parameter in stitching.parameters()) == parameters + norms
+    again = StitchingLayer.from_json(stitching.json())
+    again.load_state_dict(stitching.state_dict())
+    stitching.eval(), again.eval()
+    assert torch.equal(stitching(random(3, *front)), again(random(3, *front)))
+
+
+@pytest.mark.parametrize(
+    ("wanted", "front", "back", "message"),
+    [
+        ("auto", (8, 4, 4), (6, 2, 2), r"\(8, 4, 4\) to 'b' of shape \(6, 2, 2\).*--resize"),
+        ("auto", (9, 5), (4, 5), "--resize"),
+        ("auto", (8, 4, 4), (10,), "--connector linear"),
+        ("conv1x1", (5,), (5,), "use --connector linear"),
+        ("none", (8, 4, 4), (6, 4, 4), "use --connector auto"),
+        ("none", (8, 4, 4), (8, 2, 2), "--resize"),
+        ("linear", (64, 56, 56), (64, 56, 56), "40,282,095,616 weights.*--memory"),
+    ],
+)
+def test_what_no_connector_joins_is_an_error_with_the_way_out(wanted, front, back, message):
+    with pytest.raises(MemtoolError, match=message):
+        connector_between(layer("a", *front), layer("b", *back), Connector(wanted), False, GIB)
+
+
+def test_who_gives_the_front_in_which_direction():
+    cut = layer("f", 3), layer("b", 4)
+    f, b = cut
+    found = {way: directed(way, ("noisy", "clean"), cut) for way in Direction}
+    assert found[Direction.forward] == (("noisy", "clean"), (f, b))
+    assert found[Direction.reverse] == (("clean", "noisy"), (b, f))
+    assert found[Direction.control] == (("noisy", "noisy"), (f, f))
+
+
+def test_an_identity_between_unlike_layers_is_refused_in_the_direction_that_needs_it():
+    settings = StitchSettings((Direction.forward,), TrainConfig(), init=Init.identity)
+    settings.check([(layer("f", 3), layer("b", 3))])
+    with pytest.raises(MemtoolError, match="no identity from the 3 channels of 'f' to the 4"):
+        settings.check([(layer("f", 3), layer("b", 4))])
+    StitchSettings((Direction.control,), TrainConfig(), init=Init.identity).check(
+        [(layer("f", 3), layer("b", 4))]
+    )
+
+
+@pytest.mark.parametrize(
+    ("connector", "curve", "rows"), [("auto", False, 2), ("auto", True, 8), ("none", True, 2)]
+)
+def test_rows_of_a_cut(connector, curve, rows):
+    directions = (Direction.forward, Direction.control)
+    config = TrainConfig(epochs=3)
+    settings = StitchSettings(directions, config, Connector(connector), curve=curve)
+    assert settings.rows_per_cut == rows
