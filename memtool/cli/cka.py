@@ -139,7 +139,7 @@ def cka(
     set_ = options.load_dataset(
         dataset, opened[-1], data_dir, image_size=image_size, samples=samples
     )
-    opened = [checkpoint.on(set_) for checkpoint in opened]
+    opened = [checkpoint.with_dataset(set_) for checkpoint in opened]
     *selections, reference = pairing.selections(
         opened,
         options.comma_separated(layers),

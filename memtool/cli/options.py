@@ -12,9 +12,9 @@ from memtool.cli.console import be_quiet, progress
 from memtool.tables import Format
 
 if TYPE_CHECKING:
-    from memtool.checkpoints.checkpoint import Checkpoint
+    from memtool.checkpoints import Checkpoint
     from memtool.data.datasets import Dataset
-    from memtool.models.spec import ModelSpec
+    from memtool.models import ModelSpec
 
 Output = Annotated[
     Path | None,
@@ -102,9 +102,10 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="SPEC",
-        help="What model the checkpoints are of: a name of ours, torchvision:NAME, timm:NAME, "
-        "FILE.py:FACTORY or FILE.json, each with options as in resnet18?width=16; else as their "
-        "metadata say, or as can be recognized",
+        help="The model of the checkpoints: resnet18, resnet34, resnet50, cnn, digits-cnn, "
+        "torchvision:NAME, timm:NAME, FILE.py:FACTORY or FILE.json, with options as in "
+        "resnet18?width=16; by default the one on record, or the one recognized by config.json or "
+        "the tensors",
         show_default=False,
     ),
 ]
@@ -112,7 +113,8 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run the FILE.py that a checkpoint's metadata name, if it is the very file recorded",
+        help="Allow the FILE.py named in a checkpoint's metadata to run, if its SHA-256 is the one "
+        "recorded",
     ),
 ]
 BatchSize = Annotated[
@@ -193,8 +195,8 @@ def epochs(text: str) -> list[int]:
 
 
 def model_spec(text: str | None) -> "ModelSpec | None":
-    """What `--model` says."""
-    from memtool.models.sources import parse
+    """The spec typed as `--model`, if any. Raises MemtoolError."""
+    from memtool.models import parse
 
     return parse(text) if text else None
 
@@ -205,15 +207,13 @@ def open_checkpoints(
     last_model: str | None = None,
     trust: bool = False,
 ) -> "list[Checkpoint]":
-    """The checkpoints at `paths`, of the `model` typed if any, the last one of `last_model`.
-
-    Raises MemtoolError.
-    """
-    from memtool.checkpoints.checkpoint import Checkpoint
+    """The checkpoints at `paths`, of the `model` typed, if any, and the last one of `last_model`,
+    if that was typed. Raises MemtoolError as `Checkpoint.open` does."""
+    from memtool.checkpoints import Checkpoint
 
     spec = model_spec(model)
     specs = [spec] * (len(paths) - 1) + [model_spec(last_model) or spec]
-    return [Checkpoint.open(path, its, trust) for path, its in zip(paths, specs, strict=True)]
+    return [Checkpoint.open(path, spec, trust) for path, spec in zip(paths, specs, strict=True)]
 
 
 def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None = None) -> str:
@@ -274,7 +274,7 @@ def load_dataset(
 
 
 def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
-    """Raise MemtoolError if `checkpoint` is known to tell another number of classes apart."""
+    """Raise MemtoolError if `checkpoint` is known to have another number of classes."""
     classes = len(dataset.classes)
     on_record = checkpoint.data.get("classes")
     known = len(on_record) if on_record else checkpoint.spec.options.get("num_classes", classes)

@@ -172,7 +172,7 @@ def stitch(
         split_at=split_at,
         training=True,
     )
-    *fronts, back = [checkpoint.on(set_) for checkpoint in opened]
+    *fronts, back = [checkpoint.with_dataset(set_) for checkpoint in opened]
     cuts = all_cuts(fronts, back, options.comma_separated(at))
     plan.check(cuts)
     if save:

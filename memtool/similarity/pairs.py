@@ -10,7 +10,7 @@ from math import prod
 from torch import nn
 
 from memtool import MemtoolError
-from memtool.checkpoints.checkpoint import Checkpoint, traced_all
+from memtool.checkpoints import Checkpoint, trace_all
 from memtool.layers import Layer, select
 from memtool.similarity.feature_space import is_cheaper
 from memtool.similarity.settings import Pairs
@@ -67,7 +67,7 @@ def selections(
     return [
         Selection(checkpoint, select(layers, globs, str(checkpoint.path)), globs)
         for checkpoint, layers, globs in zip(
-            checkpoints, traced_all(checkpoints), wanted, strict=True
+            checkpoints, trace_all(checkpoints), wanted, strict=True
         )
     ]
 

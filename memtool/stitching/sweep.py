@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from memtool import MemtoolError
-from memtool.checkpoints.checkpoint import Checkpoint, Network
+from memtool.checkpoints import Checkpoint, Network
 from memtool.data.datasets import Dataset
 from memtool.device import Processes
 from memtool.files import check_writable, replacing

@@ -48,7 +48,7 @@ sys.path.pop(0)  # this folder, where `import cka` would find this file
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from memtool import layers
-from memtool.checkpoints.checkpoint import Network
+from memtool.checkpoints import Network
 from memtool.similarity import gram
 from memtool.similarity import stream as cka
 from memtool.similarity.gram import chosen, crossed

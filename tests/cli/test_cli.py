@@ -220,7 +220,7 @@ def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):
     def fail(*_):
         raise MemtoolError("first\nsecond")
 
-    monkeypatch.setattr(description, "files", fail)
+    monkeypatch.setattr(description, "file_rows", fail)
     result = run("info", "any.safetensors")
     assert (result.code, result.stderr) == (1, "memtool: error: first second\n")
 

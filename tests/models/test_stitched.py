@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memtool import MemtoolError
-from memtool.checkpoints.checkpoint import Network
+from memtool.checkpoints import Network
 from memtool.layers import Back, Layer, run_to, trace
 from memtool.models.building import build
 from memtool.models.nets import digits_cnn
