@@ -45,10 +45,11 @@ MAX_CONFIG = 1_000_000  # bytes
 
 @dataclass(frozen=True)
 class Match:
-    """A model whose tensors a file holds: its spec, and each of its tensors' name in the file.
+    """The model whose tensors a file holds.
 
-    `known_by` says how it is known: by `--model`, the `config.json` or the `tensors`. `hints` are
-    what the config says of the images: `mean` and `std`, `image_shape`.
+    `names` maps the name of each tensor in the model to that in the file. `known_by` says how the
+    model is known: by `--model`, `config.json` or `tensors`. `hints` are what the config says of
+    the images: `mean` and `std`, and `image_shape`, as far as it does.
     """
 
     spec: ModelSpec

@@ -9,6 +9,7 @@ import typer
 
 from memtool import MemtoolError
 from memtool.cli.console import be_quiet, progress
+from memtool.models import OURS
 from memtool.tables import Format
 
 if TYPE_CHECKING:
@@ -102,7 +103,7 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="SPEC",
-        help="The model of the checkpoints: resnet18, resnet34, resnet50, cnn, digits-cnn, "
+        help=f"The model of the checkpoints: {', '.join(OURS)}, "
         "torchvision:NAME, timm:NAME, FILE.py:FACTORY or FILE.json, with options as in "
         "resnet18?width=16; by default the one on record, or the one recognized by config.json or "
         "the tensors",
@@ -286,6 +287,6 @@ def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
 
 
 def check_file(path: Path) -> None:
-    """A usage error unless `path` names a safetensors file, rather than stdout or a figure."""
+    """Raise a usage error unless `path` ends in .safetensors: it is not stdout or a figure."""
     if path.suffix != ".safetensors":
         raise typer.BadParameter(f"{path}: name a file that ends in .safetensors", param_hint="-o")

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memtool import MemtoolError
@@ -125,7 +126,11 @@ def _user_factory(spec: ModelSpec) -> "Factory":
             f"{path}: is not the file that model {spec.name!r} was recorded with (its SHA-256 "
             f"differs); bring that back, or type what is to run: --model {spec.name}"
         )
-    wanted = spec.name.rpartition(":")[2]
+    return _function_in(path, source, spec.name.rpartition(":")[2])
+
+
+def _function_in(path: Path, source: bytes, wanted: str) -> "Factory":
+    """Run the `source` of a file of code, and return the function of that name."""
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(compile(source, path, "exec"), namespace)

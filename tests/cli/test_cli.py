@@ -214,13 +214,12 @@ def test_what_fails_says_so_in_one_line_and_leaves_no_output(
 
 
 def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):
-    from memtool import MemtoolError
-    from memtool.checkpoints import description
+    from memtool import MemtoolError, checkpoints
 
     def fail(*_):
         raise MemtoolError("first\nsecond")
 
-    monkeypatch.setattr(description, "file_rows", fail)
+    monkeypatch.setattr(checkpoints, "file_rows", fail)
     result = run("info", "any.safetensors")
     assert (result.code, result.stderr) == (1, "memtool: error: first second\n")
 
