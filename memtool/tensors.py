@@ -1,43 +1,86 @@
 """Tensors and metadata in safetensors files: the only reader and writer of them.
 
-Metadata are one key, `memtool`, with sorted JSON: one key, because safetensors writes several in
-random order. Equal runs give equal bytes.
+The metadata are sorted JSON under one key, `memtool`. There is only one key because safetensors
+writes several keys in random order, and equal runs are to give equal bytes. The JSON says the
+`format`, the `kind` of the file (checkpoint, labels or state), and has the sections of that kind.
 """
 
 import json
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
 from memtool import MemtoolError
 from memtool.files import replacing
-from memtool.models.building import Shape
-from memtool.models.spec import ModelSpec
 
 if TYPE_CHECKING:
     import torch
 
 FORMAT = 1
 METADATA_KEY = "memtool"
-# What each kind of file has to say.
-SECTIONS = {"checkpoint": ("model", "data", "training"), "labels": ("data", "noise")}
-# Far beyond what any file needs (a transition matrix of 1,000 classes), and harmless to read.
+# Far more than any file needs (the largest is a transition matrix of 1,000 classes), and still
+# harmless to read.
 MAX_METADATA = 32 * 2**20  # characters
 MAX_CONTAINERS = 100_000
 MAX_DEPTH = 100
-MAX_IMAGE = 10_000  # pixels a side
+MAX_IMAGE = 10_000  # height or width in pixels
 
 Metadata = dict[str, Any]
+Shape = tuple[int, ...]
+
+
+def _is(*types: type) -> Callable[[Any], bool]:
+    """A test for values of these types."""
+    return lambda value: isinstance(value, types)
+
+
+def _is_list_of(*types: type) -> Callable[[Any], bool]:
+    """A test for lists whose elements are all of these types."""
+    return lambda value: isinstance(value, list) and all(isinstance(part, types) for part in value)
+
+
+def _is_std(value: Any) -> bool:
+    return _is_list_of(int, float)(value) and 0 not in value
+
+
+def _is_image_shape(value: Any) -> bool:
+    return _is_list_of(int)(value) and len(value) == 3 and 0 < min(value) <= max(value) <= MAX_IMAGE
+
+
+# The sections that a file must have, by its kind.
+SECTIONS = {"checkpoint": ("model", "data", "training"), "labels": ("data", "noise")}
+# The fields that memtool reads: the places where each may stand, and what it must be wherever it
+# does. What `model` holds is checked by the wing `checkpoints`, which knows models.
+FIELDS: Mapping[str, tuple[Sequence[str], Callable[[Any], bool]]] = {
+    "data": (["data"], _is(dict)),
+    "training": (["training"], _is(dict)),
+    "noise": (["noise"], _is(dict)),
+    "metrics": (["metrics"], _is(dict)),
+    "name": (["data.name"], _is(str)),
+    "fingerprint": (["data.fingerprint"], _is(str)),
+    "classes": (["data.classes"], _is_list_of(str)),
+    "mean": (["data.mean"], _is_list_of(int, float)),
+    "std": (["data.std"], _is_std),
+    "image_shape": (["data.image_shape", "image_shape"], _is_image_shape),
+    "epoch": (["training.epoch"], _is(int, NoneType)),
+    "seed": (["training.seed", "noise.seed"], _is(int, NoneType)),
+    "noise_ratio": (["training.noise_ratio", "noise.ratio"], _is(int, float, NoneType)),
+}
 
 
 @contextmanager
 def opened(path: Path, framework: str) -> Iterator[Any]:
-    """A safetensors file, with errors that name it."""
+    """Open a safetensors file; within the block, every error in reading it is a MemtoolError that
+    names it.
+
+    `framework` says what its tensors become: "pt" or "numpy".
+    """
     try:
         with safe_open(path, framework=framework) as file:
             yield file
@@ -56,7 +99,8 @@ def opened(path: Path, framework: str) -> Iterator[Any]:
 
 @contextmanager
 def replacing_safetensors(path: Path) -> Iterator[Path]:
-    """`replacing`, for safetensors to write to: it has an exception of its own for a full disk."""
+    """`replacing`, for a file that safetensors writes, whose own exception (for a full disk, say)
+    is turned into an OSError."""
     with replacing(path) as temporary:
         try:
             yield temporary
@@ -65,7 +109,8 @@ def replacing_safetensors(path: Path) -> Iterator[Path]:
 
 
 def is_pickle(path: Path) -> bool:
-    """Whether a file begins as those of torch.save do: as a zip, a pickle or a tar archive."""
+    """Whether a file begins as files of `torch.save` do: as a zip archive, a pickle or a tar
+    archive."""
     with open(path, "rb") as file:
         start = file.read(512)
     return start[257:262] == b"ustar" or start.startswith(
@@ -74,14 +119,20 @@ def is_pickle(path: Path) -> bool:
 
 
 def encoded(kind: str, metadata: Metadata) -> dict[str, str]:
+    """The metadata of a file of this kind as safetensors takes them.
+
+    >>> encoded("labels", {"noise": {"ratio": 0.25}})
+    {'memtool': '{"format": 1, "kind": "labels", "noise": {"ratio": 0.25}}'}
+    """
     content = {"format": FORMAT, "kind": kind, **metadata}
     return {METADATA_KEY: json.dumps(content, sort_keys=True, allow_nan=False)}
 
 
 def read_metadata(path: Path, kind: str | None = None) -> Metadata:
-    """The metadata of a memtool file, from its header alone.
+    """The metadata of a memtool file; only its header is read.
 
-    Raises MemtoolError if there is none, if it is of a later format, or not of `kind`.
+    Raises MemtoolError if the file has none or has broken ones, if it is of a later format, and if
+    it is of another kind than `kind`.
     """
     metadata = find_metadata(path, kind)
     if metadata is None:
@@ -90,7 +141,7 @@ def read_metadata(path: Path, kind: str | None = None) -> Metadata:
 
 
 def find_metadata(path: Path, kind: str | None = None) -> Metadata | None:
-    """As `read_metadata`, but None if there is none."""
+    """As `read_metadata`, but None for a safetensors file that memtool did not write."""
     with opened(path, "numpy") as file:
         text = (file.metadata() or {}).get(METADATA_KEY)
     if text is None:
@@ -111,7 +162,7 @@ def find_metadata(path: Path, kind: str | None = None) -> Metadata | None:
 
 
 def _decoded(path: Path, text: str) -> Metadata:
-    """JSON, of a size and depth that is harmless, without numbers that are not finite."""
+    """The JSON object in `text`, if its size and depth are harmless and its numbers are finite."""
     if len(text) > MAX_METADATA or text.count("[") + text.count("{") > MAX_CONTAINERS:
         raise MemtoolError(f"{path}: its memtool metadata is absurdly large ({len(text)} bytes)")
     try:
@@ -141,7 +192,10 @@ def _parts(value: Any) -> Iterable[Any]:
 def save_tensors(
     path: Path, kind: str, tensors: "Mapping[str, torch.Tensor]", metadata: Metadata
 ) -> None:
-    """Write tensors and metadata whole or not at all; from any device, shared tensors apart."""
+    """Write tensors and metadata, the whole file or nothing.
+
+    The tensors may be on any device; those that share memory are written separately.
+    """
     from safetensors.torch import save_file
 
     copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
@@ -157,14 +211,15 @@ def load_tensors(path: Path) -> "dict[str, torch.Tensor]":
 
 @dataclass(frozen=True)
 class Stored:
-    """What a file's header says of a tensor: its shape, and its type as safetensors names it."""
+    """A tensor as a file's header describes it: its shape, and its type as safetensors names it
+    (F32, I64, ...)."""
 
     shape: Shape
     dtype: str
 
 
 def stored_tensors(path: Path) -> dict[str, Stored]:
-    """What the tensors of a file are, from its header."""
+    """The shapes and types of a file's tensors, by name; only its header is read."""
     with opened(path, "numpy") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {
@@ -173,39 +228,14 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
 
 
 def _check(path: Path, metadata: Metadata) -> None:
-    """Raise MemtoolError unless metadata are as memtool writes them, as far as it reads them."""
+    """Raise MemtoolError unless the metadata have the sections of their kind, and every field that
+    memtool reads is of the right type."""
     for section in SECTIONS.get(metadata["kind"], ()):
         if not isinstance(metadata.get(section), dict):
             raise MemtoolError(f"{path}: its memtool metadata has no {section!r}")
-    if "model" in metadata:
-        try:
-            ModelSpec.from_json(metadata["model"])
-        except MemtoolError as error:
-            raise MemtoolError(f"{path}: its 'model' is {error}") from error
-    data, training, noise = (metadata.get(name, {}) for name in ("data", "training", "noise"))
-    sizes = [section["image_shape"] for section in (data, metadata) if "image_shape" in section]
-    sensible = {
-        "mean": _are(data.get("mean", []), int | float),
-        "std": _are(data.get("std", []), int | float) and 0 not in data.get("std", []),
-        "classes": _are(data.get("classes", []), str),
-        "name": isinstance(data.get("name", ""), str),
-        "fingerprint": isinstance(data.get("fingerprint", ""), str),
-        "image_shape": all(
-            _are(size, int) and len(size) == 3 and 0 < min(size) <= max(size) <= MAX_IMAGE
-            for size in sizes
-        ),
-        "epoch": isinstance(training.get("epoch"), int | None),
-        "seed": isinstance(training.get("seed", noise.get("seed")), int | None),
-        "noise_ratio": isinstance(
-            training.get("noise_ratio", noise.get("ratio")), int | float | None
-        ),
-        "metrics": isinstance(metadata.get("metrics", {}), dict),
-    }
-    for name, ok in sensible.items():
-        if not ok:
-            raise MemtoolError(f"{path}: its memtool metadata has no sensible {name!r}")
-
-
-def _are(values: Any, type_: Any) -> bool:
-    """Whether `values` is a list of that type."""
-    return isinstance(values, list) and all(isinstance(value, type_) for value in values)
+    for name, (places, is_sensible) in FIELDS.items():
+        for place in places:
+            section, _, key = place.rpartition(".")
+            fields = metadata.get(section, {}) if section else metadata
+            if key in fields and not is_sensible(fields[key]):
+                raise MemtoolError(f"{path}: its memtool metadata has no sensible {name!r}")

@@ -87,8 +87,8 @@ def test_every_command_takes_it(run, tmp_path, monkeypatch, images, text):
     Path("net.py").write_text(OWN)
     size, stages = MODELS[text]
     torch.manual_seed(0)
-    save_file(models.build(models.fitted(models.parse(text), (3, size, size), 2)).state_dict(),
-              "a.safetensors")  # fmt: skip
+    spec = models.complete_for_dataset(models.parse(text), (3, size, size), 2)
+    save_file(models.build(spec).state_dict(), "a.safetensors")
     model = ("--model", text)
     listed = rows_of(run("info", "--layers", "a.safetensors", *model, "--image-size", size))
     cuts = {row["layer"] for row in listed if row["cut"] == "true"}

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 from memtool import MemtoolError
-from memtool.checkpoints.checkpoint import Checkpoint
-from memtool.tensors import read_metadata
+from memtool.checkpoints import Checkpoint
+from memtool.tensors import find_metadata, load_tensors, read_metadata, save_tensors, stored_tensors
 
 
 def crafted(path: Path, header: object, body: bytes = b"", length: int | None = None) -> Path:
@@ -138,3 +138,35 @@ def test_an_empty_tensor_may_have_any_shape(run, tmp_path):
     assert run("info", "--layers", path).code == 1
     save_file({"x": torch.zeros(3)}, path)
     assert run("info", "--layers", path).code == 1
+
+
+def test_what_is_written_is_read_and_equal_content_gives_equal_bytes(tmp_path):
+    tensors = {"a": torch.rand(3, 4), "b": torch.arange(5)}
+    tensors["shared"] = tensors["a"]
+    metadata = {"x": {"b": 1.5, "a": [1, "two", None]}, "w": 0}
+    first, second = tmp_path / "first.safetensors", tmp_path / "second.safetensors"
+    save_tensors(first, "other", tensors, metadata)
+    save_tensors(second, "other", dict(reversed(tensors.items())), dict(reversed(metadata.items())))
+    assert first.read_bytes() == second.read_bytes()
+    found = load_tensors(first)
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensors[name]) for name in tensors)
+    assert {name: stored.shape for name, stored in stored_tensors(first).items()} == {
+        "a": (3, 4),
+        "b": (5,),
+        "shared": (3, 4),
+    }
+    assert read_metadata(first) == {"format": 1, "kind": "other", **metadata}
+
+
+def test_a_file_without_metadata_is_none_of_ours(tmp_path):
+    path = tmp_path / "other.safetensors"
+    save_file({"x": torch.zeros(3)}, path)
+    assert find_metadata(path) is None
+    with pytest.raises(MemtoolError, match="has no memtool metadata; memtool did not write it"):
+        read_metadata(path)
+
+
+def test_a_file_of_another_kind_is_told(runs):
+    with pytest.raises(MemtoolError, match="is a labels file, not a checkpoint file"):
+        read_metadata(runs.noisy_labels, "checkpoint")

@@ -1,4 +1,4 @@
-"""What files are, in rows."""
+"""Descriptions of files and of the layers of checkpoints, as rows of tables."""
 
 import logging
 import math
@@ -7,93 +7,108 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError
-from memtool.checkpoints.checkpoint import Checkpoint, traced_all
-from memtool.models.spec import ModelSpec
-from memtool.tensors import Stored, find_metadata, stored_tensors
+from memtool.checkpoints.checkpoint import Checkpoint, recorded_model, trace_all
+from memtool.models import ModelSpec
+from memtool.tables import FileRow, LayerRow
+from memtool.tensors import Metadata, Stored, find_metadata, stored_tensors
 
 logger = logging.getLogger(__name__)
 
-Row = dict[str, Any]
-
-# What normalization layers and swin keep beside their parameters.
+# The names of tensors that normalization layers and swin keep beside their parameters.
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "relative_coords_table")
 TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
 
 
-def files(paths: Sequence[Path], model: ModelSpec | None) -> Iterator[Row]:
-    """One row a file, from its header; raises MemtoolError for what is no safetensors file.
+def file_rows(paths: Sequence[Path], model: ModelSpec | None) -> Iterator[FileRow]:
+    """One row per file, from its header.
 
-    A file that memtool did not write is recognized where it can be, else a note says why not.
+    A checkpoint that memtool did not write is of `model` if it is given, and recognized otherwise;
+    where that is impossible, a note says why. Raises MemtoolError for a file that is not a
+    safetensors file, and for one whose metadata are broken.
     """
     for path in paths:
-        metadata, known_by = find_metadata(path), "metadata"
+        metadata = find_metadata(path)
         if metadata is None or model:
-            metadata, known_by = _foreign(path, model)
-        training, data = metadata.get("training", {}), metadata.get("data", {})
-        noise, metrics = metadata.get("noise", {}), metadata.get("metrics", {})
-        yield {
-            "file": str(path),
-            "kind": metadata["kind"],
-            "model": str(ModelSpec.from_json(metadata["model"])) if "model" in metadata else None,
-            "model_from": known_by if "model" in metadata else None,
-            **_sizes(stored_tensors(path)),
-            "bytes": path.stat().st_size,
-            "data": data.get("name"),
-            "train": data.get("train"),
-            "test": data.get("test"),
-            "classes": len(data["classes"]) if "classes" in data else None,
-            "image_shape": _joined(data.get("image_shape", metadata.get("image_shape")), "x"),
-            "mean": _joined(data.get("mean"), " "),
-            "std": _joined(data.get("std"), " "),
-            "fingerprint": data.get("fingerprint"),
-            "epoch": training.get("epoch"),
-            "steps": training.get("steps"),
-            "noise_ratio": training.get("noise_ratio", noise.get("ratio")),
-            "noise_kind": training.get("noise_kind", noise.get("kind")),
-            "seed": training.get("seed", noise.get("seed")),
-            "loss": metrics.get("loss"),
-            "given_accuracy": metrics.get("given_accuracy"),
-            "true_accuracy": metrics.get("true_accuracy"),
-            "mislabelled_accuracy": metrics.get("mislabelled_accuracy"),
-            "test_accuracy": metrics.get("test_accuracy"),
-        }
+            yield _foreign_row(path, model)
+        elif "model" in metadata:
+            yield _row(path, metadata, recorded_model(path, metadata), "metadata")
+        else:
+            yield _row(path, metadata, None, None)
 
 
-def _foreign(path: Path, model: ModelSpec | None) -> tuple[dict[str, Any], str]:
-    """What can be known of a checkpoint without metadata, or of another model than those say."""
+def _foreign_row(path: Path, model: ModelSpec | None) -> FileRow:
+    """The row of a checkpoint without metadata, or of another model than they say."""
     try:
         checkpoint = Checkpoint.open(path, model)
     except MemtoolError as error:
         if model:
             raise
         logger.info(str(error))
-        return {"kind": "safetensors"}, ""
-    return {"kind": "checkpoint", **checkpoint.metadata}, checkpoint.known_by
+        return _row(path, {"kind": "safetensors"}, None, None)
+    metadata = {"kind": "checkpoint", **checkpoint.metadata}
+    return _row(path, metadata, checkpoint.spec, checkpoint.known_by)
 
 
-def _sizes(stored: Mapping[str, Stored]) -> Row:
-    """How much a file holds. Parameters are the floating-point numbers but those of buffers."""
-    parameters = [
+def _row(
+    path: Path, metadata: Metadata, model: ModelSpec | None, model_from: str | None
+) -> FileRow:
+    training, data = metadata.get("training", {}), metadata.get("data", {})
+    noise, metrics = metadata.get("noise", {}), metadata.get("metrics", {})
+    stored = stored_tensors(path)
+    return {
+        "file": str(path),
+        "kind": metadata["kind"],
+        "model": str(model) if model else None,
+        "model_from": model_from,
+        "parameters": _count_parameters(stored),
+        "tensors": len(stored),
+        "types": " ".join(map(_type, sorted({tensor.dtype for tensor in stored.values()}))),
+        "bytes": path.stat().st_size,
+        "data": data.get("name"),
+        "train": data.get("train"),
+        "test": data.get("test"),
+        "classes": len(data["classes"]) if "classes" in data else None,
+        "image_shape": _joined(data.get("image_shape", metadata.get("image_shape")), "x"),
+        "mean": _joined(data.get("mean"), " "),
+        "std": _joined(data.get("std"), " "),
+        "fingerprint": data.get("fingerprint"),
+        "epoch": training.get("epoch"),
+        "steps": training.get("steps"),
+        "noise_ratio": training.get("noise_ratio", noise.get("ratio")),
+        "noise_kind": training.get("noise_kind", noise.get("kind")),
+        "seed": training.get("seed", noise.get("seed")),
+        "loss": metrics.get("loss"),
+        "given_accuracy": metrics.get("given_accuracy"),
+        "true_accuracy": metrics.get("true_accuracy"),
+        "mislabelled_accuracy": metrics.get("mislabelled_accuracy"),
+        "test_accuracy": metrics.get("test_accuracy"),
+    }
+
+
+def _count_parameters(stored: Mapping[str, Stored]) -> int:
+    """How many floating-point numbers the tensors hold, buffers left out."""
+    return sum(
         math.prod(tensor.shape)
         for name, tensor in stored.items()
         if "F" in tensor.dtype and not name.endswith(BUFFERS)
-    ]
-    types = sorted({tensor.dtype for tensor in stored.values()})
-    return {
-        "parameters": sum(parameters),
-        "tensors": len(stored),
-        "types": " ".join(TYPES.get(type_, type_.lower().replace("i", "int")) for type_ in types),
-    }
+    )
+
+
+def _type(dtype: str) -> str:
+    """A type of safetensors, such as F32, as PyTorch names it."""
+    return TYPES.get(dtype, dtype.lower().replace("i", "int"))
 
 
 def _joined(values: Sequence[Any] | None, separator: str) -> str | None:
     return separator.join(map(str, values)) if values else None
 
 
-def layers(checkpoints: Sequence[Checkpoint], image_size: int | None) -> Iterator[Row]:
-    """One row a layer of each checkpoint, in order of execution."""
-    for checkpoint, found in zip(checkpoints, traced_all(checkpoints, image_size), strict=True):
-        for layer in found:
+def layer_rows(checkpoints: Sequence[Checkpoint], image_size: int | None) -> Iterator[LayerRow]:
+    """One row per layer of each checkpoint's model, in order of execution, for images of the shape
+    that is on record or of `image_size` pixels in height and width. Raises MemtoolError as
+    `trace_all` does."""
+    for checkpoint, layers in zip(checkpoints, trace_all(checkpoints, image_size), strict=True):
+        for layer in layers:
             yield {
                 "checkpoint": str(checkpoint.path),
                 "layer": layer.name,

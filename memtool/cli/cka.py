@@ -136,7 +136,7 @@ def cka(
     set_ = options.load_dataset(
         dataset, opened[-1], data_dir, image_size=image_size, samples=samples
     )
-    opened = [checkpoint.on(set_) for checkpoint in opened]
+    opened = [checkpoint.with_dataset(set_) for checkpoint in opened]
     *compared, reference = selections(
         opened,
         options.comma_separated(layers),

@@ -14,7 +14,7 @@ def convert(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Weights: .pt or .pth as torch.save writes them, or safetensors",
+            help="Weights as torch.save writes them (.pt, .pth), or a safetensors file",
             show_default=False,
         ),
     ],
@@ -24,7 +24,7 @@ def convert(
             "-o",
             "--output",
             metavar="FILE",
-            help="The checkpoint to write, .safetensors",
+            help="Write the checkpoint to this .safetensors file",
             show_default=False,
         ),
     ],
@@ -34,17 +34,17 @@ def convert(
         typer.Option(
             "--data",
             metavar="DATASET",
-            help="What the network was trained on, to be recorded",
+            help="Record this data set as what the network was trained on",
             show_default=False,
         ),
     ] = None,
     trust: options.Trust = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Make a checkpoint of weights that memtool did not write
+    """Convert foreign weights to a checkpoint
 
-    The weights are checked against the model, tensor by tensor, and written in float32 under their
-    plain names. A pickle is read for its tensors alone: nothing in it runs.
+    The weights are checked against the model, tensor by tensor, and written as float32 under the
+    names that they have in the model. Only the tensors of a pickle are read: nothing in it runs.
 
     \b
     Examples:
@@ -52,11 +52,11 @@ def convert(
           -o old_run.safetensors
       memtool convert resnet18.pth -o resnet18.safetensors
     """
-    from memtool.checkpoints import conversion
+    from memtool import checkpoints
     from memtool.files import check_writable
 
     options.check_file(output)
     check_writable(output)
     spec = options.model_spec(model)
     set_ = options.load_data(dataset, None) if dataset else None
-    conversion.convert(file, spec, output, set_, trust)
+    checkpoints.convert(file, spec, output, set_, trust)

@@ -17,7 +17,7 @@ def info(
     layers: Annotated[
         bool,
         typer.Option(
-            "--layers", help="The layers in order of execution: type, shape, and which are cuts"
+            "--layers", help="Show the layers of a checkpoint's model, in order of execution"
         ),
     ] = False,
     model: options.Model = None,
@@ -28,8 +28,8 @@ def info(
             "--image-size",
             metavar="N",
             min=1,
-            help="With --layers: the shapes for images of NxN; else of those on record, or of "
-            "those that the model is usually given",
+            help="With --layers: show the shapes for images of NxN pixels; by default the size on "
+            "record, or the one that the model is usually given",
             show_default=False,
         ),
     ] = None,
@@ -37,11 +37,12 @@ def info(
     table_format: options.TableFormat = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Say what a file is: its metadata, or its layers
+    """Show a file's metadata or its layers
 
-    One row a file, or with --layers one row a layer: the shape of its output for one image,
-    whether the network can be cut there for stitching, and which layer's output is the very same.
-    A checkpoint that memtool did not write is recognized where it can be.
+    Prints one row per file or, with --layers, one row per layer: the shape of its output for one
+    image, whether the network can be cut there for stitching, and the layer whose output is the
+    very same tensor, if there is one. Checkpoints that memtool did not write are recognized by
+    their config.json or their tensors where possible.
 
     \b
     Examples:
@@ -50,18 +51,19 @@ def info(
       memtool info --layers weights.safetensors --model timm:vit_tiny_patch16_224
     """
     from memtool import tables
-    from memtool.checkpoints import description
+    from memtool.checkpoints import file_rows, layer_rows
     from memtool.files import check_writable
 
     path = options.output_path(output)
     if path:
         tables.format_of(path, table_format)
         check_writable(path)
+    rows: list[tables.LayerRow] | list[tables.FileRow]
     if layers:
         checkpoints = options.open_checkpoints(files, model, trust=trust)
-        rows = list(description.layers(checkpoints, image_size))
+        rows = list(layer_rows(checkpoints, image_size))
     else:
-        rows = list(description.files(files, options.model_spec(model)))
+        rows = list(file_rows(files, options.model_spec(model)))
     with tables.writer(tables.LayerRow if layers else tables.FileRow, path, table_format) as write:
         for row in rows:
             write(row)

@@ -10,12 +10,13 @@ import typer
 from memtool import MemtoolError, tables
 from memtool.cli.console import be_quiet, progress
 from memtool.data import NAMES, with_options
+from memtool.models import OURS
 from memtool.tables import Format
 
 if TYPE_CHECKING:
-    from memtool.checkpoints.checkpoint import Checkpoint
+    from memtool.checkpoints import Checkpoint
     from memtool.data import Dataset
-    from memtool.models.spec import ModelSpec
+    from memtool.models import ModelSpec
 
 DATASETS = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
 
@@ -104,9 +105,10 @@ Model = Annotated[
     typer.Option(
         "--model",
         metavar="SPEC",
-        help="What model the checkpoints are of: a name of ours, torchvision:NAME, timm:NAME, "
-        "FILE.py:FACTORY or FILE.json, each with options as in resnet18?width=16; else as their "
-        "metadata say, or as can be recognized",
+        help=f"The model of the checkpoints: {', '.join(OURS)}, "
+        "torchvision:NAME, timm:NAME, FILE.py:FACTORY or FILE.json, with options as in "
+        "resnet18?width=16; by default the one on record, or the one recognized by config.json or "
+        "the tensors",
         show_default=False,
     ),
 ]
@@ -114,7 +116,8 @@ Trust = Annotated[
     bool,
     typer.Option(
         "--trust",
-        help="Run the FILE.py that a checkpoint's metadata name, if it is the very file recorded",
+        help="Allow the FILE.py named in a checkpoint's metadata to run, if its SHA-256 is the one "
+        "recorded",
     ),
 ]
 BatchSize = Annotated[
@@ -195,8 +198,8 @@ def epochs(text: str) -> list[int]:
 
 
 def model_spec(text: str | None) -> "ModelSpec | None":
-    """What `--model` says."""
-    from memtool.models.sources import parse
+    """The spec typed as `--model`, if any. Raises MemtoolError."""
+    from memtool.models import parse
 
     return parse(text) if text else None
 
@@ -207,15 +210,13 @@ def open_checkpoints(
     last_model: str | None = None,
     trust: bool = False,
 ) -> "list[Checkpoint]":
-    """The checkpoints at `paths`, of the `model` typed if any, the last one of `last_model`.
-
-    Raises MemtoolError.
-    """
-    from memtool.checkpoints.checkpoint import Checkpoint
+    """The checkpoints at `paths`, of the `model` typed, if any, and the last one of `last_model`,
+    if that was typed. Raises MemtoolError as `Checkpoint.open` does."""
+    from memtool.checkpoints import Checkpoint
 
     spec = model_spec(model)
     specs = [spec] * (len(paths) - 1) + [model_spec(last_model) or spec]
-    return [Checkpoint.open(path, its, trust) for path, its in zip(paths, specs, strict=True)]
+    return [Checkpoint.open(path, spec, trust) for path, spec in zip(paths, specs, strict=True)]
 
 
 def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None = None) -> str:
@@ -295,7 +296,7 @@ def _check_unchanged(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
 
 
 def check_file(path: Path) -> None:
-    """A usage error unless `path` names a safetensors file, rather than stdout or a figure."""
+    """Raise a usage error unless `path` ends in .safetensors: it is not stdout or a figure."""
     if path.suffix != ".safetensors":
         raise typer.BadParameter(f"{path}: name a file that ends in .safetensors", param_hint="-o")
 

@@ -166,7 +166,7 @@ def stitch(
     set_ = options.load_dataset(
         dataset, opened[-1], data_dir, image_size=image_size, split_at=split_at, training=True
     )
-    *fronts, back = [checkpoint.on(set_) for checkpoint in opened]
+    *fronts, back = [checkpoint.with_dataset(set_) for checkpoint in opened]
     cuts = all_cuts(fronts, back, options.comma_separated(at))
     sweep = Sweep(fronts, back, cuts, settings, save)
     sweep.check()

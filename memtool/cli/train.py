@@ -156,7 +156,7 @@ def train(
     set_ = options.load_data(typed, data_dir, training=True)
     if given and labels:
         given.check(labels, set_)
-    fitted = models.fitted(spec, set_.image_shape, len(set_.classes))
+    fitted = models.complete_for_dataset(spec, set_.image_shape, len(set_.classes))
     if fitted.options.get("num_classes", len(set_.classes)) != len(set_.classes):
         raise MemtoolError(
             f"model {str(spec)!r} has {fitted.options['num_classes']} classes, "

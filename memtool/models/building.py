@@ -1,33 +1,46 @@
-"""Building models from their specs, with weights or without."""
+"""Building models from their specs: with fresh weights, or as skeletons without any."""
 
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from memtool import MemtoolError
 from memtool.errors import one_line
 from memtool.models.sources import check_options, factory_of
 from memtool.models.spec import STITCHED, ModelSpec
+from memtool.tensors import Shape
 
-if TYPE_CHECKING:
-    from torch import nn
+# Called with the shape of each parameter of a skeleton; raises Refused to stop the building.
+Admit = Callable[[Shape], None]
 
 
-def build(spec: ModelSpec) -> "nn.Module":
-    """The model, with fresh weights from torch's global generator. Raises MemtoolError."""
+class Refused(MemtoolError):
+    """Raised while a skeleton is built, because its parameters are not what they should be."""
+
+
+def build(spec: ModelSpec) -> nn.Module:
+    """The model, with fresh weights drawn from torch's global generator.
+
+    Raises MemtoolError for an unknown name, for options that the model does not have or cannot be
+    built with, and for code that is not trusted.
+    """
     try:
         if spec.name == STITCHED:
-            return _stitched(spec)
+            return _build_stitched(spec)
         check_options(spec)
-        return _built(spec)
+        return _build_from_factory(spec)
     except MemtoolError:
         raise
     except Exception as error:  # whatever a factory makes of its options
         raise MemtoolError(f"model {str(spec)!r} cannot be built: {one_line(error)}") from error
 
 
-def _stitched(spec: ModelSpec) -> "nn.Module":
+def _build_stitched(spec: ModelSpec) -> nn.Module:
     from memtool.models.stitched import StitchedModel, StitchingLayer
 
     front, back = map(build, spec.parts)
@@ -35,9 +48,7 @@ def _stitched(spec: ModelSpec) -> "nn.Module":
     return StitchedModel(front, back, StitchingLayer.from_json(spec.options["stitching"]), *layers)
 
 
-def _built(spec: ModelSpec) -> "nn.Module":
-    from torch import nn
-
+def _build_from_factory(spec: ModelSpec) -> nn.Module:
     options = dict(spec.options)
     if spec.name in ("torchvision:googlenet", "torchvision:inception_v3"):
         options.setdefault("init_weights", True)  # or they warn that the default may change
@@ -49,77 +60,37 @@ def _built(spec: ModelSpec) -> "nn.Module":
     return model
 
 
-class Refused(MemtoolError):
-    """What `admit` raises to stop the building of a skeleton."""
+def skeleton(spec: ModelSpec, admit: Admit = lambda shape: None) -> nn.Module:
+    """The model without weights: its parameters are on the meta device, its buffers are real.
 
+    This takes next to no memory and time. `admit` is called with the shape of each parameter before
+    that has cost anything, and may raise Refused. The few models that look at their parameters
+    while they are built get real ones. Raises MemtoolError as `build` does.
 
-Shape = tuple[int, ...]
-
-
-def at_most(spec: ModelSpec, shapes: Mapping[str, Shape]) -> Callable[[Shape], None]:
-    """An `admit` for the model of a file that holds tensors of these shapes: it stops a model with
-    more than twice as many parameters, or elements in them (and some more: a factory may replace
-    what it has built).
-
-    A spec that the user typed may be of any size. Raises Refused at once if another one has a
-    number beyond the count of elements: a factory might make a list of as many.
+    >>> from memtool.models import ModelSpec
+    >>> model = skeleton(ModelSpec("digits-cnn"))
+    >>> model.fc.weight.device, model.block1.norm.running_mean.device
+    (device(type='meta'), device(type='cpu'))
     """
-    if spec.trusted:
-        return lambda shape: None
-    tensors = 2 * len(shapes) + 1000
-    elements = 2 * sum(map(math.prod, shapes.values())) + 10_000_000
-    for number in _numbers(dict(spec.options)):
-        if not abs(number) <= elements:
-            raise Refused(f"model {str(spec)!r:.200} is far larger than what it holds")
-
-    def admit(shape: Shape) -> None:
-        nonlocal tensors, elements
-        tensors -= 1
-        elements -= math.prod(shape)
-        if tensors < 0 or elements < 0:
-            raise Refused(f"model {str(spec)!r:.200} is far larger than what it holds")
-
-    return admit
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, int | float):
-        yield value
-    elif isinstance(value, dict | list):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _numbers(part)
-
-
-def skeleton(spec: ModelSpec, admit: Callable[[Shape], None] = lambda shape: None) -> "nn.Module":
-    """The model without weights: its parameters on the meta device, its buffers as they are.
-
-    Takes next to no memory and time: `admit` gets the shape of each parameter before that has cost
-    anything, and may raise Refused. The few models that look at their parameters while they are
-    built get real ones.
-    """
-    import torch
-
     with torch.random.fork_rng(devices=[]):
         try:
-            with _watched_parameters(admit, to_meta=True):
+            with _parameters_watched(admit, to_meta=True):
                 return build(spec)
         except Refused:
             raise
         except MemtoolError:
-            with _watched_parameters(admit, to_meta=False):
+            with _parameters_watched(admit, to_meta=False):
                 return build(spec)
 
 
 @contextmanager
-def _watched_parameters(admit: Callable[[Shape], None], to_meta: bool) -> Iterator[None]:
-    """Within the block each parameter is shown to `admit`, and moved to the meta device, as a
-    module takes it: before it has been filled, so that even a huge one has not cost any memory.
+def _parameters_watched(admit: Admit, to_meta: bool) -> Iterator[None]:
+    """Within the block, call `admit` with the shape of each parameter that a module registers, and
+    move it to the meta device: before it has been filled, so that even a huge one takes no memory.
 
-    Better than torch.device("meta") around the block: buffers, and what a model computes while it
-    is built (regnet its widths, swin its position indices), keep their values.
+    `torch.device("meta")` around the block would move too much: buffers, and what a model computes
+    while it is built (regnet its widths, swin its position indices), have to keep their values.
     """
-    import torch
-    from torch.nn.modules.module import register_module_parameter_registration_hook
 
     def see(module: Any, name: str, parameter: Any) -> Any:
         if parameter is None:
@@ -127,10 +98,45 @@ def _watched_parameters(admit: Callable[[Shape], None], to_meta: bool) -> Iterat
         admit(tuple(parameter.shape))
         if parameter.is_meta or not to_meta:
             return None
-        return torch.nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
+        return nn.Parameter(parameter.detach().to("meta"), parameter.requires_grad)
 
     handle = register_module_parameter_registration_hook(see)
     try:
         yield
     finally:
         handle.remove()
+
+
+def size_limit(spec: ModelSpec, shapes: Mapping[str, Shape]) -> Admit:
+    """An `admit` for the skeleton of a model whose weights are in a file with these shapes.
+
+    It refuses a model with more than twice as many parameters, or twice as many elements in them,
+    as the file holds; and somewhat more, since a factory may replace what it has built. Raises
+    Refused at once if an option is a number beyond the limit on elements, since a factory might
+    make a list of that length. A spec that the user typed may be of any size.
+    """
+    if spec.trusted:
+        return lambda shape: None
+    tensors = 2 * len(shapes) + 1000
+    elements = 2 * sum(map(math.prod, shapes.values())) + 10_000_000
+    too_large = Refused(f"model {str(spec)!r:.200} is far larger than what it holds")
+    if not all(abs(number) <= elements for number in _numbers(dict(spec.options))):
+        raise too_large
+
+    def admit(shape: Shape) -> None:
+        nonlocal tensors, elements
+        tensors -= 1
+        elements -= math.prod(shape)
+        if tensors < 0 or elements < 0:
+            raise too_large
+
+    return admit
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """All numbers in a JSON value, however deep."""
+    if isinstance(value, int | float):
+        yield value
+    elif isinstance(value, dict | list):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from _numbers(part)

@@ -1,4 +1,4 @@
-"""Our own networks."""
+"""Our own networks: small ones for the digits and for SVHN, and ResNets for small images."""
 
 from collections import OrderedDict
 from typing import TYPE_CHECKING
@@ -33,10 +33,10 @@ def _linear(inputs: int, outputs: int) -> nn.Sequential:
 
 
 def digits_cnn(num_classes: int = 10, channels: int = 1, image_size: int = 8) -> nn.Sequential:
-    """Four convolutions (16, 16, 32, 32 channels) and three linear layers (128, 64, classes).
+    """Four convolutions (16, 16, 32, 32 channels) and three linear layers (128, 64, num_classes).
 
-    For images of (channels, image_size, image_size), image_size a multiple of 4 or rounded down
-    to one by the two poolings; its layers block1 ... block6 and fc are all cuts.
+    Takes images (n, channels, image_size, image_size). The two poolings halve the image, rounding
+    down. The layers block1 ... block6 are all cuts.
     """
     return nn.Sequential(
         OrderedDict(
@@ -55,11 +55,12 @@ def digits_cnn(num_classes: int = 10, channels: int = 1, image_size: int = 8) ->
 def cnn(
     num_classes: int = 10, channels: int = 3, image_size: int = 32, width: int = 32
 ) -> nn.Sequential:
-    """Six convolutions (width, width, 2, 2, 4, 4 times width channels) and three linear layers.
+    """Six convolutions (width, width, 2, 2, 4, 4 times width channels) and three linear layers
+    (8 times width, 4 times width, num_classes).
 
-    For images of (channels, image_size, image_size), halved by a pooling after every second
-    convolution; its layers block1 ... block8 and fc are all cuts. Gupta, Saha and Rai (2024) train
-    "a customized CNN" on SVHN without giving its sizes: these are ours.
+    Takes images (n, channels, image_size, image_size); a pooling after every second convolution
+    halves them, rounding down. The layers block1 ... block8 are all cuts. Gupta, Saha and Rai
+    (2024) train "a customized CNN" on SVHN without giving its sizes: these are ours.
     """
     return nn.Sequential(
         OrderedDict(
@@ -78,21 +79,21 @@ def cnn(
 
 
 def resnet18(num_classes: int = 10, channels: int = 3, width: int = 64) -> nn.Sequential:
-    """ResNet-18 for small images, of any size: `width` channels in the first stage."""
+    """ResNet-18 for small images of any size, with `width` channels in the first stage."""
     from torchvision.models.resnet import BasicBlock
 
     return _resnet(BasicBlock, [2, 2, 2, 2], num_classes, channels, width)
 
 
 def resnet34(num_classes: int = 10, channels: int = 3, width: int = 64) -> nn.Sequential:
-    """ResNet-34 for small images, of any size: `width` channels in the first stage."""
+    """ResNet-34 for small images of any size, with `width` channels in the first stage."""
     from torchvision.models.resnet import BasicBlock
 
     return _resnet(BasicBlock, [3, 4, 6, 3], num_classes, channels, width)
 
 
 def resnet50(num_classes: int = 10, channels: int = 3, width: int = 64) -> nn.Sequential:
-    """ResNet-50 for small images, of any size: 4 * `width` channels in the first stage."""
+    """ResNet-50 for small images of any size, with 4 * `width` channels in the first stage."""
     from torchvision.models.resnet import Bottleneck
 
     return _resnet(Bottleneck, [3, 4, 6, 3], num_classes, channels, width)
@@ -106,7 +107,7 @@ def _resnet(
     width: int,
 ) -> nn.Sequential:
     """A ResNet (He et al. 2016) with the stem that is usual for CIFAR: a 3x3 convolution of stride
-    1 and no pooling. Its tensors are named as torchvision's."""
+    1 and no pooling. Its tensors have the names of torchvision's."""
     inputs = [width, *(block.expansion * width * 2**stage for stage in range(4))]
     model = nn.Sequential(
         OrderedDict(
@@ -131,7 +132,7 @@ def _resnet(
 def _stage(
     block: "type[BasicBlock | Bottleneck]", inputs: int, width: int, count: int, stride: int
 ) -> nn.Sequential:
-    """`count` residual blocks, the first of which takes `inputs` channels and strides."""
+    """`count` residual blocks, the first of which takes `inputs` channels and has the stride."""
     outputs = width * block.expansion
     shortcut = None
     if stride != 1 or inputs != outputs:

@@ -1,13 +1,18 @@
-"""Where architectures come from: our networks, torchvision, timm, or a factory of the user's."""
+"""Where architectures come from: our own networks, torchvision, timm, or a factory of the user's.
+
+Every source gives a factory, a function from options to a torch module, whose signature tells which
+options the model has. Nothing is built here.
+"""
 
 import hashlib
 import inspect
 import typing
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memtool import MemtoolError
@@ -19,8 +24,16 @@ if TYPE_CHECKING:
 
     Factory = Callable[..., nn.Module]
 
-
-# What these builders would download or unpickle: memtool reads weights from safetensors alone.
+# Our own networks: the name in a spec, and the function in memtool.models.nets that builds it.
+OURS = {
+    "digits-cnn": "digits_cnn",
+    "cnn": "cnn",
+    "resnet18": "resnet18",
+    "resnet34": "resnet34",
+    "resnet50": "resnet50",
+}
+# Options by which the builders of torchvision and timm would download or unpickle something:
+# memtool reads weights from safetensors files only.
 NOT_OPTIONS = {
     "weights",
     "progress",
@@ -32,19 +45,8 @@ NOT_OPTIONS = {
 }
 
 
-def ours() -> "dict[str, Factory]":
-    from memtool.models import nets
-
-    return {
-        "digits-cnn": nets.digits_cnn,
-        "cnn": nets.cnn,
-        "resnet18": nets.resnet18,
-        "resnet34": nets.resnet34,
-        "resnet50": nets.resnet50,
-    }
-
-
 def torchvision_names() -> list[str]:
+    """The names of torchvision's classifiers."""
     import torchvision
 
     return list(torchvision.models.list_models(module=torchvision.models))
@@ -64,18 +66,24 @@ def _timm() -> Any:
 
 
 def factory_of(spec: ModelSpec) -> "Factory":
-    """What builds the model, by where its name says that it comes from. Raises MemtoolError."""
+    """The function that builds the model, from the source that the spec's name tells.
+
+    Raises MemtoolError for a name that no source has, and for code that is not trusted.
+    """
     source, _, name = spec.name.rpartition(":")
     if code_file(spec.name):
-        return _own_factory(spec)
-    if not source and name in ours():
-        return ours()[name]
+        return _user_factory(spec)
+    if spec.name in OURS:
+        from memtool.models import nets
+
+        ours: Factory = getattr(nets, OURS[spec.name])
+        return ours
     if source == "torchvision" and name in torchvision_names():
         import torchvision
 
         builder: Factory = torchvision.models.get_model_builder(name)
         return builder
-    # A tag such as .a1_in1k names weights, which come from elsewhere.
+    # A tag such as .a1_in1k names weights, which memtool takes from a file instead.
     if source == "timm" and (bare := name.partition(".")[0]) in _timm_names():
         entry: Factory = _timm().models.model_entrypoint(bare)
         return entry
@@ -83,8 +91,8 @@ def factory_of(spec: ModelSpec) -> "Factory":
 
 
 def _unknown(name: str) -> str:
-    """What to say of a name that no source has: the nearest ones, and where was looked."""
-    known = {bare: bare for bare in ours()}
+    """The error message for a name that no source has, with the nearest names and the sources."""
+    known = {bare: bare for bare in OURS}
     known |= {f"torchvision:{bare}": bare for bare in torchvision_names()}
     if find_spec("timm"):
         known |= {f"timm:{bare}": bare for bare in _timm_names()}
@@ -99,11 +107,11 @@ def _unknown(name: str) -> str:
         or [full for full, its in known.items() if its.startswith(bare)]
     )[:3]
     hint = f"; nearest: {', '.join(nearest)}" if nearest else ""
-    places = f"{', '.join(ours())}, torchvision:NAME, FILE.py:FACTORY, FILE.json, {timm}"
+    places = f"{', '.join(OURS)}, torchvision:NAME, FILE.py:FACTORY, FILE.json, {timm}"
     return f"unknown model {name!r}{hint} (looked in: {places})"
 
 
-def _own_factory(spec: ModelSpec) -> "Factory":
+def _user_factory(spec: ModelSpec) -> "Factory":
     """The function that a trusted `FILE.py:FACTORY` names, from the very bytes that were hashed."""
     path = code_file(spec.name)
     assert path
@@ -118,7 +126,11 @@ def _own_factory(spec: ModelSpec) -> "Factory":
             f"{path}: is not the file that model {spec.name!r} was recorded with (its SHA-256 "
             f"differs); bring that back, or type what is to run: --model {spec.name}"
         )
-    wanted = spec.name.rpartition(":")[2]
+    return _function_in(path, source, spec.name.rpartition(":")[2])
+
+
+def _function_in(path: Path, source: bytes, wanted: str) -> "Factory":
+    """Run the `source` of a file of code, and return the function of that name."""
     namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
     try:
         exec(compile(source, path, "exec"), namespace)
@@ -133,10 +145,14 @@ def _own_factory(spec: ModelSpec) -> "Factory":
     return typing.cast("Factory", factory)
 
 
-def accepted(spec: ModelSpec) -> list[str] | None:
-    """The options that a model may be built with; None if its factory takes any.
+def accepted_options(spec: ModelSpec) -> list[str] | None:
+    """The names of the options that a model may be built with; None if its factory takes any.
 
-    torchvision's and timm's builders pass theirs on to the class that they say they return.
+    The builders of torchvision and timm pass theirs on to the class that they are annotated to
+    return. Raises MemtoolError as `factory_of` does.
+
+    >>> accepted_options(ModelSpec("resnet18"))
+    ['num_classes', 'channels', 'width']
     """
     factory = factory_of(spec)
     parameters = dict(inspect.signature(factory).parameters)
@@ -145,7 +161,7 @@ def accepted(spec: ModelSpec) -> list[str] | None:
         return names
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        returned = _returned(factory)
+        returned = _returned_class(factory)
     if returned is None:
         return None
     names += [
@@ -156,7 +172,8 @@ def accepted(spec: ModelSpec) -> list[str] | None:
     return names
 
 
-def _returned(factory: "Factory") -> Any:
+def _returned_class(factory: "Factory") -> Any:
+    """The class that a factory is annotated to return; None if there is none."""
     try:
         returned = typing.get_type_hints(factory).get("return")
     except (NameError, TypeError):
@@ -165,8 +182,8 @@ def _returned(factory: "Factory") -> Any:
 
 
 def check_options(spec: ModelSpec) -> None:
-    """Raise MemtoolError unless the factory takes each option of `spec`."""
-    names = accepted(spec)
+    """Raise MemtoolError unless the model has each option of `spec`."""
+    names = accepted_options(spec)
     library = spec.name.startswith(("torchvision:", "timm:"))
     for option in spec.options:
         if library and option in NOT_OPTIONS:
@@ -175,22 +192,28 @@ def check_options(spec: ModelSpec) -> None:
                 "(memtool convert makes one)"
             )
         if names is not None and option not in names:
-            told = [name for name in names if not (library and name in NOT_OPTIONS)]
+            listed = [name for name in names if not (library and name in NOT_OPTIONS)]
             raise MemtoolError(
-                f"model {spec.name!r} has no option {option!r} (it has: {', '.join(told)})"
+                f"model {spec.name!r} has no option {option!r} (it has: {', '.join(listed)})"
             )
 
 
-def image_shape(spec: ModelSpec) -> "tuple[int, int, int]":
-    """(channels, height, width) of the images that a model is meant for, as far as its spec or its
-    library says; else (3, 224, 224)."""
+def image_shape(spec: ModelSpec) -> tuple[int, int, int]:
+    """(channels, height, width) of the images that a model is meant for.
+
+    That is what its options say, else the defaults of its factory, else the images that the
+    library's own weights were trained on; 3 channels and 224x224 where nothing says otherwise.
+
+    >>> image_shape(ModelSpec("cnn", {"channels": 1}))
+    (1, 32, 32)
+    """
     if spec.name == STITCHED:
         return image_shape(spec.parts[0])
     source, _, name = spec.name.rpartition(":")
     known = dict(spec.options)
     known |= {key: value for key, value in _defaults(spec).items() if key not in known}
     channels = known.get("channels", known.get("in_chans", 3))
-    size = known.get("image_size", known.get("img_size", 32 if name in ours() else 224))
+    size = known.get("image_size", known.get("img_size", 32 if spec.name in OURS else 224))
     if source == "torchvision" and not {"image_size", "input_size"} & spec.options.keys():
         size = _trained_size(name)
     if source == "timm" and "img_size" not in spec.options:
@@ -201,44 +224,62 @@ def image_shape(spec: ModelSpec) -> "tuple[int, int, int]":
 
 
 def _defaults(spec: ModelSpec) -> dict[str, Any]:
+    """The options of a model that have a default value, with that value."""
     parameters = inspect.signature(factory_of(spec)).parameters.items()
     return {key: value.default for key, value in parameters if value.default is not value.empty}
 
 
 def _trained_size(name: str) -> int:
-    """The size of the images that torchvision's own weights of a model were trained for."""
+    """The size of the images that torchvision's newest weights of a model were trained on."""
     import torchvision
 
     weights = list(torchvision.models.get_model_weights(name))
     return int(weights[-1].transforms.keywords["crop_size"]) if weights else 224
 
 
-def fitted(spec: ModelSpec, image_shape: tuple[int, int, int], classes: int) -> ModelSpec:
-    """`spec` with the options that the data set settles, as far as its factory takes them.
+def channels_option(names: Sequence[str]) -> str:
+    """Which of a model's options is the number of channels of its images.
 
-    Raises MemtoolError for images that are not square, or not RGB, where the model needs it.
+    timm's resnets have `channels` too, but those are the channels of their stages.
+    """
+    return "in_chans" if "in_chans" in names else "channels"
+
+
+def complete_for_dataset(
+    spec: ModelSpec, image_shape: tuple[int, int, int], classes: int
+) -> ModelSpec:
+    """`spec` with the options that a data set determines, where it does not give them itself and
+    the model has them: the number of classes, and the channels and the size of the images.
+
+    `image_shape` is (channels, height, width). Raises MemtoolError for images that are not square,
+    or do not have three channels, where the model needs that.
+
+    >>> str(complete_for_dataset(ModelSpec("resnet18", {"width": 16}), (1, 8, 8), 10))
+    'resnet18?channels=1&num_classes=10&width=16'
     """
     channels, height, width = image_shape
-    names = accepted(spec) or []
+    names = accepted_options(spec) or []
     sizes = {"image_size": height, "img_size": height, "input_size": [height, width]}
     if height != width and {"image_size", "img_size"} & set(names):
         raise MemtoolError(f"model {spec.name!r} takes square images, these are {width}x{height}")
     if channels != 3 and spec.name.startswith("torchvision:"):
         raise MemtoolError(
             f"model {spec.name!r} takes images of 3 channels, these have {channels}; one of ours "
-            f"takes any ({', '.join(ours())})"
+            f"takes any ({', '.join(OURS)})"
         )
-    # timm's resnets have `channels` of their own: those of the stages.
-    depth = "in_chans" if "in_chans" in names else "channels"
-    settled = {"num_classes": classes, depth: channels, **sizes}
-    known = {key: value for key, value in settled.items() if key in names}
+    determined = {"num_classes": classes, channels_option(names): channels, **sizes}
+    known = {key: value for key, value in determined.items() if key in names}
     return replace(spec, options={**known, **spec.options})
 
 
 def parse(text: str) -> ModelSpec:
-    """`NAME?key=value&...` as a spec; raises MemtoolError for a name or an option not known.
+    """The spec that `NAME?key=value&...` stands for, checked against its source.
 
-    Whoever calls this has it from the user: a `FILE.py:FACTORY` in it may run.
+    `text` must come from the user, since it is trusted: a `FILE.py` that it names is run. Raises
+    MemtoolError for an unknown name and for an option that the model does not have.
+
+    >>> parse("resnet18?width=16")
+    ModelSpec(name='resnet18', options={'width': 16}, sha256=None, trusted=True)
     """
     spec = ModelSpec.parse(text)
     check_options(spec)

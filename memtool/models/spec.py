@@ -1,10 +1,10 @@
-"""Model specs: text or JSON that says how to build a model. Nothing is built here.
+"""Model specs: text or JSON that says how to build a model. Pure data: nothing is built here.
 
 A spec is a name and options, as in `resnet18?width=16&num_classes=10`. The name says where the
 architecture comes from: `digits-cnn` (ours), `torchvision:resnet50`, `timm:vit_tiny_patch16_224`,
-`FILE.py:FACTORY` (the user's own), or `FILE.json`, which holds what `ModelSpec.json` gives. A
-stitched model has no text form: its spec lives in its checkpoint's metadata, as JSON that holds the
-specs of both parts.
+`FILE.py:FACTORY` (the user's own), or `FILE.json`, which holds what `ModelSpec.json` returns. The
+spec of a stitched model has no text form: it is JSON in the metadata of its checkpoint, and
+contains the specs of both parts.
 """
 
 import hashlib
@@ -21,20 +21,26 @@ STITCHED = "stitched"
 
 
 class Connector(StrEnum):
-    """What kind of map a stitching layer is."""
+    """The kinds of maps that a stitching layer can be."""
 
-    auto = "auto"  # conv1x1 for maps of channels, linear for vectors and tokens
-    conv1x1 = "conv1x1"  # the same affine map of the channels at each position
-    linear = "linear"  # of vectors and of each token; maps are flattened first
-    none = "none"  # the identity, nothing to train
+    auto = "auto"  # conv1x1 for feature maps, linear for vectors and tokens
+    conv1x1 = "conv1x1"  # the same affine map of the channels at every position
+    linear = "linear"  # an affine map of vectors or of each token; feature maps are flattened
+    none = "none"  # the identity: nothing to train
 
 
 @dataclass(frozen=True)
 class ModelSpec:
-    """The name of an architecture and the options it is built with.
+    """The name of an architecture and the options that it is built with.
 
-    A `FILE.py:FACTORY` also has the file's `sha256`, and is `trusted` if the user typed it: a
-    spec found in a file's metadata is not, and runs no code.
+    The spec of a `FILE.py:FACTORY` also has the file's `sha256`. A spec that the user typed is
+    `trusted`, and its code may run; one that was read from a file's metadata is not.
+
+    >>> spec = ModelSpec("resnet18", {"width": 16, "num_classes": 10})
+    >>> str(spec)
+    'resnet18?num_classes=10&width=16'
+    >>> ModelSpec.from_json(spec.json()) == spec
+    True
     """
 
     name: str
@@ -52,17 +58,19 @@ class ModelSpec:
 
     @property
     def parts(self) -> "tuple[ModelSpec, ModelSpec]":
-        """The specs of a stitched model's front and back, trusted as it is itself."""
+        """The specs of the front and the back of a stitched model, as trusted as its own."""
         front, back = (ModelSpec.from_json(self.options[part]) for part in ("front", "back"))
         return replace(front, trusted=self.trusted), replace(back, trusted=self.trusted)
 
     def json(self) -> dict[str, Any]:
+        """The spec as JSON, which does not say whether it is trusted."""
         digest = {"sha256": self.sha256} if self.sha256 else {}
         return {"name": self.name, "options": dict(self.options), **digest}
 
     @staticmethod
     def from_json(value: Any) -> "ModelSpec":
-        """Raises MemtoolError if `value` is not what `json` gives."""
+        """The spec, not trusted, that `json` returned as `value`; raises MemtoolError for any other
+        value."""
         match value:
             case {"name": str(name), "options": dict(options), **rest}:
                 digest = rest.pop("sha256", None)
@@ -91,6 +99,7 @@ class ModelSpec:
 
 
 def _check_stitched(spec: ModelSpec) -> None:
+    """Raise MemtoolError unless these are the options of a stitched model."""
     match spec.options:
         case {
             "front": dict(),
@@ -99,7 +108,8 @@ def _check_stitched(spec: ModelSpec) -> None:
             "back_layer": str(),
             "stitching": dict(),
         }:
-            assert spec.parts
+            for part in ("front", "back"):
+                ModelSpec.from_json(spec.options[part])
         case _:
             raise MemtoolError(f"not the spec of a stitched model: {dict(spec.options)!r:.80}")
 
@@ -121,6 +131,7 @@ def _value(text: str) -> Any:
 
 
 def _from_file(path: Path) -> ModelSpec:
+    """The spec in a `FILE.json`."""
     try:
         return ModelSpec.from_json(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -138,6 +149,7 @@ def code_file(name: str) -> Path | None:
 
 
 def source_of(path: Path) -> bytes:
+    """The bytes of a file of code. Raises MemtoolError if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -9,7 +9,7 @@ from math import prod
 from torch import nn
 
 from memtool import MemtoolError
-from memtool.checkpoints import Checkpoint, traced_all
+from memtool.checkpoints import Checkpoint, trace_all
 from memtool.layers import Layer, select
 from memtool.similarity.settings import Pairs
 from memtool.tensors import stored_tensors
@@ -69,7 +69,7 @@ def selections(
     return [
         Selection(checkpoint, select(layers, globs, str(checkpoint.path)), globs)
         for checkpoint, layers, globs in zip(
-            checkpoints, traced_all(checkpoints), wanted, strict=True
+            checkpoints, trace_all(checkpoints), wanted, strict=True
         )
     ]
 

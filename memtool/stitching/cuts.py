@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError
-from memtool.checkpoints import Checkpoint, Network, traced_all
+from memtool.checkpoints import Checkpoint, Network, trace_all
 from memtool.layers import Back, Layer, run_to, select
 from memtool.stitching.planning import Cut
 
@@ -25,7 +25,7 @@ def all_cuts(
                 f"{front.path}: takes images of (channels, height, width) = {front.image_shape}, "
                 f"but {back.path} takes {back.image_shape}; stitch networks for images of one size"
             )
-    *ours, theirs = traced_all([*fronts, back])
+    *ours, theirs = trace_all([*fronts, back])
     return {
         front.path: matching_cuts(layers, theirs, at, str(front.path), str(back.path))
         for front, layers in zip(fronts, ours, strict=True)

@@ -27,7 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from memtool import data, layers
-from memtool.checkpoints.checkpoint import Checkpoint, Network
+from memtool.checkpoints import Checkpoint, Network
 from memtool.models.building import build
 from memtool.models.sources import parse
 
@@ -54,7 +54,10 @@ def write_checkpoint(model: str, seed: int, path: Path) -> Path:
 
 def networks(arguments: argparse.Namespace) -> tuple[list[Network], torch.Tensor]:
     dataset = data.load(arguments.data)
-    opened = [Checkpoint.open(path, parse(arguments.model)).on(dataset) for path in arguments.paths]
+    opened = [
+        Checkpoint.open(path, parse(arguments.model)).with_dataset(dataset)
+        for path in arguments.paths
+    ]
     images = torch.from_numpy(dataset.test.images)
     return [one.network(torch.device("cpu")) for one in opened], images
 

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
-from memtool import MemtoolError, models
-from memtool.checkpoints.checkpoint import Checkpoint, Network, load_weights, traced_all
-from memtool.models import nets
-from memtool.models.spec import ModelSpec
+from memtool import MemtoolError, data, models
+from memtool.checkpoints import Checkpoint, load, trace_all
+from memtool.models import ModelSpec, nets
 from memtool.tensors import read_metadata, save_tensors
 
 CPU = torch.device("cpu")
@@ -43,8 +42,8 @@ def small(tmp_path) -> Path:
 def test_a_model_comes_back_as_it_was_saved(small):
     network = Checkpoint.open(small).network(CPU)
     saved = load_file(small)
-    assert {key: (value == saved[key]).all() for key, value in network.model.state_dict().items()}
     assert network.model.state_dict().keys() == saved.keys()
+    assert all(torch.equal(value, saved[key]) for key, value in network.model.state_dict().items())
     assert not any(module.training for module in network.model.modules())
     assert not any(parameter.requires_grad for parameter in network.model.parameters())
     assert network(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape == (3, 2)
@@ -64,22 +63,6 @@ def test_weights_of_other_types_become_float32(tmp_path, type_):
         assert torch.equal(value, tensors[key].to(value.dtype))
 
 
-def test_loading_weights_copies_none_of_them():
-    model = models.skeleton(ModelSpec("resnet18", {"width": 8}))
-    tensors = nets.resnet18(width=8).state_dict()
-    load_weights(model, tensors, Path("x"))
-    for key, value in model.state_dict().items():
-        assert value.data_ptr() == tensors[key].data_ptr()
-
-
-def test_counts_of_batches_may_be_missing():
-    model = nets.digits_cnn(2)
-    tensors = {k: v for k, v in nets.digits_cnn(2).state_dict().items() if "num_batches" not in k}
-    load_weights(model, tensors, Path("old"))
-    assert torch.equal(model.fc.weight, tensors["fc.weight"])
-    assert model.block1.norm.num_batches_tracked == 0
-
-
 def test_tensors_that_do_not_fit_are_counted_and_the_first_are_named(small, tmp_path):
     tensors = load_file(small)
     tensors["fc.weight"] = torch.zeros(3, 64)
@@ -94,16 +77,9 @@ def test_tensors_that_do_not_fit_are_counted_and_the_first_are_named(small, tmp_
         r"1 unexpected \(more\); "
         r"1 of another shape \(fc.weight \(3, 64\) for \(2, 64\)\)"
     )
-    for use in (Checkpoint.model, Checkpoint.skeleton, lambda checkpoint: traced_all([checkpoint])):
+    for use in (Checkpoint.model, Checkpoint.skeleton, lambda checkpoint: trace_all([checkpoint])):
         with pytest.raises(MemtoolError, match=expected):
             use(Checkpoint.open(path))
-
-
-def test_a_tensor_of_another_kind_is_no_weight():
-    tensors = nets.digits_cnn(2).state_dict()
-    tensors["fc.bias"] = torch.zeros(2, dtype=torch.int64)
-    with pytest.raises(MemtoolError, match="x: its tensor fc.bias is of type torch.int64"):
-        load_weights(nets.digits_cnn(2), tensors, Path("x"))
 
 
 NEEDS_WEIGHTS = """
@@ -136,22 +112,65 @@ def test_models_that_look_at_their_weights_are_built_in_full(tmp_path, monkeypat
     checkpoint = Checkpoint.open(path, spec)
     images = torch.rand(3, 1, 8, 8)
     assert torch.equal(checkpoint.model()(images), model(images))
-    assert [layer.name for layer in traced_all([checkpoint])[0]] == ["linear"]
+    assert [layer.name for layer in trace_all([checkpoint])[0]] == ["linear"]
 
 
 def test_equal_models_are_traced_once(small, monkeypatch):
     calls = []
-    traced = Checkpoint.traced
-    monkeypatch.setattr(Checkpoint, "traced", lambda *args: calls.append(args) or traced(*args))
-    one, two = traced_all([Checkpoint.open(small), Checkpoint.open(small)])
+    trace = Checkpoint.trace
+    monkeypatch.setattr(Checkpoint, "trace", lambda *args: calls.append(args) or trace(*args))
+    one, two = trace_all([Checkpoint.open(small), Checkpoint.open(small)])
     assert one == two and len(calls) == 1
-    traced_all([Checkpoint.open(small)], image_size=9)
+    trace_all([Checkpoint.open(small)], image_size=9)
     assert calls[-1][1] == (1, 9, 9)
 
 
 def test_images_that_a_model_does_not_take_are_told(small):
     with pytest.raises(MemtoolError, match=r"does not take images of .* = \(1, 64, 64\): Runtime"):
-        traced_all([Checkpoint.open(small)], image_size=64)
+        trace_all([Checkpoint.open(small)], image_size=64)
+
+
+# --- Loading from Python --------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_loaded_as_a_network_ready_to_classify(small):
+    network = load(str(small))
+    assert isinstance(network.model, nn.Module)
+    assert not any(module.training for module in network.model.modules())
+    assert (network.mean, network.std) == (DATA["mean"], DATA["std"])
+    images = torch.randint(0, 256, (3, 1, 8, 8), dtype=torch.uint8)
+    logits = network(images)
+    assert logits.shape == (3, 2) and logits.dtype == torch.float32 and not logits.requires_grad
+    model = nets.digits_cnn(2).eval()
+    model.load_state_dict(load_file(small))
+    assert torch.allclose(logits, model((images / 255 - 0.5) / 0.25), atol=1e-6)
+
+
+@pytest.fixture
+def foreign(small) -> Path:
+    """The same tensors in a file without metadata."""
+    path = small.with_name("foreign.safetensors")
+    save_file(load_file(small), path)
+    return path
+
+
+def test_a_foreign_checkpoint_is_loaded_with_its_data_set(foreign):
+    dataset = data.load("digits")
+    with pytest.raises(MemtoolError, match="foreign.safetensors: does not say how its images are"):
+        load(foreign)
+    for model in (None, "digits-cnn"):
+        network = load(foreign, model, dataset)
+        assert (network.mean, network.std) == (dataset.mean, dataset.std)
+        assert network(torch.from_numpy(dataset.test.images[:5])).shape == (5, 2)
+    with pytest.raises(MemtoolError, match="do not fit the model resnet18"):
+        load(foreign, "resnet18", dataset)
+
+
+def test_what_is_no_checkpoint_is_not_loaded(tmp_path, runs):
+    with pytest.raises(MemtoolError, match="none.safetensors: no such file"):
+        load(tmp_path / "none.safetensors")
+    with pytest.raises(MemtoolError, match="is a labels file, not a checkpoint file"):
+        load(runs.noisy_labels)
 
 
 # --- Trust ----------------------------------------------------------------------------------------
@@ -184,6 +203,14 @@ def test_the_code_that_metadata_name_runs_only_if_trusted(run, own):
     assert "--model net.py:make" in result.stderr
     assert not Path("ran").exists()
     assert run("info", "--layers", own, "--trust").code == 0
+    assert Path("ran").exists()
+
+
+def test_code_is_not_run_by_loading_unless_trusted(own):
+    with pytest.raises(MemtoolError, match="--trust"):
+        load(own)
+    assert not Path("ran").exists()
+    assert load(own, trust=True)(torch.zeros(3, 1, 8, 8, dtype=torch.uint8)).shape == (3, 2)
     assert Path("ran").exists()
 
 
@@ -269,16 +296,3 @@ def test_a_model_far_larger_than_the_file_is_never_made(run, tmp_path, name, opt
     assert result.stderr.count("\n") == 1
     assert peak < 200e6
     assert run("info", path).code == 0
-
-
-def test_a_network_takes_images_with_channels_last_where_it_can_do_with_it():
-    class Viewing(nn.Conv2d):
-        def forward(self, x):
-            return super().forward(x).view(len(x), -1)
-
-    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
-    plain, viewing = (
-        Network(model, [0.5] * 3, [0.2] * 3) for model in (nn.Conv2d(3, 8, 3), Viewing(3, 8, 3))
-    )
-    assert plain.fastest(images).memory_format is torch.channels_last
-    assert viewing.fastest(images).memory_format is None

@@ -65,7 +65,7 @@ def test_safetensors_in_another_layout(run, tmp_path, weights):
     result = run("convert", source, "--model", SPEC, "-o", target, "--data", "folder:nowhere")
     assert result.code == 1 and not target.exists()
     result = run("convert", source, "--model", SPEC, "-o", target)
-    assert result.code == 0 and "'_orig_mod', undone" in result.stderr
+    assert result.code == 0 and "removed the prefix '_orig_mod.'" in result.stderr
     found = load_file(target)
     assert found["conv1.weight"].dtype == torch.float32
     assert torch.equal(found["conv1.weight"], half["conv1.weight"].float())
@@ -169,3 +169,11 @@ def test_the_output_is_a_file(run, tmp_path, weights):
     assert run("convert", tmp_path / "w.pth", "-o", "-").code == 2
     assert run("convert", tmp_path / "w.pth", "-o", tmp_path).code == 2
     assert run("convert", tmp_path / "w.pth").code == 2
+
+
+def test_what_is_ignored_in_a_pickle_is_said(run, tmp_path, weights):
+    source, target = tmp_path / "old.pth", tmp_path / "new.safetensors"
+    torch.save({"state_dict": {**weights, "best": 0.5}, "model_ema": {}}, source)
+    result = run("convert", source, "-o", target)
+    assert f"{source}: used 'state_dict', ignored model_ema\n" in result.stderr
+    assert f"{source}: ignored best, not tensors\n" in result.stderr

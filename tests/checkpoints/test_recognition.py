@@ -8,9 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from memtool import MemtoolError, models
-from memtool.checkpoints import recognition
-from memtool.checkpoints.checkpoint import Checkpoint
-from memtool.models.spec import ModelSpec
+from memtool.checkpoints import Checkpoint, recognition
+from memtool.models import ModelSpec
 
 Tensors = dict[str, torch.Tensor]
 
@@ -60,61 +59,23 @@ def test_nothing_else_is_recognized():
         assert recognition.matching(tuple(changed.items())) == []
 
 
-@pytest.mark.parametrize(
-    "wrap",
-    ["module.{}", "_orig_mod.{}", "model.{}", "module._orig_mod.{}", "ema_model.module.{}"],
-)
-def test_wrappers_are_undone_and_said(run, tmp_path, caplog, wrap):
-    caplog.set_level("INFO")
-    plain = tensors_of("resnet18?width=4")
-    path = saved(tmp_path / "w.safetensors", {wrap.format(key): plain[key] for key in plain})
-    for model in (None, models.parse("resnet18?width=4")):
-        caplog.clear()
-        checkpoint = Checkpoint.open(path, model)
-        assert checkpoint.tensors().keys() == plain.keys()
-        assert f"wrapped in {wrap.removesuffix('.{}')!r}" in caplog.text
-    result = run("info", path)
-    assert result.code == 0 and "undone" in result.stderr
-    assert run("info", path, "-q").stderr == ""
-
-
-def test_weights_are_taken_and_their_moving_average_is_left_aside(tmp_path, caplog):
-    caplog.set_level("INFO")
-    plain = tensors_of("resnet18?width=4")
-    both = {f"model.{key}": value + 1 for key, value in plain.items()}
-    both |= {f"ema.{key}": value.clone() for key, value in plain.items()}
-    checkpoint = Checkpoint.open(saved(tmp_path / "b.safetensors", both))
-    assert (checkpoint.tensors()["conv1.weight"] == 1).all()
-    assert f"{len(plain)} tensors left aside (ema." in caplog.text
-
-
-def test_the_count_of_an_averaged_model_is_no_weight(tmp_path):
-    plain = tensors_of("resnet18?width=4")
-    averaged = {f"module.{key}": value for key, value in plain.items()}
-    averaged["n_averaged"] = torch.tensor(3)
-    checkpoint = Checkpoint.open(saved(tmp_path / "a.safetensors", averaged))
-    assert checkpoint.tensors().keys() == plain.keys()
-
-
-def test_a_models_own_prefix_is_not_undone(tmp_path, monkeypatch, caplog):
-    caplog.set_level("INFO")
-    monkeypatch.chdir(tmp_path)
-    Path("net.py").write_text(
-        "from torch import nn\n"
-        "def make(): return nn.ModuleDict({'model': nn.Sequential(nn.Linear(2, 2))})\n"
-    )
-    tensors = {"model.0.weight": torch.zeros(2, 2), "model.0.bias": torch.zeros(2)}
-    path = saved(tmp_path / "own.safetensors", tensors)
-    checkpoint = Checkpoint.open(path, models.parse("net.py:make"))
-    assert checkpoint.names == {key: key for key in tensors} and not caplog.records
-
-
 def test_old_files_without_counts_of_batches_are_recognized(tmp_path):
     old = {key: value for key, value in tensors_of("torchvision:resnet18").items()
            if "num_batches_tracked" not in key}  # fmt: skip
     checkpoint = Checkpoint.open(saved(tmp_path / "old.safetensors", old))
     assert checkpoint.spec == ModelSpec("torchvision:resnet18")
     assert checkpoint.model().bn1.num_batches_tracked == 0
+
+
+def test_an_option_that_tensors_do_not_show_is_told(caplog):
+    caplog.set_level("INFO")
+    shapes = dict(shapes_of("torchvision:googlenet"))
+    assert recognition.identify(Path("g.safetensors"), shapes, None).known_by == "tensors"
+    told = [record.getMessage() for record in caplog.records]
+    assert told[0] == (
+        "g.safetensors: recognized as torchvision:googlenet by the names and shapes of its tensors"
+    )
+    assert told[1].endswith("pass --model 'torchvision:googlenet?transform_input=true' for those")
 
 
 def test_several_candidates_are_listed(tmp_path, monkeypatch):

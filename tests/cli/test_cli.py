@@ -214,13 +214,12 @@ def test_what_fails_says_so_in_one_line_and_leaves_no_output(
 
 
 def test_an_error_of_several_lines_is_told_in_one(run, monkeypatch):
-    from memtool import MemtoolError
-    from memtool.checkpoints import description
+    from memtool import MemtoolError, checkpoints
 
     def fail(*_):
         raise MemtoolError("first\nsecond")
 
-    monkeypatch.setattr(description, "files", fail)
+    monkeypatch.setattr(checkpoints, "file_rows", fail)
     result = run("info", "any.safetensors")
     assert (result.code, result.stderr) == (1, "memtool: error: first second\n")
 
@@ -346,4 +345,4 @@ def test_a_dry_run_of_stitch(run, runs, tmp_path, monkeypatch):
     settings = json.loads(result.stdout)
     assert settings["back"] == str(runs.clean)
     assert settings["cuts"] == {str(runs.noisy): ["block1=block1", "block6=block6"]}
-    assert (settings["start"], settings["epochs"], settings["learning_rate"]) == ("lstsq", 5, 0.002)
+    assert (settings["init"], settings["epochs"], settings["learning_rate"]) == ("lstsq", 5, 0.002)

@@ -1,0 +1,48 @@
+"""Networks: the loading of weights, and images in the memory format that suits them."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from memtool import MemtoolError, models
+from memtool.checkpoints import Network
+from memtool.checkpoints.network import load_weights
+from memtool.models import ModelSpec, nets
+
+
+def test_loading_weights_copies_none_of_them():
+    model = models.skeleton(ModelSpec("resnet18", {"width": 8}))
+    tensors = nets.resnet18(width=8).state_dict()
+    load_weights(model, tensors, Path("x"))
+    for key, value in model.state_dict().items():
+        assert value.data_ptr() == tensors[key].data_ptr()
+
+
+def test_counts_of_batches_may_be_missing():
+    model = nets.digits_cnn(2)
+    tensors = {k: v for k, v in nets.digits_cnn(2).state_dict().items() if "num_batches" not in k}
+    load_weights(model, tensors, Path("old"))
+    assert torch.equal(model.fc.weight, tensors["fc.weight"])
+    assert model.block1.norm.num_batches_tracked == 0
+
+
+def test_a_tensor_of_another_kind_is_no_weight():
+    tensors = nets.digits_cnn(2).state_dict()
+    tensors["fc.bias"] = torch.zeros(2, dtype=torch.int64)
+    with pytest.raises(MemtoolError, match="x: its tensor fc.bias is of type torch.int64"):
+        load_weights(nets.digits_cnn(2), tensors, Path("x"))
+
+
+def test_a_network_takes_images_with_channels_last_where_it_can_do_with_it():
+    class Viewing(nn.Conv2d):
+        def forward(self, x):
+            return super().forward(x).view(len(x), -1)
+
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    plain, viewing = (
+        Network(model, [0.5] * 3, [0.2] * 3) for model in (nn.Conv2d(3, 8, 3), Viewing(3, 8, 3))
+    )
+    assert plain.fastest(images).memory_format is torch.channels_last
+    assert viewing.fastest(images).memory_format is None
