@@ -129,7 +129,7 @@ def stitch(
     from memtool.files import check_writable
     from memtool.stitching import sweep
     from memtool.stitching.cuts import all_cuts
-    from memtool.training.loop import Optimizer, Schedule, TrainConfig
+    from memtool.training import Optimizer, Schedule, TrainConfig
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a front and a back", param_hint="FRONT")

@@ -30,7 +30,7 @@ from memtool.models.stitched import StitchedModel, StitchingLayer, joined, start
 from memtool.stitching.cuts import Cut, check
 from memtool.stitching.settings import Start
 from memtool.tensors import save_tensors
-from memtool.training.loop import TrainConfig, accuracy, make_optimizer, optimize, predict
+from memtool.training import TrainConfig, accuracy, make_optimizer, optimize, predict
 
 T = TypeVar("T")
 Row = dict[str, Any]

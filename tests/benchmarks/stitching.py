@@ -32,7 +32,7 @@ from memtool.layers import Back, run_to, trace
 from memtool.stitching import sweep
 from memtool.stitching.cuts import Cut
 from memtool.tensors import save_tensors
-from memtool.training.loop import Optimizer, Schedule, TrainConfig
+from memtool.training import Optimizer, Schedule, TrainConfig
 
 TRAIN, TEST, BATCH, EPOCHS = 1024, 256, 256, 3
 CUT = "layer2.1"

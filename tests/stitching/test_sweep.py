@@ -16,7 +16,7 @@ from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.stitching import sweep
 from memtool.stitching.settings import Start
 from memtool.tensors import load_tensors, save_tensors
-from memtool.training.loop import Optimizer, TrainConfig
+from memtool.training import Optimizer, TrainConfig
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
