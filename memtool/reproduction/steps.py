@@ -97,12 +97,10 @@ def _run_steps(recipe: Recipe, files: _Files) -> Iterator[Step]:
         return step(kind, inputs, files.table(kind), arguments)
 
     noise = ["make-noisy", recipe.data, "-r", f"{files.ratio:g}%", *seed]
-    training = ["train", *shlex.split(recipe.train), "--labels", files.labels, *seed]
+    training = ["train", *shlex.split(recipe.train), "--labels", files.labels, *seed, "--resume"]
     stitching = ["stitch", ours, clean, "--at", recipe.cuts, "--both", "--control", *seed]
     yield step("labels", [], files.labels, noise)
-    yield step(
-        "train", [files.labels], ours, [*training, "--resume", "--table", files.table("training")]
-    )
+    yield step("train", [files.labels], ours, [*training, "--table", files.table("training")])
     yield table("convergence", [ours], ["cka", *epochs, ours, *layers, *EXACT])
     yield table("divergence", [ours, clean], ["cka", *epochs, clean, *layers, *EXACT])
     yield table("stitching", [ours, clean], stitching)
