@@ -1,10 +1,14 @@
 """The one exception meant for users, and other people's exceptions in one line."""
 
+# How errors and warnings begin on stderr.
+ERROR = "memtool: error: "
+WARNING = "memtool: warning: "
+
 
 class MemtoolError(Exception):
     """What went wrong, in one line meant for the user: the value, the file and the way out.
 
-    The command line prints it after `memtool: error:` and exits with 1.
+    The command line prints it after `ERROR` and exits with 1.
     """
 
 

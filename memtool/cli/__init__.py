@@ -16,6 +16,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__
 from memtool.cli.console import telling
+from memtool.errors import ERROR
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -46,7 +47,7 @@ class Group(TyperGroup):
 
 def _tell(error: object) -> None:
     """An error in one line, whatever the libraries put into it."""
-    print(f"memtool: error: {' '.join(str(error).splitlines())}", file=sys.stderr)
+    print(f"{ERROR}{' '.join(str(error).splitlines())}", file=sys.stderr)
 
 
 class Command(TyperCommand):

@@ -23,10 +23,10 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from memtool.errors import WARNING
 from memtool.progress import Advance
 
 LOG_EVERY = 30.0  # seconds between two lines of progress in a log
-WARNING = "memtool: warning: "
 
 logger = logging.getLogger("memtool")
 stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)

@@ -7,10 +7,10 @@ from typing import Annotated
 import typer
 
 from memtool.cli import app, main, options
-from memtool.cli.console import WARNING, logger, progress
-from memtool.reproduction.recipes import Study
+from memtool.cli.console import logger, progress
+from memtool.reproduction import FIGURES, RECIPES, Study
 
-MOST_JOBS = 8  # by default: a step takes some 400 MB
+MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
 
 @app.command()
@@ -18,7 +18,9 @@ def reproduce(
     study: Annotated[
         Study,
         typer.Argument(
-            metavar="STUDY", help="digits: minutes on a laptop's processor", show_default=False
+            metavar="STUDY",
+            help="digits, which takes minutes on a laptop's processor",
+            show_default=False,
         ),
     ],
     output: Annotated[
@@ -33,7 +35,12 @@ def reproduce(
     ],
     seeds: Annotated[
         int,
-        typer.Option("--seeds", metavar="N", min=1, help="Seeds; figures show mean and spread"),
+        typer.Option(
+            "--seeds",
+            metavar="N",
+            min=1,
+            help="Number of seeds; with several, figures show mean and spread",
+        ),
     ] = 1,
     jobs: Annotated[
         int | None,
@@ -42,23 +49,25 @@ def reproduce(
             "--jobs",
             metavar="N",
             min=1,
-            help="Steps at once; else one a processor core",
+            help="Number of steps to run at the same time; by default one per processor core, "
+            f"at most {MOST_JOBS}",
             show_default=False,
         ),
     ] = None,
     makefile: Annotated[
-        bool, typer.Option("--makefile", help="Print the steps as a Makefile, and do nothing")
+        bool, typer.Option("--makefile", help="Print the steps as a Makefile, and run none")
     ] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the commands still to run, and do nothing")
+        bool, typer.Option("--dry-run", help="Print the commands that would run, and run none")
     ] = False,
     table_format: options.TableFormat = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Reproduce the paper: noise, training, CKA, stitching
 
-    Figures 1, 2 and 3 and their tables are in DIR at the end, and a table of the findings is
-    printed. Steps whose output is there and newer than their inputs are skipped.
+    Writes Figures 1, 2 and 3 of the paper, a figure of the training, and their tables to DIR, and
+    prints a table of the findings. Steps whose output exists and is not older than their inputs are
+    skipped.
 
     \b
     Examples:
@@ -68,13 +77,12 @@ def reproduce(
     """
     from memtool import tables
     from memtool.files import check_writable
-    from memtool.reproduction import findings
-    from memtool.reproduction import steps as paper
+    from memtool.reproduction import measure_findings, run_steps, steps_for, to_makefile
 
-    steps = paper.steps(study, output, seeds)
+    steps = steps_for(RECIPES[study], output, seeds)
     if makefile:
         arguments = ["reproduce", str(study), "-o", str(output), "--seeds", str(seeds), "-q"]
-        print(paper.makefile(steps, arguments), end="")
+        print(to_makefile(steps, arguments), end="")
         return
     if dry_run:
         for step in steps:
@@ -83,15 +91,15 @@ def reproduce(
         return
     check_writable(output / ".probe")
     with progress(f"reproducing {study}", len(steps)) as advance:
-        for done in paper.run(steps, jobs or min(os.cpu_count() or 1, MOST_JOBS), main):
-            advance(description=done.step.name)
-            if done.seconds is not None:
-                logger.info(f"{done.step.name}: {done.seconds:.1f} s")
-            for warning in done.warnings:
-                logger.warning(f"{done.step.name}: {warning.removeprefix(WARNING)}")
-    read = {kind: tables.read(output / f"{stem}.csv") for kind, stem in paper.FIGURES.items()}
+        for outcome in run_steps(steps, jobs or min(os.cpu_count() or 1, MOST_JOBS), main):
+            advance(description=outcome.step.name)
+            if outcome.seconds is not None:
+                logger.info(f"{outcome.step.name}: {outcome.seconds:.1f} s")
+            for warning in outcome.warnings:
+                logger.warning(f"{outcome.step.name}: {warning}")
+    read = {kind: tables.read(output / f"{stem}.csv") for kind, stem in FIGURES.items()}
     with tables.writer(tables.FindingRow, None, table_format) as write:
-        for row in findings.findings(**read):
+        for row in measure_findings(**read):
             write(row)
-    for stem in paper.FIGURES.values():
+    for stem in FIGURES.values():
         logger.info(f"{output / stem}.pdf")

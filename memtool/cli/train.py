@@ -1,5 +1,6 @@
 """memtool train"""
 
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Annotated
 
@@ -8,6 +9,7 @@ import typer
 from memtool import MemtoolError
 from memtool.cli import app, options
 from memtool.cli.console import progress
+from memtool.training import TrainConfig
 
 
 @app.command()
@@ -28,7 +30,7 @@ def train(
             "-o",
             "--output",
             metavar="FILE",
-            help="Checkpoint of the final model, .safetensors",
+            help="Checkpoint of the final model; its name ends in .safetensors",
             show_default=False,
         ),
     ],
@@ -37,7 +39,7 @@ def train(
         typer.Option(
             "--data",
             metavar="DATASET",
-            help=f"{options.DATASETS}; else the one that the labels were made for",
+            help=f"{options.DATASETS}; by default the one that the labels were made for",
             show_default=False,
         ),
     ] = None,
@@ -49,21 +51,29 @@ def train(
         typer.Option(
             "--labels",
             metavar="FILE",
-            help="Given labels, from make-noisy; else the true ones",
+            help="Given labels, a file from make-noisy; by default the true labels",
             show_default=False,
         ),
     ] = None,
-    epochs: Annotated[int, typer.Option("--epochs", metavar="N", min=1, help="Epochs")] = 20,
+    epochs: Annotated[
+        int, typer.Option("--epochs", metavar="N", min=1, help="Number of epochs")
+    ] = TrainConfig.epochs,
     batch_size: Annotated[
         int,
-        typer.Option("--batch-size", metavar="N", min=2, help="Examples in a batch"),
-    ] = 64,
+        typer.Option("--batch-size", metavar="N", min=2, help="Number of examples per batch"),
+    ] = TrainConfig.batch_size,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", metavar="RATE", min=0, help="Peak, for AdamW")
-    ] = 3e-3,
+        float,
+        typer.Option(
+            "--learning-rate", metavar="RATE", min=0, help="Peak of AdamW's learning rate"
+        ),
+    ] = TrainConfig.learning_rate,
     weight_decay: Annotated[
-        float, typer.Option("--weight-decay", metavar="DECAY", min=0, help="Decoupled, for AdamW")
-    ] = 0.01,
+        float,
+        typer.Option(
+            "--weight-decay", metavar="DECAY", min=0, help="Decoupled weight decay of AdamW"
+        ),
+    ] = TrainConfig.weight_decay,
     warmup: Annotated[
         float,
         typer.Option(
@@ -71,9 +81,10 @@ def train(
             metavar="FRACTION",
             min=0,
             max=1,
-            help="Part of the run over which the learning rate rises; then it falls to 0",
+            help="Fraction of the run over which the learning rate rises; after that it falls "
+            "linearly to 0",
         ),
-    ] = 0.1,
+    ] = TrainConfig.warmup,
     seed: options.Seed = 0,
     save_every: Annotated[
         int | None,
@@ -81,8 +92,8 @@ def train(
             "--save-every",
             metavar="N",
             min=1,
-            help="Keep every N-th epoch's checkpoint: for -o runs/r25.safetensors, "
-            "runs/r25/epoch-0008.safetensors",
+            help="Also save a checkpoint every N epochs; with -o runs/r25.safetensors, that of "
+            "epoch 8 is runs/r25/epoch-0008.safetensors",
             show_default=False,
         ),
     ] = None,
@@ -91,20 +102,20 @@ def train(
         typer.Option(
             "--save-at",
             metavar="EPOCHS",
-            help="Keep these epochs' checkpoints, as in 1,2,4,8; 0 is the start",
+            help="Also save checkpoints after these epochs, as in 1,2,4,8; 0 is the initial model",
             show_default=False,
         ),
     ] = "",
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on from where a stopped run got to, if any"),
+        typer.Option("--resume", help="Continue a stopped run where it left off, if there is one"),
     ] = False,
     rows_to: Annotated[
         Path | None,
         typer.Option(
             "--table",
             metavar="FILE",
-            help="Write the rows there too, whole, once the run is done",
+            help="Also write the rows to this file, once the run is complete",
             show_default=False,
         ),
     ] = None,
@@ -115,9 +126,9 @@ def train(
 ) -> None:
     """Train a classifier on given labels
 
-    Prints one row an epoch: loss, accuracy on the given labels, on the true labels, on the given
-    labels of the mislabelled images alone (that is memorization), and on the test images. One seed
-    gives the same initial weights whatever the labels.
+    Prints one row per epoch: the loss, and the accuracy on the given labels, on the true labels,
+    on the given labels of the mislabelled images alone (this measures memorization), and on the
+    test images. Runs with the same seed start from the same initial weights, whatever their labels.
 
     \b
     Examples:
@@ -126,26 +137,20 @@ def train(
           -o runs/r25.safetensors --save-every 1 --resume --table runs/r25.csv
     """
     import json
-    from contextlib import ExitStack
 
     from memtool import tables
     from memtool.data import LabelFile
     from memtool.device import choose
     from memtool.files import check_writable
     from memtool.models import sources as models
-    from memtool.training.loop import TrainConfig
-    from memtool.training.run import Run
+    from memtool.training import Run
 
-    saved = set(options.epochs(save_at))
-    if save_every:
-        saved |= set(range(save_every, epochs + 1, save_every))
-    if saved and max(saved) > epochs:
-        raise typer.BadParameter(f"the run has {epochs} epochs", param_hint="--save-at")
+    epochs_to_save = _epochs_to_save(save_every, save_at, epochs)
     if dataset is None and labels is None:
         raise typer.BadParameter("pass --data, or --labels that know theirs", param_hint="--data")
     options.check_file(output)
     check_writable(output)
-    rows_to = options.output_path(rows_to)  # stdout has them anyway
+    rows_to = options.output_path(rows_to)  # rows go to stdout anyway
     if rows_to:
         tables.format_of(rows_to, None)
         check_writable(rows_to)
@@ -175,22 +180,30 @@ def train(
             warmup=warmup,
             seed=seed,
         ),
-        epochs_to_save=saved,
+        epochs_to_save=epochs_to_save,
     )
-    where = choose(device)
-    for epoch in saved:
+    chosen = choose(device)
+    for epoch in epochs_to_save:
         check_writable(run.epoch_path(epoch))
     if dry_run:
-        print(json.dumps({"output": str(output), **run.metadata({"epoch": 0})}, sort_keys=True))
+        print(json.dumps({"output": str(output), **run.metadata()}, sort_keys=True))
         return
     with ExitStack() as stack:
-        # The bar first: on a terminal, the rows then stand above it.
+        # The bar comes first: on a terminal, the rows then stand above it.
         advance = stack.enter_context(progress(f"training {output}", epochs))
         writers = [stack.enter_context(tables.writer(tables.TrainingRow, None, table_format))]
         if rows_to:
             writers.append(stack.enter_context(tables.writer(tables.TrainingRow, rows_to, None)))
-        for row in run.train(where, resume):
+        for row in run.train(chosen, resume):
             for write in writers:
                 write(row)
             advance(description=f"loss {row['loss']:.3f} test {row['test_accuracy']:.3f}")
-    run.finish()
+    run.finish()  # once the table is complete: a checkpoint says that the whole run is done
+
+
+def _epochs_to_save(every: int | None, at: str, epochs: int) -> set[int]:
+    """The epochs that --save-every and --save-at name; a usage error for one after the last."""
+    saved = {*options.epochs(at), *(range(every, epochs + 1, every) if every else ())}
+    if saved and max(saved) > epochs:
+        raise typer.BadParameter(f"the run has {epochs} epochs", param_hint="--save-at")
+    return saved

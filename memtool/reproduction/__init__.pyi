@@ -1,1 +1,10 @@
-
+from .findings import measure_findings as measure_findings
+from .recipes import FIGURES as FIGURES
+from .recipes import RECIPES as RECIPES
+from .recipes import Recipe as Recipe
+from .recipes import Study as Study
+from .runner import Outcome as Outcome
+from .runner import run_steps as run_steps
+from .steps import Step as Step
+from .steps import steps_for as steps_for
+from .steps import to_makefile as to_makefile

@@ -56,7 +56,7 @@ class TrainingRow(TypedDict):
             "in [0, 1]; empty if there are none"
         ),
     ]
-    test_accuracy: Annotated[float | None, Column("accuracy on the test images, in [0, 1]")]
+    test_accuracy: Annotated[float, Column("accuracy on the test images, in [0, 1]")]
 
 
 class CkaRow(TypedDict):

@@ -1,8 +1,13 @@
-from .loop import Optimizer as Optimizer
-from .loop import Schedule as Schedule
-from .loop import TrainConfig as TrainConfig
+from .loop import EpochMetrics as EpochMetrics
+from .loop import Metrics as Metrics
+from .loop import Task as Task
 from .loop import accuracy as accuracy
+from .loop import evaluate as evaluate
+from .loop import fit as fit
 from .loop import make_optimizer as make_optimizer
 from .loop import optimize as optimize
 from .loop import predict as predict
 from .run import Run as Run
+from .settings import Optimizer as Optimizer
+from .settings import Schedule as Schedule
+from .settings import TrainConfig as TrainConfig

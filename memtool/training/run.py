@@ -1,33 +1,36 @@
-"""A training run on disk: its checkpoints, and the state from which a stopped run goes on.
+"""A training run on disk.
 
-For the output `runs/r25.safetensors`, epoch checkpoints are `runs/r25/epoch-0008.safetensors`, and
-`runs/r25.state.safetensors` (weights, optimizer, rows so far) is there while the run is unfinished.
-No random state is kept: every epoch's follows from the seed and its number.
+For the output `runs/r25.safetensors`, the checkpoints of single epochs are
+`runs/r25/epoch-0008.safetensors` and so on, and `runs/r25.state.safetensors` exists as long as the
+run is unfinished.
 """
 
 from collections.abc import Collection, Iterator
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 from memtool import MemtoolError
-from memtool.data.datasets import Dataset, normalize
+from memtool.data import Dataset, normalize
 from memtool.data.labels import LabelFile
-from memtool.models import building as models
-from memtool.models.spec import ModelSpec
-from memtool.tensors import Metadata, load_tensors, read_metadata, save_tensors
-from memtool.training.loop import Task, TrainConfig, fit, make_optimizer
-
-Row = dict[str, Any]
+from memtool.models import ModelSpec, build
+from memtool.tables import TrainingRow
+from memtool.tensors import Metadata, save_tensors
+from memtool.training.loop import EpochMetrics, Task, fit, make_optimizer
+from memtool.training.settings import TrainConfig
+from memtool.training.state import State
 
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that settles a training run: equal runs give equal bytes (on a CPU, with the same
-    number of threads)."""
+    """Everything that determines a training run: `train` it, then `finish` it.
+
+    Equal runs write equal bytes, on a CPU and with the same number of threads. `epochs_to_save` are
+    the epochs whose checkpoints are kept; 0 stands for the initial weights.
+    """
 
     output: Path
     spec: ModelSpec
@@ -36,68 +39,65 @@ class Run:
     config: TrainConfig
     epochs_to_save: Collection[int]
 
-    @property
-    def state_path(self) -> Path:
-        return self.output.with_suffix(".state.safetensors")
-
     def epoch_path(self, epoch: int) -> Path:
+        """Where the checkpoint of an epoch is kept."""
         return self.output.with_suffix("") / f"epoch-{epoch:04d}.safetensors"
 
-    def conditions(self) -> Row:
-        """The columns that are the same in each row of the run."""
-        noise = self.labels.metadata["noise"]
-        return {
-            "checkpoint": str(self.output),
-            "model": str(self.spec),
-            "data": self.dataset.name,
-            "noise_ratio": noise["ratio"],
-            "noise_kind": noise["kind"],
-            "seed": self.config.seed,
-        }
-
-    def metadata(self, metrics: Row) -> Metadata:
-        """What the checkpoint of the epoch that `metrics` are of says of itself."""
-        epoch = metrics["epoch"]
-        noise = {f"noise_{key}": value for key, value in self.labels.metadata["noise"].items()}
+    def metadata(self, metrics: EpochMetrics | None = None) -> Metadata:
+        """The metadata of the checkpoint that has these metrics; None is the initial model's."""
+        epoch = metrics["epoch"] if metrics else 0
         steps = epoch * self.config.steps_per_epoch(len(self.labels.given))
+        noise = {f"noise_{key}": value for key, value in self.labels.metadata["noise"].items()}
+        measured = metrics.items() if metrics else ()
         return {
             "model": self.spec.json(),
             "data": self.dataset.metadata(),
             "training": {**asdict(self.config), **noise, "epoch": epoch, "steps": steps},
-            "metrics": {key: value for key, value in metrics.items() if key != "epoch"},
+            "metrics": {key: value for key, value in measured if key != "epoch"},
         }
 
-    def train(self, device: torch.device, resume: bool) -> Iterator[Row]:
-        """Train, saving epoch checkpoints and the state on the way; yield a row an epoch.
+    def train(self, device: torch.device, resume: bool) -> Iterator[TrainingRow]:
+        """Train the model; save its state and the chosen checkpoints, and yield a row, per epoch.
 
-        `finish` is to follow. With `resume`, the rows of the epochs already done come first, so
-        that the rows are those of a run never stopped. Raises MemtoolError if the state is of a
-        run with other settings, or if there is a single image, which batch norm cannot train on.
+        With `resume`, a stopped run continues from its state, and the rows of the epochs that it
+        has done come first: all rows together are those of a run that was never stopped. Raises
+        MemtoolError if the state belongs to a run with other settings, if the loss is not finite,
+        and for a single training image, whose statistics batch norm cannot compute.
         """
         if len(self.dataset.train) < 2:
             raise MemtoolError(f"{self.dataset.name}: one training image is not enough to train on")
-        with torch.random.fork_rng():
-            torch.manual_seed(self.config.seed)
-            model = models.build(self.spec).to(device)
+        model = self._initial_model().to(device)
         optimizer = make_optimizer(list(model.parameters()), self.config)
-        history = self._load_state(model, optimizer) if resume else []
-        yield from ({**self.conditions(), **metrics} for metrics in history)
-        if 0 in self.epochs_to_save and not history:
-            save_tensors(
-                self.epoch_path(0), "checkpoint", model.state_dict(), self.metadata({"epoch": 0})
-            )
+        history = self._state.load(model, optimizer) if resume else []
+        yield from map(self._row, history)
+        if not history:
+            self._save_checkpoint(model)
         for metrics in fit(model, optimizer, self._task(device), self.config, len(history)):
             history.append(metrics)
-            self._save_epoch(model, metrics)
-            self._save_state(model, optimizer, history)
-            yield {**self.conditions(), **metrics}
+            self._save_checkpoint(model, metrics)
+            self._state.save(model, optimizer, history)
+            yield self._row(metrics)
 
     def finish(self) -> None:
-        """Make the final checkpoint of the state that the last epoch left, and remove the state."""
-        metrics = read_metadata(self.state_path, "state")["history"][-1]
-        weights = _part(load_tensors(self.state_path), "model.")
+        """Write the final checkpoint, from the state after the last epoch, and remove the state."""
+        weights, metrics = self._state.latest()
         save_tensors(self.output, "checkpoint", weights, self.metadata(metrics))
-        self.state_path.unlink()
+        self._state.remove()
+
+    @cached_property
+    def _state(self) -> State:
+        settings = {
+            **self.metadata(),
+            "labels": self.labels.fingerprint,
+            "epochs_to_save": sorted(self.epochs_to_save),
+        }
+        return State(self.output.with_suffix(".state.safetensors"), settings)
+
+    def _initial_model(self) -> nn.Module:
+        """The model with weights that follow from the seed alone."""
+        with torch.random.fork_rng():
+            torch.manual_seed(self.config.seed)
+            return build(self.spec)
 
     def _task(self, device: torch.device) -> Task:
         train, test = self.dataset.train, self.dataset.test
@@ -111,50 +111,21 @@ class Run:
             normalize=lambda images: normalize(images, mean, std),
         )
 
-    def _save_epoch(self, model: nn.Module, metrics: Row) -> None:
-        if metrics["epoch"] in self.epochs_to_save:
-            path = self.epoch_path(metrics["epoch"])
+    def _save_checkpoint(self, model: nn.Module, metrics: EpochMetrics | None = None) -> None:
+        """Save the checkpoint of this epoch if it is to be kept."""
+        epoch = metrics["epoch"] if metrics else 0
+        if epoch in self.epochs_to_save:
+            path = self.epoch_path(epoch)
             save_tensors(path, "checkpoint", model.state_dict(), self.metadata(metrics))
 
-    def _settings(self) -> Metadata:
-        """What a state must agree with for the run to go on from it."""
+    def _row(self, metrics: EpochMetrics) -> TrainingRow:
+        noise = self.labels.metadata["noise"]
         return {
-            **self.metadata({"epoch": 0}),
-            "labels": self.labels.fingerprint,
-            "epochs_to_save": sorted(self.epochs_to_save),
+            "checkpoint": str(self.output),
+            "model": str(self.spec),
+            "data": self.dataset.name,
+            "noise_ratio": noise["ratio"],
+            "noise_kind": noise["kind"],
+            "seed": self.config.seed,
+            **metrics,
         }
-
-    def _save_state(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[Row]
-    ) -> None:
-        tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
-        for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-        metadata = {"settings": self._settings(), "history": history}
-        save_tensors(self.state_path, "state", tensors, metadata)
-
-    def _load_state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[Row]:
-        """Put the state, if there is one, into `model` and `optimizer`; return its metrics."""
-        if not self.state_path.exists():
-            return []
-        metadata = read_metadata(self.state_path, "state")
-        if metadata["settings"] != self._settings():
-            raise MemtoolError(
-                f"{self.state_path}: is of a run with other settings; give those, "
-                "or leave out --resume to start anew"
-            )
-        tensors = load_tensors(self.state_path)
-        model.load_state_dict(_part(tensors, "model."))
-        state: dict[int, dict[str, torch.Tensor]] = {}
-        for key, value in _part(tensors, "optimizer.").items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = value
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        return list(metadata["history"])
-
-
-def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    """The tensors whose names begin with `prefix`, by the rest of their names."""
-    return {
-        key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)
-    }

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from memtool.tensors import load_tensors, read_metadata
-from memtool.training import run as runs_on_disk
+from memtool.training import run as run_module
+from memtool.training import state as state_module
 
 EPOCHS = 3
 
@@ -84,7 +85,7 @@ def test_stopped_anywhere_and_resumed_a_run_ends_with_the_same_bytes(
     train, tmp_path, uninterrupted, monkeypatch, written, moment
 ):
     files = []
-    save = runs_on_disk.save_tensors
+    save = run_module.save_tensors
 
     def stopping(path, *rest):
         files.append(path)
@@ -95,7 +96,8 @@ def test_stopped_anywhere_and_resumed_a_run_ends_with_the_same_bytes(
         if stop:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs_on_disk, "save_tensors", stopping)
+    for module in (run_module, state_module):
+        monkeypatch.setattr(module, "save_tensors", stopping)
     stopped = train(tmp_path / "stopped")
     assert stopped.code == 130 and len(files) == written + 1
     monkeypatch.undo()
@@ -128,13 +130,13 @@ def test_killed_and_resumed_a_run_ends_with_the_same_bytes(
 
 
 def stop_after_epoch_1(train, directory, monkeypatch, *more):
-    save = runs_on_disk.Run._save_state
+    save = state_module.State.save
 
     def stopping(self, *rest):
         save(self, *rest)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs_on_disk.Run, "_save_state", stopping)
+    monkeypatch.setattr(state_module.State, "save", stopping)
     assert train(directory, *more).code == 130
     monkeypatch.undo()
 

@@ -1,0 +1,150 @@
+"""Running steps in processes, several at a time."""
+
+import gc
+import heapq
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from graphlib import TopologicalSorter
+from multiprocessing import connection
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+from memtool import MemtoolError
+from memtool.errors import ERROR, WARNING
+from memtool.reproduction.recipes import ENVIRONMENT
+from memtool.reproduction.steps import Step
+
+Command = Callable[[list[str]], None]
+
+# What the steps would otherwise import each in its own process, besides the module of the command;
+# torch's optimizers import torch._dynamo when they are first used.
+PRELOAD = [
+    *("torch", "torch._dynamo"),
+    *("memtool.training.run", "memtool.similarity.comparison", "memtool.stitching.sweep"),
+    "memtool.figures.figures",
+]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A step that is done: the seconds it ran for, None if it was skipped, and its warnings."""
+
+    step: Step
+    seconds: float | None = None
+    warnings: tuple[str, ...] = ()
+
+
+def run_steps(steps: Sequence[Step], jobs: int, command: Command) -> Iterator[Outcome]:
+    """Run the steps that are not done yet, at most `jobs` at a time; yield each as it ends.
+
+    A step runs once those that make its inputs are done; among the steps that can run, those that
+    come first in `steps` go first. `command` runs memtool with the given arguments.
+
+    Each step has a process of its own, forked from one that has already imported torch. Raises
+    MemtoolError for a step that fails, with the last line that it wrote to stderr. However the
+    iteration ends, it leaves no process and no partial file behind.
+    """
+    os.environ.update(ENVIRONMENT)
+    order = _order(steps)
+    waiting: list[int] = []  # a heap of the steps that can run, by their places in `steps`
+    running: dict[int, _Running] = {}
+    with tempfile.TemporaryDirectory(prefix="memtool-") as logs, _stopping(running.values()):
+        while order.is_active():
+            while ready := order.get_ready():
+                for place in ready:
+                    if steps[place].is_done():
+                        order.done(place)
+                        yield Outcome(steps[place])
+                    else:
+                        heapq.heappush(waiting, place)
+            while waiting and len(running) < jobs:
+                place = heapq.heappop(waiting)
+                running[place] = _start(steps[place], command, Path(logs))
+            for place in _ended(running):
+                outcome = running.pop(place).outcome()
+                order.done(place)
+                yield outcome
+
+
+def _order(steps: Sequence[Step]) -> TopologicalSorter[int]:
+    """The steps by their places, each after those that make its inputs."""
+    makers = {step.output: place for place, step in enumerate(steps)}
+    order = TopologicalSorter(
+        {
+            place: [makers[path] for path in step.inputs if path in makers]
+            for place, step in enumerate(steps)
+        }
+    )
+    order.prepare()
+    return order
+
+
+@dataclass(frozen=True)
+class _Running:
+    """The process of a step, the time at which it started, and the file that gets its stderr."""
+
+    step: Step
+    process: BaseProcess
+    start: float
+    log: Path
+
+    def outcome(self) -> Outcome:
+        """Wait for the process to end. Raises MemtoolError if the step failed."""
+        self.process.join()
+        said = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
+        _check(self.step, self.process.exitcode, [line for line in said if line.strip()])
+        warnings = tuple(line.removeprefix(WARNING) for line in said if line.startswith(WARNING))
+        return Outcome(self.step, time.monotonic() - self.start, warnings)
+
+
+def _start(step: Step, command: Command, logs: Path) -> _Running:
+    context = multiprocessing.get_context("forkserver")
+    # This has an effect before the first process only.
+    context.set_forkserver_preload([*PRELOAD, command.__module__])
+    log = logs / step.name
+    process = context.Process(target=_execute, args=(command, step, log))
+    process.start()
+    return _Running(step, process, time.monotonic(), log)
+
+
+def _ended(running: Mapping[int, _Running]) -> list[int]:
+    """The steps that have ended, by their places; waits for the first one to end."""
+    sentinels = [one.process.sentinel for one in running.values()]
+    ended = connection.wait(sentinels) if sentinels else []
+    return [place for place, one in running.items() if one.process.sentinel in ended]
+
+
+@contextmanager
+def _stopping(running: Collection[_Running]) -> Iterator[None]:
+    """Stop the processes that are still running when the block ends."""
+    try:
+        yield
+    finally:
+        for one in running:
+            one.process.terminate()
+        for one in running:
+            one.process.join()
+
+
+def _execute(command: Command, step: Step, log: Path) -> None:
+    """Run a step in this process, with stdout going nowhere and stderr to `log`."""
+    gc.freeze()  # a collection would write to, and so copy, all memory shared with the parent
+    for path, stream in ((Path(os.devnull), sys.stdout), (log, sys.stderr)):
+        with open(path, "wb") as file:
+            os.dup2(file.fileno(), stream.fileno())
+    command(list(step.arguments))
+
+
+def _check(step: Step, code: int | None, said: Sequence[str]) -> None:
+    """Raise MemtoolError if the step's process failed, or did not make its output."""
+    if code:
+        last = said[-1].removeprefix(ERROR) if said else f"exit code {code}"
+        raise MemtoolError(f"{step.name}: {last} (the step alone: {step.command()})")
+    if not step.output.exists():
+        raise MemtoolError(f"{step.name}: did not make {step.output}")

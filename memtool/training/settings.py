@@ -1,0 +1,70 @@
+"""Hyperparameters; without torch, so that the command line can offer them and still start fast."""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Schedule(StrEnum):
+    """The learning rate after the warm-up, in which it rises linearly to its peak."""
+
+    linear = "linear"  # falls linearly, to 0 at the end of the run
+    constant = "constant"  # stays at its peak
+
+
+class Optimizer(StrEnum):
+    """Which of PyTorch's optimizers updates the parameters."""
+
+    adamw = "adamw"
+    adam = "adam"
+    sgd = "sgd"  # with Nesterov momentum of 0.9
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """The hyperparameters of a training run.
+
+    `learning_rate` is the peak of the schedule. `warmup` is the fraction of all steps, in [0, 1],
+    over which the rate rises. `weight_decay` is decoupled for AdamW and an L2 penalty for the other
+    optimizers. `seed` determines the initial weights and the order of the examples.
+    """
+
+    epochs: int = 20
+    batch_size: int = 64
+    optimizer: Optimizer = Optimizer.adamw
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    schedule: Schedule = Schedule.linear
+    warmup: float = 0.1
+    seed: int = 0
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """The number of batches that `examples` examples, at least one, are divided into."""
+        return max(1, -(-(examples - 1) // self.batch_size))
+
+    def batch_sizes(self, examples: int) -> list[int]:
+        """The number of examples in each batch of an epoch.
+
+        The last batch takes what is left over. A single example that is left over joins the batch
+        before it, since batch norm cannot compute the statistics of one example.
+
+        >>> TrainConfig(batch_size=4).batch_sizes(10)
+        [4, 4, 2]
+        >>> TrainConfig(batch_size=4).batch_sizes(9)
+        [4, 5]
+        """
+        full = self.steps_per_epoch(examples) - 1
+        return [self.batch_size] * full + [examples - full * self.batch_size]
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate at `step`, counted from 0, of a run of `steps` steps.
+
+        >>> config = TrainConfig(learning_rate=1.0, warmup=0.5)
+        >>> [config.rate(step, 8) for step in range(8)]
+        [0.25, 0.5, 0.75, 1.0, 1.0, 0.75, 0.5, 0.25]
+        """
+        rising = self.warmup * steps
+        if step + 1 < rising:
+            return self.learning_rate * (step + 1) / rising
+        if self.schedule is Schedule.constant:
+            return self.learning_rate
+        return self.learning_rate * min(1.0, (steps - step) / max(1.0, steps - rising))
