@@ -62,7 +62,7 @@ EXACT = ("--estimator", "exact", "--memory", "48MiB")
 PRELOAD = [
     *("torch", "torch._dynamo"),
     *("memtool.cli", "memtool.training.run", "memtool.similarity.compare"),
-    *("memtool.stitching.sweep", "memtool.figures.figures"),
+    *("memtool.stitching.sweep", "memtool.figures.drawing"),
 ]
 
 
