@@ -180,7 +180,7 @@ def short_name(checkpoint: str) -> str:
     >>> short_name("runs/r25.safetensors")
     'runs/r25'
     >>> short_name("a/folder/of/experiments/r25/epoch-0004.safetensors")
-    '…digits/runs/r25/epoch-0004'
+    '…of/experiments/r25/epoch-0004'
     """
     name = checkpoint.removesuffix(".safetensors")
     return name if len(name) <= 30 else f"…{name[-29:]}"
