@@ -61,8 +61,8 @@ def draw(kind: Kind | str, rows: Rows, *, net_of_control: bool = False) -> Figur
 
     - `convergence` (Figure 1): CKA of each checkpoint to the final model of its own run, against
       the epoch; one panel per layer.
-    - `divergence` (Figure 3): the same to a reference from another run, such as the
-      final clean model.
+    - `divergence` (Figure 3): the same to a reference from another run, such as the final clean
+      model.
     - `stitching` (Figure 2): test accuracy of stitched models against the noise ratio; one panel
       per direction, one curve per cut.
     - `heatmap`: CKA of each layer with each reference layer; one panel per pair of checkpoints.
@@ -81,7 +81,7 @@ def draw(kind: Kind | str, rows: Rows, *, net_of_control: bool = False) -> Figur
             same cut.
 
     Returns:
-        A matplotlib figure, which no window or notebook holds on to; write it with `save`.
+        A matplotlib figure, which is not registered with pyplot; write it with `save`.
 
     Raises:
         MemtoolError: If the kind is unknown, the rows lack a column or a value that the figure
