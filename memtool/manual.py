@@ -1,8 +1,9 @@
 """Writes man/ and completions/ from the command line itself.
 
 `python -m memtool.manual` writes both; with `--check` it prints what is stale as a diff and exits
-with 1. NAME, SYNOPSIS, DESCRIPTION, OPTIONS and EXAMPLES of a page come from the code; the rest
-from the constants below. Pages carry the version and no date: equal code gives equal bytes.
+with 1. NAME, SYNOPSIS, DESCRIPTION, OPTIONS and EXAMPLES of a page come from the command, COLUMNS
+from the declarations in `memtool.tables`, and the rest from the constants below. Pages carry the
+version and no date: equal code gives equal bytes.
 """
 
 import difflib
@@ -13,7 +14,7 @@ from typing import Any
 import typer.completion
 import typer.main
 
-from memtool import __version__
+from memtool import __version__, tables
 from memtool.cli import app
 from memtool.files import replacing
 
@@ -39,7 +40,16 @@ FILES = {
     "Label file (.safetensors)": "given and true (int64), mislabelled (bool), and metadata.",
     "NAME.state.safetensors": "What an unfinished run goes on from with --resume, beside its "
     "output; removed at the end.",
-    "Table (.csv, .tsv, .jsonl)": "A row for each measurement, with all its conditions.",
+    "Table (.csv, .tsv, .jsonl)": "One row per measurement, with all its conditions.",
+}
+# The rows that each command prints, without an option or with one.
+ROWS: dict[str, type] = {
+    "memtool train": tables.TrainingRow,
+    "memtool cka": tables.CkaRow,
+    "memtool stitch": tables.StitchingRow,
+    "memtool info": tables.FileRow,
+    "memtool info --layers": tables.LayerRow,
+    "memtool reproduce": tables.FindingRow,
 }
 
 
@@ -82,7 +92,7 @@ def _page(command: Any, name: str, see_also: list[str]) -> str:
     lines = [
         f'.TH {title.upper()} 1 "" "memtool {__version__}" "memtool"',
         ".SH NAME",
-        f"{_escape(title)} \\- {_escape(summary[0].lower() + summary[1:])}",
+        f"{_escape(title)} \\- {_escape(_lower(summary))}",
         ".SH SYNOPSIS",
         f".B {_escape(name)}",
         _escape(usage),
@@ -92,7 +102,7 @@ def _page(command: Any, name: str, see_also: list[str]) -> str:
     if commands := getattr(command, "commands", {}):
         records = [(f"memtool {key}", one.help.split("\n")[0]) for key, one in commands.items()]
         lines += [".SH COMMANDS", *_tagged(dict(sorted(records)))]
-    lines += [".SH OPTIONS", *_tagged(dict(parameters)), ".SH EXAMPLES"]
+    lines += [".SH OPTIONS", *_tagged(dict(parameters)), *_columns(name), ".SH EXAMPLES"]
     for text in examples:
         lines += [".nf", *map(_escape, text.split("\n")[1:]), ".fi"]
     if commands:
@@ -102,6 +112,31 @@ def _page(command: Any, name: str, see_also: list[str]) -> str:
     others = [f"memtool-{other}" if commands else other for other in see_also]
     lines += [".SH SEE ALSO", *(f".BR {_escape(other)} (1)," for other in others)]
     return "\n".join(lines).removesuffix(",") + "\n"
+
+
+def _columns(name: str) -> list[str]:
+    """The section on the columns of the rows that a command prints; empty if it prints none."""
+    printed = {line: row for line, row in ROWS.items() if line.partition(" --")[0] == name}
+    lines = [".SH COLUMNS"] if printed else []
+    for line, row_type in printed.items():
+        if len(printed) > 1:
+            lines.append(f".SS {_escape(line)}")
+        lines.append(_escape(f"Each row describes {_lower(row_type.__doc__ or '')}"))
+        lines += _tagged(
+            {
+                f"{column} ({tables.type_of(row_type, column)})": _upper(declared.meaning)
+                for column, declared in tables.columns(row_type).items()
+            }
+        )
+    return lines
+
+
+def _lower(text: str) -> str:
+    return text[:1].lower() + text[1:]
+
+
+def _upper(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _record(parameter: Any, context: Any) -> tuple[str, str] | None:

@@ -6,12 +6,14 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import is_typeddict
 
 import pytest
 import typer.main
 
-from memtool import manual
+from memtool import manual, tables
 from memtool.cli import app
+from memtool.tables import rows
 
 GROUP = typer.main.get_command(app)
 PAGES = {path.name: text for path, text in manual.pages().items() if path.suffix == ".1"}
@@ -46,6 +48,38 @@ def test_every_command_has_a_page_with_all_its_options_and_examples():
         assert [option for option in options if option not in page] == []
         assert len(re.findall(rf"^ *memtool {name}|\| memtool {name}", page, re.MULTILINE)) >= 2
         assert f"memtool-{name}" in PAGES["memtool.1"].replace("\\-", "-")
+
+
+def columns_told(page):
+    """The tags of each part of the section COLUMNS, by the part's heading."""
+    section = page.partition(".SH COLUMNS\n")[2].partition("\n.SH ")[0].replace("\\-", "-")
+    parts = re.split(r"^\.SS (.*)\n", f".SS \n{section}", flags=re.MULTILINE)[1:]
+    tags = [re.findall(r"^\.TP\n\.B (.*)\n(.+)$", text, re.MULTILINE) for text in parts[1::2]]
+    return {head: found for head, found in zip(parts[::2], tags, strict=True) if found}
+
+
+@pytest.mark.parametrize(
+    ("command", "printed"),
+    {
+        "train": {"": tables.TrainingRow},
+        "cka": {"": tables.CkaRow},
+        "stitch": {"": tables.StitchingRow},
+        "info": {"memtool info": tables.FileRow, "memtool info --layers": tables.LayerRow},
+        "reproduce": {"": tables.FindingRow},
+        "plot": {},
+    }.items(),
+)
+def test_every_column_is_explained_in_the_page_of_the_command_that_prints_it(command, printed):
+    told = columns_told(PAGES[f"memtool-{command}.1"])
+    assert list(told) == list(printed)
+    for heading, row_type in printed.items():
+        tags = [f"{name} ({tables.type_of(row_type, name)})" for name in tables.columns(row_type)]
+        assert [tag for tag, _ in told[heading]] == tags
+
+
+def test_no_table_is_left_out_of_the_pages():
+    declared = {kind for kind in vars(rows).values() if is_typeddict(kind)}
+    assert set(manual.ROWS.values()) == declared
 
 
 def test_every_environment_variable_and_exit_code_is_told():

@@ -1,10 +1,12 @@
 """memtool plot"""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from memtool import tables
 from memtool.cli import app
 
 
@@ -16,7 +18,8 @@ def plot(
             "-o",
             "--output",
             metavar="FILE",
-            help="Figure, .png, .pdf or .svg, or the rows drawn, .csv, .tsv or .jsonl; may repeat",
+            help="The figure, as .png, .pdf or .svg, or the rows of all tables, as .csv, .tsv or "
+            ".jsonl; may be repeated",
             show_default=False,
         ),
     ],
@@ -25,7 +28,7 @@ def plot(
         typer.Argument(
             metavar="[KIND] TABLE...",
             help="convergence, stitching, divergence, heatmap or training (found from the columns "
-            "when left out), and tables of train, cka or stitch; - or none is stdin",
+            "if left out), then tables of train, cka or stitch; - is stdin, and so is no table",
             show_default=False,
         ),
     ] = None,
@@ -33,7 +36,7 @@ def plot(
         bool,
         typer.Option(
             "--net-of-control",
-            help="Of stitching, draw the test accuracy less that of the control at the same cut",
+            help="For stitching, draw the test accuracy minus that of the control at the same cut",
         ),
     ] = False,
 ) -> None:
@@ -49,33 +52,41 @@ def plot(
     """
     import sys
 
-    from memtool import tables
-    from memtool.figures import figures as plot
+    from memtool import figures
     from memtool.files import check_writable, replacing
 
     names = list(sources or [])
-    kind = plot.Kind(names.pop(0)) if names and names[0] in set(plot.Kind) else None
+    kind = figures.Kind(names.pop(0)) if names and names[0] in set(figures.Kind) else None
     if not names and sys.stdin.isatty():
         raise typer.BadParameter("name a table, or pipe one in", param_hint="TABLE")
     for path in output:
         if path == Path("-"):
             raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
-        if path.suffix.removeprefix(".") not in plot.METADATA:
+        if _format(path) not in figures.FORMATS:
             tables.format_of(path, None)
         check_writable(path)
     rows = [
         row for name in names or ["-"] for row in tables.read(None if name == "-" else Path(name))
     ]
-    kind = kind or plot.recognize(rows)
-    if net_of_control and kind is not plot.Kind.stitching:
+    kind = kind or figures.recognize(rows)
+    if net_of_control and kind is not figures.Kind.stitching:
         raise typer.BadParameter(f"{kind} has no control", param_hint="--net-of-control")
-    figure = plot.stitching(rows, net_of_control) if net_of_control else plot.draw(kind, rows)
+    figure = figures.draw(kind, rows, net_of_control=net_of_control)
     for path in output:
-        suffix = path.suffix.removeprefix(".")
-        if suffix in plot.METADATA:
+        if _format(path) in figures.FORMATS:
             with replacing(path) as temporary, open(temporary, "wb") as stream:
-                plot.save(figure, stream, suffix)
+                figures.save(figure, stream, _format(path))
         else:
-            with tables.writer(list(rows[0]), path, None) as write:
-                for row in rows:
-                    write(row)
+            _write_rows(rows, path)
+
+
+def _format(path: Path) -> str:
+    return path.suffix.removeprefix(".")
+
+
+def _write_rows(rows: Sequence[tables.Row], path: Path) -> None:
+    """Write rows of several tables as one: a cell is empty where a row lacks the column."""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    with tables.writer(columns, path, None) as write:
+        for row in rows:
+            write({name: row.get(name) for name in columns})

@@ -27,7 +27,7 @@ Command = Callable[[list[str]], None]
 PRELOAD = [
     *("torch", "torch._dynamo"),
     *("memtool.training.run", "memtool.similarity.comparison", "memtool.stitching.sweep"),
-    "memtool.figures.figures",
+    "memtool.figures.drawing",
 ]
 
 

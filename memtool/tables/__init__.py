@@ -1,4 +1,10 @@
-"""tables."""
+"""Tables: rows to and from CSV, TSV and JSON lines, and as text for a terminal.
+
+A row is a dictionary: one measurement with all its conditions. Start with `rows`, which declares
+the columns of each table that memtool writes; `writing` and `reading` handle files and streams, and
+`terminal` lays a table out as text. To add a table, declare the type of its rows in `rows` and pass
+it to `writer`; a command that prints it is listed in `memtool.manual` too.
+"""
 
 import lazy_loader
 

@@ -1,0 +1,105 @@
+"""Rows as figures use them: which columns a figure needs of its table, and grouping."""
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import TypeVar
+
+from memtool import MemtoolError, tables
+from memtool.tables import Row
+
+Rows = Sequence[Row]
+Key = TypeVar("Key", bound=Hashable)
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a figure needs of a table, declared once.
+
+    `select` gives a figure these columns and no others, so the declaration is complete: reading a
+    column that is not declared is a KeyError.
+
+    Raises ValueError if `row_type`, as `memtool.tables` declares it, lacks one of the columns.
+    """
+
+    row_type: type
+    columns: tuple[str, ...]  # each row must have them, although their cells may be empty
+    conditions: tuple[str, ...]  # must not differ between rows, since means over them would mislead
+    optional: tuple[str, ...] = ()  # taken where the table has them
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.names) - tables.columns(self.row_type).keys():
+            raise ValueError(f"{self.row_type.__name__} has no column {', '.join(sorted(unknown))}")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All columns that are declared; some may be declared twice."""
+        return (*self.columns, *self.conditions, *self.optional)
+
+    def select(self, rows: Rows) -> list[Row]:
+        """The rows with the declared columns alone; None in those that a row lacks."""
+        return [{name: row.get(name) for name in self.names} for row in rows]
+
+    def check(self, rows: Rows, kind: str) -> None:
+        """Raise MemtoolError if a column is missing or if a condition differs between rows.
+
+        The messages say that `kind` is the figure that cannot be drawn.
+        """
+        present = common_columns(rows)
+        if missing := [name for name in self.columns if name not in present]:
+            raise MemtoolError(
+                f"{kind}: the table has no column {', '.join(missing)} "
+                f"(it has {', '.join(sorted(present)) or 'no rows'})"
+            )
+        selected = self.select(rows)
+        for name in self.conditions:
+            values = _values(selected, name)
+            if len(values) > 1:
+                raise MemtoolError(
+                    f"{kind}: the rows differ in {name} ({', '.join(values)}), and a figure shows "
+                    "one of them; make a table for each"
+                )
+
+
+def _values(rows: Rows, condition: str) -> list[str]:
+    """The different values of a condition, sorted."""
+    if condition == "noise_kind":
+        # A run without noise has no kind of noise, but its row may name one all the same.
+        rows = [row for row in rows if row["noise_ratio"] != 0]
+    return sorted({str(row[condition]) for row in rows if row[condition] is not None})
+
+
+def common_columns(rows: Rows) -> set[str]:
+    """The columns that every row has."""
+    return set.intersection(*map(set, rows)) if rows else set()
+
+
+def usable(rows: Rows, column: str) -> list[Row]:
+    """The rows that have a value in the column; raises MemtoolError if there are none."""
+    found = [row for row in rows if row[column] is not None]
+    if not found:
+        raise MemtoolError(f"no row has a value in the column {column}: there is nothing to draw")
+    return found
+
+
+def groups(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row]]:
+    """The rows by key, with the keys in order of first appearance.
+
+    Layers thus stay in order of execution.
+
+    >>> groups([{"layer": "conv"}, {"layer": "fc"}, {"layer": "conv"}], lambda row: row["layer"])
+    {'conv': [{'layer': 'conv'}, {'layer': 'conv'}], 'fc': [{'layer': 'fc'}]}
+    """
+    result: dict[Key, list[Row]] = {}
+    for row in rows:
+        result.setdefault(key(row), []).append(row)
+    return result
+
+
+def positions(rows: Iterable[Row], column: str) -> dict[str, int]:
+    """The position on an axis, counted from 0, of each name in the column.
+
+    >>> positions([{"layer": "conv"}, {"layer": "fc"}, {"layer": "conv"}], "layer")
+    {'conv': 0, 'fc': 1}
+    """
+    names = dict.fromkeys(row[column] for row in rows)
+    return {name: position for position, name in enumerate(names)}

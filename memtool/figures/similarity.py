@@ -1,0 +1,99 @@
+"""Figures 1 and 3: CKA of checkpoints to the final model of their own run, or to a clean one."""
+
+from matplotlib.figure import Figure
+
+from memtool import MemtoolError
+from memtool.figures.curves import draw_runs, require_epoch, run, run_styles, runs_title
+from memtool.figures.rows import Needs, Rows, groups, positions, usable
+from memtool.figures.style import (
+    COLUMN_WIDTH,
+    PAGE_WIDTH,
+    SPARSE,
+    finish,
+    layer_ticks,
+    names_length,
+    panel_grid,
+    unit_interval,
+    whole_numbers,
+)
+from memtool.tables import CkaRow, Row
+
+NEEDS = Needs(
+    CkaRow,
+    columns=("checkpoint", "reference", "layer", "reference_layer", "cka", "epoch", "noise_ratio"),
+    conditions=("estimator", "kernel"),
+    optional=("seed", "reference_noise_ratio", "reference_seed"),
+)
+
+
+def draw_convergence(rows: Rows) -> Figure:
+    """Figure 1: CKA of each checkpoint to the final model of its own run, one panel per layer.
+
+    If no run has several epochs, there is no time axis: one panel shows CKA against the layer.
+    """
+    return _draw(rows, "CKA to final model")
+
+
+def draw_divergence(rows: Rows) -> Figure:
+    """Figure 3: CKA of each checkpoint to the final clean model, one panel per layer.
+
+    If no run has several epochs, there is no time axis: one panel shows CKA against the layer. The
+    axis says "clean" only if all rows do, by a `reference_noise_ratio` of 0.
+    """
+    clean = all(row["reference_noise_ratio"] == 0 for row in rows)
+    return _draw(rows, "CKA to final clean model" if clean else "CKA to reference model")
+
+
+def same_run(row: Row) -> bool:
+    """Whether checkpoint and reference come from the same run; unknown runs count as different."""
+    same_ratio = bool(row["noise_ratio"] == row["reference_noise_ratio"])
+    same_seed = bool(row["seed"] == row["reference_seed"])
+    return row["noise_ratio"] is not None and same_ratio and same_seed
+
+
+def several_reference_layers(rows: Rows) -> bool:
+    """Whether a layer is compared with more than one layer of the same reference."""
+    pairs = {(r["checkpoint"], r["reference"], r["layer"], r["reference_layer"]) for r in rows}
+    return len(pairs) > len({pair[:3] for pair in pairs})
+
+
+def _draw(rows: Rows, ylabel: str) -> Figure:
+    if several_reference_layers(rows):
+        raise MemtoolError(
+            "the table compares a layer with several reference layers: draw it as a heatmap, "
+            "or leave out `--pairs all` to compare corresponding layers"
+        )
+    rows = usable(rows, "cka")
+    runs = groups(rows, run).values()
+    if any(len({row["epoch"] for row in rows_of_run}) > 1 for rows_of_run in runs):
+        return _over_epochs(rows, ylabel)
+    return _over_layers(rows, ylabel)
+
+
+def _over_epochs(rows: Rows, ylabel: str) -> Figure:
+    require_epoch(rows)
+    layers = groups(rows, lambda row: row["layer"])
+    styles = run_styles(rows)
+    figure, panels = panel_grid(list(layers), columns=4 if len(layers) <= 16 else 6)
+    for axes, group in zip(panels, layers.values(), strict=True):
+        draw_runs(axes, group, "epoch", "cka", styles, markevery=SPARSE)
+    unit_interval(panels[0])
+    panels[0].xaxis.set_major_locator(whole_numbers())
+    finish(figure, "epoch", ylabel, list(styles.values()), runs_title(styles))
+    return figure
+
+
+def _over_layers(rows: Rows, ylabel: str) -> Figure:
+    layers, references = positions(rows, "layer"), positions(rows, "reference_layer")
+    rows = [{**row, "position": layers[row["layer"]]} for row in rows]
+    styles = run_styles(rows)
+    width = COLUMN_WIDTH if len(layers) <= 20 else PAGE_WIDTH
+    height = 2.2 + names_length([*layers, *references])
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.subplots()
+    draw_runs(axes, rows, "position", "cka", styles)
+    unit_interval(axes)
+    layer_ticks(axes.xaxis, list(layers), width - 0.7)
+    axes.tick_params(axis="x", rotation=90)
+    finish(figure, "layer", ylabel, list(styles.values()), runs_title(styles))
+    return figure

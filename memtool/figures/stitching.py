@@ -1,0 +1,155 @@
+"""Figure 2: test accuracy of stitched models against the noise ratio."""
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from memtool import MemtoolError
+from memtool.figures.curves import curve
+from memtool.figures.rows import Needs, Rows, groups, usable
+from memtool.figures.style import CUT_COLORS, NOISE_RATIO, Style, finish, panel_grid, styles_of
+from memtool.tables import Row, StitchingRow
+
+NEEDS = Needs(
+    StitchingRow,
+    columns=(
+        *("direction", "test_accuracy"),
+        *("front", "front_layer", "front_noise_ratio", "front_accuracy"),
+        *("back", "back_layer", "back_noise_ratio", "back_accuracy"),
+    ),
+    conditions=("batch_norm", "init", "optimizer", "epochs", "learning_rate", "batch_size"),
+    optional=("epoch", "control_accuracy"),
+)
+
+TITLES = {  # of the directions
+    "forward": "noisy front, clean back",
+    "reverse": "clean front, noisy back",
+    "control": "noisy front, own back (control)",
+}
+CLEAN: Style = {"color": "black", "linestyle": ":", "zorder": 3, "label": "clean model"}
+NOISY: Style = {"color": "#00B4D8", "linestyle": "--", "zorder": 3, "label": "noisy model"}
+NO_GAIN: Style = {**CLEAN, "label": "as the control"}
+
+
+def draw(rows: Rows) -> Figure:
+    """Figure 2: one panel per direction, one curve per cut.
+
+    The black dotted line is the accuracy of the clean networks alone: those with noise ratio 0,
+    whether they are fronts or backs. The cyan dashed line is that of the noisy networks alone. If
+    the rows have several epochs of a stitching layer, the last one is drawn.
+
+    Raises MemtoolError if a direction is not known, or the noise ratio of a noisy network.
+    """
+    rows = usable(_trained(rows), "test_accuracy")
+    directions = _directions(rows)
+    shown = [name for name in TITLES if name in directions]
+    styles = _cut_styles(rows)
+    clean = _clean_accuracy(rows)
+    figure, panels = panel_grid([TITLES[name] for name in shown], columns=len(shown))
+    for axes, direction in zip(panels, shown, strict=True):
+        if clean is not None:
+            axes.axhline(clean, **CLEAN)
+        _draw_noisy(axes, directions[direction], _noisy_end(direction))
+        _draw_cuts(axes, directions[direction], _noisy_end(direction), styles)
+    lines = [*styles.values(), *([] if clean is None else [CLEAN]), NOISY]
+    finish(figure, NOISE_RATIO, "test accuracy", lines, "cut")
+    return figure
+
+
+def draw_net_of_control(rows: Rows) -> Figure:
+    """Figure 2 after subtracting from each row the test accuracy of its control.
+
+    A dotted line at 0 stands for a stitched model that is as accurate as its control.
+
+    Raises MemtoolError if no row has a control, a direction is not known, or the noise ratio of a
+    noisy network.
+    """
+    rows = [
+        {**row, "test_accuracy": row["test_accuracy"] - row["control_accuracy"]}
+        for row in usable(_trained(rows), "test_accuracy")
+        if row["direction"] != "control" and row["control_accuracy"] is not None
+    ]
+    if not rows:
+        raise MemtoolError(
+            "no row has a control to subtract: stitch with --control, and keep the rows of the "
+            "other directions"
+        )
+    directions = _directions(rows)
+    styles = _cut_styles(rows)
+    figure, panels = panel_grid([TITLES[name] for name in directions], columns=len(directions))
+    for axes, (direction, group) in zip(panels, directions.items(), strict=True):
+        axes.axhline(0, **NO_GAIN)
+        _draw_cuts(axes, group, _noisy_end(direction), styles)
+    finish(figure, NOISE_RATIO, "test accuracy − control's", [*styles.values(), NO_GAIN], "cut")
+    return figure
+
+
+def _trained(rows: Rows) -> list[Row]:
+    """The rows of stitching layers that are trained to the end, or for which no epoch is given."""
+    return [row for row in rows if row["epoch"] in (None, row["epochs"])]
+
+
+def _directions(rows: Rows) -> dict[str, list[Row]]:
+    """The rows by direction; raises MemtoolError if one is not known."""
+    directions = groups(rows, lambda row: str(row["direction"]))
+    if unknown := [name for name in directions if name not in TITLES]:
+        raise MemtoolError(f"no direction {unknown[0]!r}; there are {', '.join(TITLES)}")
+    return directions
+
+
+def _noisy_end(direction: str) -> str:
+    """Which end of a stitched model comes from the noisy network."""
+    return "back" if direction == "reverse" else "front"
+
+
+def _draw_noisy(axes: Axes, rows: Rows, noisy: str) -> None:
+    """Draw the accuracy of the noisy networks alone; `noisy` is the end that they give."""
+    _require_noise_ratio(rows, noisy)
+    alone = curve(rows, f"{noisy}_noise_ratio", f"{noisy}_accuracy")
+    axes.plot(_percent(alone.x), alone.mean, **NOISY)
+
+
+def _draw_cuts(axes: Axes, rows: Rows, noisy: str, styles: Mapping[str, Style]) -> None:
+    """Draw one curve per cut, with error bars where several rows make a point."""
+    _require_noise_ratio(rows, noisy)
+    for cut, group in groups(rows, _cut).items():
+        stitched = curve(group, f"{noisy}_noise_ratio", "test_accuracy")
+        spread = stitched.spread if any(stitched.spread) else None
+        axes.errorbar(_percent(stitched.x), stitched.mean, spread, elinewidth=0.6, **styles[cut])
+
+
+def _cut(row: Row) -> str:
+    """The name of a row's cut in the legend."""
+    front, back = row["front_layer"], row["back_layer"]
+    return str(front) if front == back else f"{front} → {back}"
+
+
+def _cut_styles(rows: Rows) -> dict[str, Style]:
+    cuts = list(dict.fromkeys(map(_cut, rows)))
+    return styles_of(cuts, cuts, CUT_COLORS)
+
+
+def _clean_accuracy(rows: Rows) -> float | None:
+    """The mean over the networks with noise ratio 0, each counted once; None if there are none."""
+    networks = {  # a dict, since a set has no order and sums of floats depend on it
+        (row[end], row[f"{end}_accuracy"]): row[f"{end}_accuracy"]
+        for row in rows
+        for end in ("front", "back")
+        if row[f"{end}_noise_ratio"] == 0 and row[f"{end}_accuracy"] is not None
+    }
+    return float(np.mean(list(networks.values()))) if networks else None
+
+
+def _require_noise_ratio(rows: Rows, end: str) -> None:
+    for row in rows:
+        if row[f"{end}_noise_ratio"] is None:
+            raise MemtoolError(
+                f"{row[end]}: its noise ratio is unknown, so it has no place on the axis of noise "
+                f"ratios; fill in the column {end}_noise_ratio or leave its rows out of the table"
+            )
+
+
+def _percent(ratios: Iterable[float]) -> list[float]:
+    return [100 * ratio for ratio in ratios]

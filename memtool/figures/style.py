@@ -1,0 +1,192 @@
+"""The look that all figures share: sizes, colours, markers, panels, axes, legend; and saving.
+
+Sizes are in inches, those of letters in points. A figure fits a column of the usual two-column
+page, or the page.
+"""
+
+import math
+import textwrap
+from collections.abc import Hashable, Iterable, Sequence
+from typing import Any, BinaryIO, TypeVar
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from memtool import MemtoolError
+
+Style = dict[str, Any]  # keyword arguments of Axes.plot
+Key = TypeVar("Key", bound=Hashable)
+
+NOISE_RATIO = "noise ratio r (%)"
+NOISE_COLORS = "plasma"
+CUT_COLORS = "viridis"
+LIGHTEST = 0.8  # position in a colour map; what lies beyond is too light for white paper
+MARKERS = "os^Dv*Xp<>"
+SPARSE = 0.25  # distance between markers along a curve of many epochs, in panel diagonals
+
+COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches
+LOOK: dict[Any, Any] = {
+    "font.size": 8,
+    "figure.labelsize": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "lines.linewidth": 1.1,
+    "lines.markersize": 3,
+    "legend.fontsize": 7,
+    "legend.title_fontsize": 8,
+    "legend.frameon": False,
+    "legend.columnspacing": 1.2,
+    "text.parse_math": False,  # a file name may hold dollar signs
+}
+SAVING: dict[Any, Any] = {
+    "savefig.dpi": 300,
+    "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's default, Type 3
+    "svg.hashsalt": "memtool",  # without it, the ids in an SVG are random
+}
+METADATA: dict[str, dict[str, Any]] = {
+    "pdf": {"CreationDate": None},
+    "png": {},
+    "svg": {"Date": None},
+}
+FORMATS = tuple(METADATA)
+
+
+def save(figure: Figure, stream: BinaryIO, format: str) -> None:
+    """Write a figure to a binary stream.
+
+    Equal figures give equal bytes: no date is written, and nothing random. Pixels of a PNG are
+    1/300 inch wide, and letters in a PDF are TrueType, as journals ask for.
+
+    Args:
+        figure: A figure that `draw` returned, or any other.
+        stream: An open file, or another stream that takes bytes.
+        format: "pdf", "png" or "svg".
+
+    Raises:
+        MemtoolError: If the format is another one.
+
+    >>> import io
+    >>> from matplotlib.figure import Figure
+    >>> stream = io.BytesIO()
+    >>> save(Figure(), stream, "pdf")
+    >>> stream.getvalue()[:5]
+    b'%PDF-'
+    """
+    if format not in METADATA:
+        raise MemtoolError(f"no figure format {format!r}; there are {', '.join(METADATA)}")
+    # LOOK is needed again, since matplotlib makes ticks only when it draws them.
+    with matplotlib.rc_context(LOOK | SAVING):
+        figure.savefig(stream, format=format, metadata=METADATA[format])
+
+
+def styles_of(keys: Sequence[Key], labels: Sequence[str], colors: str) -> dict[Key, Style]:
+    """A marker, a colour and a label for each key.
+
+    The shades are evenly spaced in the colour map named `colors`, so that neighbours can be told
+    apart.
+    """
+    shades = matplotlib.colormaps[colors](np.linspace(0, LIGHTEST, len(keys)))
+    return {
+        key: {"color": tuple(shade), "marker": MARKERS[i % len(MARKERS)], "label": label}
+        for i, (key, shade, label) in enumerate(zip(keys, shades, labels, strict=True))
+    }
+
+
+def panel_grid(
+    titles: Sequence[str], columns: int, sharey: bool = True
+) -> tuple[Figure, list[Axes]]:
+    """A figure with one panel per title, as wide as a column of text or as the page."""
+    columns = min(columns, len(titles))
+    lines = math.ceil(len(titles) / columns)
+    width = (COLUMN_WIDTH if columns == 1 else PAGE_WIDTH) / columns
+    size = 8 if columns <= 4 else 6.5  # points; a letter is about 0.62 times as wide
+    titles = [_wrap(title, int(72 * width / (0.62 * size))) for title in titles]
+    height = 0.2 + 0.7 * width + 0.12 * max(title.count("\n") + 1 for title in titles)
+    figure = Figure(figsize=(columns * width, lines * height), layout="constrained")
+    grid = figure.subplots(lines, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
+    for axes in grid[len(titles) :]:
+        axes.remove()
+    panels = list(grid[: len(titles)])
+    for i, (axes, title) in enumerate(zip(panels, titles, strict=True)):
+        axes.set_title(title, fontsize=size)
+        axes.tick_params(labelbottom=i + columns >= len(titles))  # no panel below
+    return figure, panels
+
+
+def finish(figure: Figure, x: str, y: str, styles: Sequence[Style], legend_title: str) -> None:
+    """Label the axes that all panels share, and add a legend in a strip of its own above them."""
+    handles = [Line2D([], [], **style) for style in styles]
+    widths = [0.4 + 0.055 * len(style["label"]) for style in styles]  # inches: handle, letters
+    width = figure.get_figwidth()
+    columns = len(styles) if sum(widths) <= width else max(1, int(width / max(widths)))
+    panels, strip = figure.get_figheight(), 0.2 + 0.16 * math.ceil(len(styles) / columns)
+    figure.set_figheight(panels + strip)
+    figure.legend(handles=handles, title=legend_title, loc="outside upper center", ncols=columns)
+    if len(figure.axes) == 1:
+        figure.axes[0].set(xlabel=x, ylabel=y)
+    else:
+        figure.supxlabel(x)
+        figure.supylabel(y, y=(0.5 * panels + 0.1) / (panels + strip))  # the middle of the panels
+
+
+def whole_numbers() -> MaxNLocator:
+    """Ticks at a few round epochs."""
+    return MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
+
+
+def unit_interval(axes: Axes) -> None:
+    """Show [0, 1] on the y axis, with room for lines at its ends.
+
+    The axis goes on below 0 where values do: unbiased CKA may be negative.
+    """
+    axes.set_ylim(min(-0.02, axes.get_ylim()[0]), 1.02)
+    axes.set_yticks([0, 0.5, 1])
+
+
+def layer_ticks(axis: Axis, layers: Sequence[str], length: float) -> None:
+    """Name the layers along an axis of `length` inches.
+
+    Names are 5 to 7 points high; if there is no room for all, every second one is shown, every
+    third, and so on.
+    """
+    pitch = 72 * length / len(layers)  # points from one layer to the next
+    every = math.ceil(5.5 / pitch)
+    shown = range(0, len(layers), every)
+    axis.set_ticks(shown, [layers[i] for i in shown], fontsize=min(7, max(5, pitch / 1.2)))
+
+
+def names_length(names: Iterable[str]) -> float:
+    """Inches that the longest of the names takes at about 5 points."""
+    return 0.034 * max(map(len, names))
+
+
+def short_name(checkpoint: str) -> str:
+    """A file name that fits an axis label; its end is kept, which tells runs and epochs apart.
+
+    >>> short_name("runs/r25.safetensors")
+    'runs/r25'
+    >>> short_name("a/folder/of/experiments/r25/epoch-0004.safetensors")
+    '…of/experiments/r25/epoch-0004'
+    """
+    name = checkpoint.removesuffix(".safetensors")
+    return name if len(name) <= 30 else f"…{name[-29:]}"
+
+
+def _wrap(title: str, width: int) -> str:
+    """The title in lines of at most `width` letters, broken after dots where that is possible."""
+    spaced = title.replace(".", ". ")  # textwrap breaks at spaces only
+    return textwrap.fill(spaced, width).replace(". ", ".")

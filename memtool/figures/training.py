@@ -1,0 +1,44 @@
+"""Training curves: loss and accuracies against the epoch."""
+
+from matplotlib.figure import Figure
+
+from memtool import MemtoolError
+from memtool.figures.curves import draw_runs, require_epoch, run_styles, runs_title
+from memtool.figures.rows import Needs, Rows
+from memtool.figures.style import SPARSE, finish, panel_grid, unit_interval, whole_numbers
+from memtool.tables import TrainingRow
+
+TITLES = {  # of the panels, by the column that they show
+    "loss": "loss",
+    "given_accuracy": "accuracy on given labels",
+    "true_accuracy": "accuracy on true labels",
+    "mislabelled_accuracy": "memorization (mislabelled part)",
+    "test_accuracy": "test accuracy",
+}
+NEEDS = Needs(
+    TrainingRow,
+    columns=("checkpoint", "epoch", "noise_ratio", *TITLES),
+    conditions=("model", "data", "noise_kind"),
+)
+
+
+def draw(rows: Rows) -> Figure:
+    """Loss in nats and accuracies in [0, 1] against the epoch, with one curve per noise ratio.
+
+    A column without any value has no panel: memorization, if nothing was mislabelled.
+    """
+    columns = [name for name in TITLES if any(row[name] is not None for row in rows)]
+    if not columns:
+        raise MemtoolError(f"no row has a value in any of {', '.join(TITLES)}")
+    require_epoch(rows)
+    styles = run_styles(rows)
+    figure, panels = panel_grid([TITLES[name] for name in columns], columns=3, sharey=False)
+    for axes, column in zip(panels, columns, strict=True):
+        draw_runs(axes, rows, "epoch", column, styles, markevery=SPARSE)
+        if column == "loss":
+            axes.set_ylim(bottom=0)
+        else:
+            unit_interval(axes)
+    panels[0].xaxis.set_major_locator(whole_numbers())
+    finish(figure, "epoch", "", list(styles.values()), runs_title(styles))
+    return figure

@@ -1,0 +1,100 @@
+"""Which figure a table calls for, and what every figure refuses."""
+
+import io
+
+import pytest
+from matplotlib.figure import Figure
+
+from memtool import MemtoolError
+from memtool.figures import Kind, draw, recognize, save
+from memtool.figures.drawing import FIGURES
+from memtool.figures.training import TITLES
+
+from .examples import convergence_rows, divergence_rows, each_kind, training_rows
+
+
+def svg(figure: Figure) -> bytes:
+    stream = io.BytesIO()
+    save(figure, stream, "svg")
+    return stream.getvalue()
+
+
+@each_kind
+def test_each_kind_is_recognized_and_drawn(kind, rows):
+    assert recognize(rows) is kind
+    assert isinstance(draw(kind, rows), Figure)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"reference_noise_ratio": 0.0},
+        {"reference_seed": 7},
+        {"noise_ratio": None, "reference_noise_ratio": None},
+    ],
+    ids=["clean reference", "other seed", "unknown runs"],
+)
+def test_a_reference_from_another_run_makes_a_divergence(changes):
+    assert recognize(convergence_rows(**changes)) is Kind.divergence
+
+
+def test_corresponding_layers_with_other_names_are_no_heatmap():
+    rows = [row | {"reference_layer": f"net.{row['layer']}"} for row in divergence_rows()]
+    assert recognize(rows) is Kind.divergence
+
+
+@pytest.mark.parametrize("rows", [[], [{"apples": 1, "pears": 2}]], ids=["no rows", "others"])
+def test_an_unknown_table_names_its_columns_and_the_kinds(rows):
+    with pytest.raises(MemtoolError) as error:
+        recognize(rows)
+    expected = [*(rows[0] if rows else ["(none)"]), *Kind]
+    assert [word for word in expected if word not in str(error.value)] == []
+
+
+@each_kind
+def test_a_missing_column_is_named(kind, rows):
+    needs, _ = FIGURES[kind]
+    for column in needs.columns:
+        without = [{k: v for k, v in row.items() if k != column} for row in rows]
+        with pytest.raises(MemtoolError, match=f"{kind}: the table has no column {column} "):
+            draw(kind, without)
+
+
+@each_kind
+def test_a_table_without_rows_or_values_is_refused(kind, rows):
+    values = [*TITLES, "cka"]
+    empty = [row | {name: None for name in values if name in row} for row in rows]
+    with pytest.raises(MemtoolError, match="no row has a value"):
+        draw(kind, empty)
+    with pytest.raises(MemtoolError, match="no rows"):
+        draw(kind, [])
+
+
+@each_kind
+def test_conditions_that_a_mean_would_hide_are_refused(kind, rows):
+    needs, _ = FIGURES[kind]
+    for name in needs.conditions:
+        mixed = [row | {name: "one"} for row in rows[:-1]] + [rows[-1] | {name: "other"}]
+        with pytest.raises(MemtoolError, match=rf"differ in {name} \(one, other\)"):
+            draw(kind, mixed)
+
+
+@each_kind
+def test_columns_that_are_not_declared_change_nothing(kind, rows):
+    """A renamed column breaks the declaration (test_rows.py), so it never breaks just a figure."""
+    needs, _ = FIGURES[kind]
+    declared = [{name: row[name] for name in needs.names if name in row} for row in rows]
+    assert any(len(a) < len(b) for a, b in zip(declared, rows, strict=True))
+    assert recognize(declared) is kind
+    assert svg(draw(kind, declared)) == svg(draw(kind, rows))
+
+
+def test_a_kind_may_be_named_as_text():
+    assert svg(draw("training", training_rows())) == svg(draw(Kind.training, training_rows()))
+    with pytest.raises(MemtoolError, match="no figure 'pie'; there are convergence, "):
+        draw("pie", training_rows())
+
+
+def test_only_stitching_has_a_control():
+    with pytest.raises(MemtoolError, match="training has no control"):
+        draw("training", training_rows(), net_of_control=True)

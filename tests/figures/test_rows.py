@@ -1,0 +1,65 @@
+"""What figures need of tables, against what the tables declare."""
+
+import pytest
+
+from memtool import MemtoolError, tables
+from memtool.figures.drawing import FIGURES
+from memtool.figures.rows import Needs, groups, positions, usable
+
+NEEDS = Needs(
+    tables.TrainingRow,
+    columns=("epoch", "loss", "noise_ratio"),
+    conditions=("model", "noise_kind"),
+    optional=("seed",),
+)
+
+
+def training_row(**changes):
+    row = {"epoch": 1, "loss": 0.5, "noise_ratio": 0.25, "model": "cnn", "noise_kind": "uniform"}
+    return row | changes
+
+
+@pytest.mark.parametrize("part", ["columns", "conditions", "optional"])
+def test_a_figure_cannot_need_what_the_table_does_not_have(part):
+    needs = {"columns": ("epoch",), "conditions": (), "optional": ()}
+    with pytest.raises(ValueError, match="TrainingRow has no column accurracy"):
+        Needs(tables.TrainingRow, **needs | {part: ("accurracy",)})
+
+
+@pytest.mark.parametrize("kind", FIGURES)
+def test_the_tables_have_what_each_figure_needs(kind):
+    needs, _ = FIGURES[kind]
+    assert set(needs.names) <= tables.columns(needs.row_type).keys()
+
+
+def test_a_figure_gets_the_declared_columns_and_no_others():
+    (row,) = NEEDS.select([training_row(test_accuracy=0.9)])
+    assert row == training_row(seed=None)
+
+
+def test_a_condition_may_be_missing_or_empty_but_not_differ():
+    NEEDS.check([training_row(), training_row(model=None)], "training")
+    NEEDS.check([{"epoch": 1, "loss": 0.5, "noise_ratio": 0.25}] * 2, "training")
+    with pytest.raises(MemtoolError, match=r"training: the rows differ in model \(cnn, vit\)"):
+        NEEDS.check([training_row(), training_row(model="vit")], "training")
+
+
+def test_a_run_without_noise_may_name_any_kind_of_noise():
+    clean = training_row(noise_ratio=0.0, noise_kind="pairflip")
+    NEEDS.check([training_row(), clean], "training")
+    with pytest.raises(MemtoolError, match="differ in noise_kind"):
+        NEEDS.check([training_row(), training_row(noise_kind="pairflip")], "training")
+
+
+def test_rows_without_a_value_are_not_usable():
+    rows = [{"cka": None}, {"cka": 0.0}]
+    assert usable(rows, "cka") == [{"cka": 0.0}]
+    with pytest.raises(MemtoolError, match="no row has a value in the column cka"):
+        usable(rows[:1], "cka")
+
+
+def test_groups_and_positions_keep_the_order_of_first_appearance():
+    rows = [{"layer": name} for name in ("conv1", "block2", "conv1", "block1")]
+    assert list(groups(rows, lambda row: row["layer"])) == ["conv1", "block2", "block1"]
+    assert [len(group) for group in groups(rows, lambda row: row["layer"]).values()] == [2, 1, 1]
+    assert positions(rows, "layer") == {"conv1": 0, "block2": 1, "block1": 2}

@@ -1,0 +1,82 @@
+"""Panels and the legend; equal figures are saved as equal bytes."""
+
+import io
+import itertools
+
+import matplotlib
+import pytest
+from matplotlib.figure import Figure
+
+from memtool import MemtoolError
+from memtool.figures import draw, save
+from memtool.figures.style import LOOK, PAGE_WIDTH, finish, panel_grid, short_name, styles_of
+
+from .examples import EPOCHS, cka_row, each_kind, legend_labels, overlap, titles, training_rows
+
+
+def test_many_long_layer_names_wrap_without_a_loss():
+    names = [f"features.denseblock{i}.denselayer{i}.conv{i}" for i in range(60)]
+    rows = [cka_row("fc", 0.5, epoch, 0) | {"layer": name} for name in names for epoch in EPOCHS]
+    figure = draw("convergence", rows)
+    assert [title.replace("\n", "") for title in titles(figure)] == names
+    assert figure.get_figwidth() == PAGE_WIDTH
+    figure.draw_without_rendering()
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert not any(overlap(a, b) for a, b in itertools.pairwise(boxes))
+
+
+def test_names_of_checkpoints_keep_their_end_and_fit_a_label():
+    assert short_name("runs/r25.safetensors") == "runs/r25"
+    assert short_name("a" * 30 + ".safetensors") == "a" * 30
+    assert short_name("folder/" * 9 + "epoch-0004.safetensors").endswith("/epoch-0004")
+    assert len(short_name("folder/" * 9 + "epoch-0004.safetensors")) == 30
+
+
+def test_neighbouring_styles_differ_and_no_shade_is_too_light():
+    styles = list(styles_of(range(12), [f"cut {i}" for i in range(12)], "viridis").values())
+    for first, second in itertools.pairwise(styles):
+        assert first["color"] != second["color"] and first["marker"] != second["marker"]
+    assert max(sum(style["color"][:3]) for style in styles) < 2  # white is 3
+
+
+@matplotlib.rc_context(LOOK)
+def test_a_legend_too_wide_for_one_line_takes_several():
+    labels = [f"a long label of run {i}" for i in range(12)]
+    figure, _ = panel_grid(["panel"], columns=1)
+    height = figure.get_figheight()
+    finish(figure, "x", "y", list(styles_of(labels, labels, "plasma").values()), "runs")
+    assert legend_labels(figure) == labels
+    assert figure.get_figheight() > height
+    figure.draw_without_rendering()
+    legend, panel = figure.legends[0].get_window_extent(), figure.axes[0].get_window_extent()
+    assert not overlap(legend, panel)
+    assert legend.x0 >= 0 and legend.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("format", ["pdf", "png", "svg"])
+@each_kind
+def test_equal_figures_give_equal_bytes(kind, rows, format):
+    saved = []
+    for _ in range(2):
+        stream = io.BytesIO()
+        save(draw(kind, rows), stream, format)
+        saved.append(stream.getvalue())
+    assert saved[0] == saved[1]
+    assert {"pdf": b"%PDF", "png": b"\x89PNG", "svg": b"<?xml"}[format] == saved[0][:5].rstrip(
+        b"-\r"
+    )
+
+
+def test_files_carry_no_date_and_fonts_that_journals_take():
+    pdf, svg = io.BytesIO(), io.BytesIO()
+    figure = draw("training", training_rows())
+    save(figure, pdf, "pdf")
+    save(figure, svg, "svg")
+    assert b"/CreationDate" not in pdf.getvalue()
+    assert b"/Type3" not in pdf.getvalue() and b"/CIDFontType2" in pdf.getvalue()
+    assert b"dc:date" not in svg.getvalue()
+
+
+def test_an_unknown_format_is_refused():
+    with pytest.raises(MemtoolError, match="'gif'; there are pdf, png, svg"):
+        save(Figure(), io.BytesIO(), "gif")
