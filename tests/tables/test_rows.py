@@ -11,7 +11,7 @@ INTERFACE = {
     "reference_epoch reference_noise_ratio reference_seed estimator kernel bandwidth precision n "
     "batch_size sample_seed cka cka_se",
     tables.StitchingRow: "front back direction front_layer back_layer front_noise_ratio "
-    "back_noise_ratio connector batch_norm parameters start optimizer epochs epoch learning_rate "
+    "back_noise_ratio connector batch_norm parameters init optimizer epochs epoch learning_rate "
     "batch_size seed n loss test_accuracy front_accuracy back_accuracy agreement control_accuracy",
     tables.FileRow: "file kind model model_from parameters tensors types bytes data train test "
     "classes image_shape mean std fingerprint epoch steps noise_ratio noise_kind seed loss "
