@@ -90,13 +90,12 @@ class FeatureBatch(Batch):
         recorder, keeps = self.recorder, self.visit.batch in self.recorder.missing
         if not keeps and f"features {i}" in recorder.state:
             return
-        x, norms, varying = recorder.relative(i, x)
+        x, norms = recorder.relative(i, x)
         features = recorder.state.setdefault(f"features {i}", x.new_zeros(recorder.n, x.shape[1]))
         squares = recorder.state.setdefault(f"norms {i}", norms.new_zeros(recorder.n))
         if keeps:
             features[self.visit.start : self.visit.stop] = x
             squares[self.visit.start : self.visit.stop] = norms
-            recorder.state["varying"][i] += varying
 
     def finish(self) -> None:
         self.recorder.missing.discard(self.visit.batch)

@@ -29,7 +29,6 @@ from memtool.similarity.recorder import (
     Visit,
     mean_of,
     type_of_mean,
-    varies,
 )
 from memtool.similarity.settings import Estimator
 
@@ -84,21 +83,18 @@ class GramBatch(Batch):
     def _record_linear(self, i: int, x: Tensor) -> None:
         # What can be done for all layers at once is left for `finish`.
         type_ = self._entries.dtype if self._entries.numel() else type_of_mean(x)
-        strips = _strips(len(x), type_, x.device)
+        strips = _strips(len(x), x.device)
         gram = self._gram(i, strips.size, type_, x.device)
-        varying = torch.zeros((), dtype=torch.bool, device=x.device)
         for number, chunk in enumerate(x.split(CHUNK, dim=1)):
             mean = mean_of(chunk)
             centered = self.recorder.centered(chunk, mean)
             strips.add(gram, centered.to(type_), first=number == 0)
-            if x.device.type != "cpu" or not varying:  # one feature that varies is enough
-                varying |= varies(centered, mean)
-        self.recorder.state["varying"][i] += varying
+            self.recorder.judge(i, centered, mean)
 
     def _record_rbf(self, i: int, x: Tensor, sigma: Tensor) -> None:
         mean = mean_of(x)
         x = self.recorder.centered(x, mean)
-        self.recorder.state["varying"][i] += varies(x, mean)
+        self.recorder.judge(i, x, mean)
         norms = torch.linalg.vector_norm(x, dim=1).square()
         gram = wide(rbf(x @ x.T, norms, norms, sigma)).fill_diagonal_(0)
         self._gram(i, gram.numel(), gram.dtype, x.device).copy_(gram.flatten())
@@ -114,9 +110,10 @@ class GramBatch(Batch):
         entries, n = self._entries, self.visit.size
         del self._entries
         if self.recorder.sigma is None:
-            strips = _strips(n, entries.dtype, entries.device)
+            strips = _strips(n, entries.device)
+            entries = wide(entries)
             self.row_sums = strips.row_sums(entries)
-            self.vectors = wide(strips.weigh(entries))
+            self.vectors = strips.weigh(entries)
         else:
             self.row_sums = entries.view(-1, n, n).sum(2)
             self.vectors = entries
@@ -165,20 +162,21 @@ class _Strips:
     """The half of a symmetric matrix (n, n) that is computed: vertical strips of its lower
     triangle, their entries in a vector of `size` elements."""
 
-    def __init__(self, n: int, dtype: torch.dtype, device: torch.device) -> None:
+    def __init__(self, n: int, device: torch.device) -> None:
         step = max(32, -(-n // STRIPS))
         self._n = n
         self._columns = [(start, min(start + step, n)) for start in range(0, n, step)]
         weights, diagonal, at = [], [], 0
         for start, stop in self._columns:
             width = stop - start
-            strip = torch.full((n - start, width), math.sqrt(2), dtype=dtype)
+            strip = torch.full((n - start, width), math.sqrt(2), dtype=torch.float64)
             strip[:width] = 1
             strip.diagonal().zero_()
             weights.append(strip.flatten())
             diagonal.append(torch.arange(width) * (width + 1) + at)
             at += strip.numel()
-        self._weights = torch.cat(weights).to(device)
+        weight_type = torch.float32 if device.type == "mps" else torch.float64
+        self._weights = torch.cat(weights).to(device, weight_type)
         self._diagonal = torch.cat(diagonal).to(device)
 
     @property
@@ -204,13 +202,12 @@ class _Strips:
                 torch.addmm(strip, rows, columns, out=strip)
 
     def row_sums(self, vectors: Tensor) -> Tensor:
-        """The sums of the rows of K°, (m, n) float64, of the m matrices in `vectors` (m, size)."""
-        type_ = torch.float32 if vectors.device.type == "mps" else torch.float64
-        sums = vectors.new_zeros(len(vectors), self._n, dtype=type_)
+        """The sums of the rows of K°, (m, n), of the m matrices in `vectors` (m, size)."""
+        sums = -vectors[:, self._diagonal]
         for start, stop, strip in self._views(vectors):
-            sums[:, start:] += strip.sum(2, dtype=type_)
-            sums[:, start:stop] += strip[:, stop - start :].sum(1, dtype=type_)
-        return sums - vectors[:, self._diagonal]
+            sums[:, start:] += strip.sum(2)
+            sums[:, start:stop] += strip[:, stop - start :].sum(1)
+        return sums
 
     def weigh(self, vectors: Tensor) -> Tensor:
         """The vectors (m, size), in place, so that their inner products are those of the matrices
@@ -219,6 +216,6 @@ class _Strips:
 
 
 @lru_cache(maxsize=4)
-def _strips(n: int, dtype: torch.dtype, device: torch.device) -> _Strips:
+def _strips(n: int, device: torch.device) -> _Strips:
     with torch.inference_mode(False):
-        return _Strips(n, dtype, device)
+        return _Strips(n, device)

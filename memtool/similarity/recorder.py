@@ -65,8 +65,8 @@ class Visit:
 class Recorder(ABC):
     """What is taken from the layers of one network over a run.
 
-    `state` is what processes add up. Its entry `varying` counts for each layer the batches in which
-    some feature varies.
+    `state` is what processes add up. Its entry `varying` is 0 for a layer none of whose features
+    varies, and more for any other layer.
     """
 
     def __init__(self, layers: Sequence[Hashable], device: torch.device) -> None:
@@ -111,6 +111,14 @@ class Recorder(ABC):
         last = self._channels_last.setdefault(i, has_channels_last(activation))
         return features(activation, last)
 
+    def judge(self, i: int, centered: Tensor, mean: Tensor) -> None:
+        """Add to `varying` if one of the features of layer i varies: (n, p), relative to their mean
+        (p,)."""
+        varying = self.state["varying"][i]
+        # Once is enough where a look at a value does not wait for the device.
+        if self.device.type != "cpu" or not varying:
+            varying += varies(centered, mean)
+
     def centered(self, x: Tensor, mean: Tensor) -> Tensor:
         """x - mean, (n, p), in memory that the next call uses again: fresh pages cost as much as
         the subtraction does."""
@@ -140,14 +148,14 @@ class OffsetRecorder(Recorder):
     def n(self) -> int:
         return self.batches[-1][1]
 
-    def relative(self, i: int, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Features x (n, p) relative to the origin, in memory that the next call uses again; their
-        squared norms (n,); and whether some feature varies."""
+    def relative(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Features x (n, p) of layer i relative to the origin, in memory that the next call uses
+        again, and their squared norms (n,)."""
         if i not in self._origin:
             self._origin[i] = mean_of(x)
         x = self.centered(x, self._origin[i])
-        norms = torch.linalg.vector_norm(x, dim=1).square()
-        return x, norms, varies(x, self._origin[i])
+        self.judge(i, x, self._origin[i])
+        return x, torch.linalg.vector_norm(x, dim=1).square()
 
 
 class Batch(ABC):

@@ -127,8 +127,7 @@ class Tiles(Batch):
 
     def _record(self, i: int, x: Tensor) -> None:
         recorder, block = self.recorder, self.recorder.block
-        x, norms, varying = recorder.relative(i, x)
-        recorder.state["varying"][i] += varying
+        x, norms = recorder.relative(i, x)
         if self._start:
             kept, kept_norms = block.features[i][: self._start], block.norms[i][: self._start]
             self._tiles[i] = recorder.gram(i, kept @ x.T, kept_norms, norms)

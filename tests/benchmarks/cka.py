@@ -420,7 +420,7 @@ def show_profile(models: list[nn.Module]) -> None:
     """Where the time of every module goes, and what no way of taking these sums can do without."""
     found = {layer.same_as: math.prod(layer.shape) for layer in selected(models[0], ["all"])}
     bare_seconds = least(lambda: bare(models))
-    elements = minibatch._strips(BATCH, torch.float32, torch.device("cpu")).size
+    elements = minibatch._strips(BATCH, torch.device("cpu")).size
     flops = 2 * len(models) * (N // BATCH) * sum(found.values()) * elements
     x = torch.randn(BATCH, minibatch.CHUNK)
     speed = 2 * BATCH * BATCH * minibatch.CHUNK / least(lambda: x @ x.T, 50)

@@ -11,14 +11,15 @@ from memtool.similarity.minibatch import _Strips
 def test_strips_make_up_the_matrix(n):
     x = torch.randn(n, 70, generator=torch.Generator().manual_seed(n))
     y = torch.randn(n, 50, generator=torch.Generator().manual_seed(n + 1))
-    strips = _Strips(n, torch.float32, torch.device("cpu"))
+    strips = _Strips(n, torch.device("cpu"))
     vectors = torch.full((2, strips.size), torch.nan)
     for vector, z in zip(vectors, (x, y), strict=True):
         strips.add(vector, z[:, :30], first=True)
         strips.add(vector, z[:, 30:], first=False)
     whole = torch.stack([(z.double() @ z.double().T).fill_diagonal_(0) for z in (x, y)])
+    vectors = vectors.double()
     assert torch.allclose(strips.row_sums(vectors), whole.sum(2), atol=1e-2)
-    weighed = strips.weigh(vectors).double()
+    weighed = strips.weigh(vectors)
     expected = whole.flatten(1) @ whole.flatten(1).T
     assert torch.allclose(weighed @ weighed.T, expected, rtol=1e-4)
     assert strips.size < n * n or n <= 32
