@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 from memtool import MemtoolError, models
 from memtool.checkpoints.names import renamed
 from memtool.checkpoints.recognition import Match, checked_skeleton, identify
-from memtool.errors import one_line
 from memtool.models import ModelSpec
 from memtool.tensors import Metadata, Shape, find_metadata, load_tensors, stored_tensors
 
@@ -124,6 +123,12 @@ class Checkpoint:
         channels, height, width = known or models.image_shape(self.spec)
         return channels, height, width
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes the network tells apart, as far as that is on record."""
+        option, known = self.spec.options.get("num_classes"), self.data.get("classes")
+        return option if isinstance(option, int) else len(known) if known else None
+
     def with_dataset(self, dataset: "Dataset") -> "Checkpoint":
         """This checkpoint with `dataset` as what it was trained on, unless that is on record.
 
@@ -172,7 +177,9 @@ class Checkpoint:
             raise MemtoolError(
                 f"{self.path}: does not say how its images are normalized; name a data set (--data)"
             )
-        return Network(self.model().to(device), self.data["mean"], self.data["std"])
+        model = self.model()
+        models.warn_of_batch_statistics(model, str(self.path))
+        return Network(model.to(device), self.data["mean"], self.data["std"], self.classes)
 
     def trace(self, image_shape: tuple[int, int, int]) -> "list[Layer]":
         """The layers of the model for images of `image_shape`, (channels, height, width).
@@ -183,22 +190,21 @@ class Checkpoint:
         """
         import torch
 
-        from memtool.layers import trace
+        from memtool.layers import first_tensor, trace
+
+        def output(result: object) -> "torch.Tensor | None":
+            logits = models.logits_of(result, self.classes)
+            return first_tensor(result) if logits is None else logits
 
         if not self._is_small(image_shape):
             with suppress(Exception):  # whatever a model raises that needs real tensors
-                return trace(
-                    self.skeleton().to("meta"), torch.zeros(2, *image_shape, device="meta")
-                )
-        try:
-            return trace(self.model(), torch.zeros(2, *image_shape))
-        except MemtoolError:
-            raise
-        except Exception as error:  # whatever a model raises for images that it does not take
-            raise MemtoolError(
-                f"{self.path}: its model {self.spec} does not take images of (channels, height, "
-                f"width) = {image_shape}: {one_line(error)}"
-            ) from error
+                model = self.skeleton().to("meta")
+                return trace(model, torch.zeros(2, *image_shape, device="meta"), output)
+        with models.foreign_code(
+            f"{self.path}: its model {self.spec} does not take images of (channels, height, "
+            f"width) = {image_shape}"
+        ):
+            return trace(self.model(), torch.zeros(2, *image_shape), output)
 
     def _is_small(self, image_shape: tuple[int, int, int]) -> bool:
         weights = sum(prod(shape) for shape in self.shapes.values())

@@ -1,8 +1,10 @@
 """A network with its weights, ready to classify images, and the loading of weights into a model."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,14 +12,19 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.checkpoints.names import misfits, shapes_of
 from memtool.data import normalize
+from memtool.layers import tensors_in, told_names
+from memtool.models import described, logits_of
+
+logger = logging.getLogger("memtool")
 
 
 @dataclass(frozen=True)
 class Network:
     """A model in eval mode, with the statistics by which its images are normalized.
 
-    `mean` and `std` have one number per channel, in units of 255. `memory_format` is the one in
-    which the model is given its images, None for that which they have.
+    `mean` and `std` have one number per channel, in units of 255. `classes` is how many classes it
+    tells apart, None if that is not known. `memory_format` is the one in which the model is given
+    its images, None for that which they have.
 
     >>> network = Network(nn.Flatten(), mean=[0.5], std=[0.25])
     >>> network(torch.tensor([[[[0, 255]]]], dtype=torch.uint8))
@@ -27,13 +34,35 @@ class Network:
     model: nn.Module
     mean: list[float]
     std: list[float]
+    classes: int | None = None
     memory_format: torch.memory_format | None = None
 
     def __call__(self, images: Tensor) -> Tensor:
         """The logits, float32 (n, classes), of uint8 images (n, channels, height, width), which
-        are on the device of the model."""
-        logits: Tensor = self.model(self.normalized(images))
-        return logits
+        are on the device of the model.
+
+        Raises MemtoolError if the model returns none: see `models.logits_of`.
+        """
+        return self.logits_in(self.run(images))
+
+    def run(self, images: Tensor) -> Any:
+        """Whatever the model returns for uint8 images."""
+        return self.model(self.normalized(images))
+
+    def logits_in(self, result: Any) -> Tensor:
+        """The logits in what the model returned: those of `classes`, if there are such, else any.
+        Raises MemtoolError if there are none."""
+        for classes in (self.classes, None):
+            if (logits := logits_of(result, classes)) is not None:
+                return logits
+        raise MemtoolError(
+            f"{type(self.model).__name__} returns {described(result)}, in which there are no logits"
+        )
+
+    @torch.no_grad()
+    def width(self, images: Tensor) -> int:
+        """How many logits the network gives. Raises MemtoolError if it gives none."""
+        return self(images[:2]).shape[1]
 
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 images (n, channels, height, width) as the float32 that the model takes."""
@@ -44,17 +73,29 @@ class Network:
         """The same network in the memory format that suits it best, tried with two of `images`.
 
         On a CPU that is channels last, with which a forward pass takes 0.5 to 1.1 times as long,
-        0.85 in the mean. A model that does not work with it, because it calls `view` on the output
-        of a convolution, say, keeps the format of the images.
+        0.85 in the mean. A model that does not work with it, or gives other results, because it
+        looks at strides or calls `view` on the output of a convolution, say, keeps the format of
+        the images.
         """
         if images.device.type != "cpu":
             return self
         channels_last = replace(self, memory_format=torch.channels_last)
-        try:
-            channels_last(images[:2])
-        except RuntimeError:
-            return self
-        return channels_last
+        with torch.no_grad():
+            expected = tensors_in(self.run(images[:2]))
+            try:
+                found = tensors_in(channels_last.run(images[:2]))
+            except Exception:  # whatever a model raises that asks for another format
+                return self
+        same = all(map(_nearly_equal, found, expected))
+        return channels_last if same else self
+
+
+def _nearly_equal(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding, as far as that can be told of two kernels for the same thing."""
+    if a.shape != b.shape or not a.is_floating_point():
+        return torch.equal(a, b)
+    scale = float(b.abs().max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
@@ -76,6 +117,16 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
             )
     weights = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
     model.load_state_dict({**expected, **weights}, assign=True)
+    _warn_if_not_finite(weights, path)
+
+
+def _warn_if_not_finite(weights: Mapping[str, Tensor], path: Path) -> None:
+    floats = {name: value for name, value in weights.items() if value.is_floating_point()}
+    if names := [name for name, value in floats.items() if not value.isfinite().all()]:
+        logger.warning(
+            f"{path}: not all numbers in {told_names(names)} are finite; nor are activations that "
+            "depend on them"
+        )
 
 
 def _number_kind(tensor: Tensor) -> tuple[bool, bool]:

@@ -8,6 +8,7 @@ import errno
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Annotated, Any, TypeVar
 
@@ -15,7 +16,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__
-from memtool.cli.console import telling
+from memtool.cli.console import is_debugging, telling
 from memtool.errors import ERROR
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -27,12 +28,9 @@ class Group(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             with telling():
-                result = super().invoke(ctx)
+                result = self._told(ctx)
             sys.stdout.flush()
             return result
-        except MemtoolError as error:
-            _tell(error)
-            raise typer.Exit(1) from error
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.ENOSPC):
                 raise
@@ -42,6 +40,15 @@ class Group(TyperGroup):
             if error.errno == errno.EPIPE:  # whoever read our output has seen enough
                 raise typer.Exit(0) from None
             _tell(error.strerror)
+            raise typer.Exit(1) from error
+
+    def _told(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except MemtoolError as error:
+            if is_debugging():
+                traceback.print_exc()
+            _tell(error)
             raise typer.Exit(1) from error
 
 

@@ -96,6 +96,7 @@ def cka(
     table_format: options.TableFormat = None,
     device: options.Device = "auto",
     quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Compare checkpoints layer by layer with CKA
 

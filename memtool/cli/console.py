@@ -70,6 +70,17 @@ def be_quiet(value: bool) -> bool:
     return value
 
 
+def be_debugging(value: bool) -> bool:
+    """What `--debug` does: an error is told with the traceback that led to it."""
+    if value:
+        logger.setLevel(logging.DEBUG)
+    return value
+
+
+def is_debugging() -> bool:
+    return logger.isEnabledFor(logging.DEBUG)
+
+
 @contextmanager
 def progress(description: str, total: int) -> Iterator[Advance]:
     """A bar of `total` steps, as `memtool.progress.Progress` has it.

@@ -40,6 +40,7 @@ def convert(
     ] = None,
     trust: options.Trust = False,
     quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Convert foreign weights to a checkpoint
 

@@ -36,6 +36,7 @@ def info(
     output: options.Output = None,
     table_format: options.TableFormat = None,
     quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Show a file's metadata or its layers
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memtool import MemtoolError, tables
-from memtool.cli.console import be_quiet, progress
+from memtool.cli.console import be_debugging, be_quiet, progress
 from memtool.data import NAMES, with_options
 from memtool.models import OURS
 from memtool.tables import Format
@@ -148,6 +148,14 @@ Memory = Annotated[
 Quiet = Annotated[
     bool,
     typer.Option("-q", "--quiet", callback=be_quiet, help="No progress and no notes on stderr"),
+]
+Debug = Annotated[
+    bool,
+    typer.Option(
+        "--debug",
+        callback=be_debugging,
+        help="On an error, also print the traceback that led to it, such as that of a model's code",
+    ),
 ]
 DryRun = Annotated[
     bool,

@@ -106,6 +106,7 @@ def stitch(
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Stitch the front of one network to the back of another
 
@@ -124,10 +125,18 @@ def stitch(
     """
     import json
 
+    import torch
+
     from memtool import tables
     from memtool.device import choose, processes
     from memtool.files import check_writable
-    from memtool.stitching import Direction, StitchSettings, Sweep, all_cuts
+    from memtool.stitching import (
+        Direction,
+        StitchSettings,
+        Sweep,
+        chosen_cuts,
+        verified_cuts,
+    )
     from memtool.training import Optimizer, Schedule, TrainConfig
 
     if len(checkpoints) < 2:
@@ -167,7 +176,10 @@ def stitch(
         dataset, opened[-1], data_dir, image_size=image_size, split_at=split_at, training=True
     )
     *fronts, back = [checkpoint.with_dataset(set_) for checkpoint in opened]
-    cuts = all_cuts(fronts, back, options.comma_separated(at))
+    chosen = chosen_cuts(fronts, back, options.comma_separated(at))
+    two = torch.from_numpy(set_.test.images[:2]).to(where)
+    classes = len(set_.classes)
+    cuts = verified_cuts(fronts, back, chosen, settings.directions, two, classes)
     sweep = Sweep(fronts, back, cuts, settings, save)
     sweep.check()
     if dry_run:

@@ -123,6 +123,7 @@ def train(
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
+    debug: options.Debug = False,
 ) -> None:
     """Train a classifier on given labels
 
@@ -138,11 +139,10 @@ def train(
     """
     import json
 
-    from memtool import tables
+    from memtool import models, tables
     from memtool.data import LabelFile
     from memtool.device import choose
     from memtool.files import check_writable
-    from memtool.models import sources as models
     from memtool.training import Run
 
     epochs_to_save = _epochs_to_save(save_every, save_at, epochs)
@@ -182,6 +182,7 @@ def train(
         ),
         epochs_to_save=epochs_to_save,
     )
+    models.check_classifier(fitted, set_.image_shape, len(set_.classes))
     chosen = choose(device)
     for epoch in epochs_to_save:
         check_writable(run.epoch_path(epoch))

@@ -6,4 +6,6 @@ from .hooks import watching as watching
 from .layer import Layer as Layer
 from .layer import first_tensor as first_tensor
 from .layer import select as select
+from .layer import tensors_in as tensors_in
+from .layer import told_names as told_names
 from .tracing import trace as trace

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.layers.layer import first_tensor
+from memtool.layers.layer import first_tensor, tensors_in
 
 # Called with a layer's name, its module and what the module returned; a result other than None
 # takes the place of that.
@@ -65,13 +65,12 @@ def watching(
     if layers is not None:
         names = {module: name for module, name in names.items() if _gives(name, layers)}
     watch = _Watch(names, taken, see)
-    handles = [module.register_forward_hook(watch, prepend=first) for module in names]
-    handles.append(model.register_forward_pre_hook(lambda *_: watch.calls.clear()))
-    try:
+    with ExitStack() as attached:
+        reset = model.register_forward_pre_hook(lambda *_: watch.calls.clear())
+        attached.callback(reset.remove)
+        for module in names:
+            attached.callback(_attach(watch, module, first))
         yield
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def _gives(module: str, layers: Collection[str]) -> bool:
@@ -81,10 +80,52 @@ def _gives(module: str, layers: Collection[str]) -> bool:
     )
 
 
+def _attach(watch: _Watch, module: nn.Module, first: bool) -> Callable[[], None]:
+    """Have `watch` called after each call of a module; what undoes that."""
+    if not isinstance(module, nn.TransformerEncoderLayer):
+        return module.register_forward_hook(watch, prepend=first).remove
+    # Such a layer computes all its parts in one kernel, unless it finds hooks on itself: with them
+    # it would round differently than the network does by itself.
+    if not isinstance(module.forward, _WatchedForward):
+        module.forward = _WatchedForward(module)  # type: ignore[method-assign]
+    watches = module.forward.watches
+    watches.insert(0 if first else len(watches), watch)
+    return lambda: _detach(watch, module)
+
+
+def _detach(watch: _Watch, module: nn.Module) -> None:
+    watched = module.forward
+    assert isinstance(watched, _WatchedForward)
+    watched.watches.remove(watch)
+    if not watched.watches:
+        module.forward = watched.forward
+        if watched.is_of_class:
+            del module.forward  # the class has it
+
+
+class _WatchedForward:
+    """In place of a module's `forward`: calls it, then the watches, as hooks would be."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module, self.forward = module, module.forward
+        self.is_of_class = "forward" not in vars(module)
+        self.watches: list[_Watch] = []
+
+    def __call__(self, *inputs: Any, **named: Any) -> Any:
+        output = self.forward(*inputs, **named)
+        for watch in list(self.watches):
+            result = watch(self.module, inputs, output)
+            output = output if result is None else result
+        return output
+
+
 def _watches(model: nn.Module) -> list[_Watch]:
     """All blocks that watch `model` or parts of it at present."""
-    hooks = (hook for module in model.modules() for hook in module._forward_hooks.values())
-    return list(dict.fromkeys(hook for hook in hooks if isinstance(hook, _Watch)))
+    found: list[Any] = []
+    for module in model.modules():
+        found += module._forward_hooks.values()
+        found += getattr(module.forward, "watches", [])
+    return list(dict.fromkeys(hook for hook in found if isinstance(hook, _Watch)))
 
 
 @contextmanager
@@ -152,7 +193,7 @@ def _no_layer(model: nn.Module, layer: str) -> MemtoolError:
 
 
 class Back:
-    """A model from one of its layers on: `back(activation, images)` is the model's output with
+    """A model from one of its layers on: `back(activation, images)` is what the model returns with
     `activation`, (n, ...), in place of what the layer gives for the n `images`.
 
     The part before the layer runs too, without gradients, since the model is not rewritten: on
@@ -166,7 +207,7 @@ class Back:
         self.model, self.layer = model, layer
         self._one_image_is_enough: bool | None = None
 
-    def __call__(self, activation: Tensor, images: Tensor) -> Tensor:
+    def __call__(self, activation: Tensor, images: Tensor) -> Any:
         if self._one_image_is_enough is None and len(images) > 1:
             with torch.no_grad():
                 self._one_image_is_enough = self._is_one_image_enough(activation, images)
@@ -181,13 +222,14 @@ class Back:
             for watch in _watches(self.model):  # these runs are not the model's own
                 restored.enter_context(watch.paused())
                 restored.callback(setattr, watch, "calls", watch.calls.copy())
-            expected = self._run(activation.clone(), images)
+            expected = list(tensors_in(self._run(activation.clone(), images)))
             try:
-                return torch.equal(self._run(activation.clone(), images[:1]), expected)
+                found = list(tensors_in(self._run(activation.clone(), images[:1])))
             except Exception:  # whatever a model raises that is given another number of rows
                 return False
+            return len(found) == len(expected) and all(map(torch.equal, found, expected))
 
-    def _run(self, activation: Tensor, images: Tensor) -> Tensor:
+    def _run(self, activation: Tensor, images: Tensor) -> Any:
         gradients, others = torch.is_grad_enabled(), _watches(self.model)
         paused = ExitStack()  # until the layer is reached: nothing before it counts
         reached = False
@@ -204,9 +246,7 @@ class Back:
         with paused, torch.no_grad(), watching(self.model, substitute, [self.layer], first=True):
             for watch in others:
                 paused.enter_context(watch.paused())
-            result = first_tensor(self.model(images))
+            result = self.model(images)
         if not reached:
             raise _no_layer(self.model, self.layer)
-        if result is None:
-            raise MemtoolError(f"{type(self.model).__name__} returns no tensor")
         return result

@@ -1,6 +1,7 @@
 """Layers: what `trace` tells of a model's submodules, and choosing among them by name."""
 
-from collections.abc import Iterable, Sequence
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
@@ -10,15 +11,22 @@ from torch import Tensor
 
 from memtool import MemtoolError
 
+logger = logging.getLogger("memtool")
+
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer as `trace` met it.
+    """A layer as `trace` met it: a submodule's output in a forward pass.
 
-    `shape` is that of one example, without the batch. `is_cut`: everything after it depends on
-    the input only through it. `same_as` names the layer that stands for all whose output is the
-    very same tensor: the outermost block around the module that made it (a block and its last
-    ReLU, a ReLU and the dropout that passes it on), itself if there is no other.
+    `shape` is that of one example. `batch_axis` is the axis of the output that counts the examples:
+    0 but for layers that have, say, tokens first; None if there is none, as in layers that see
+    windows or never see an image, and then `shape` is empty. `channel_axis` is the axis of `shape`
+    that counts channels, None if it is unclear.
+
+    `is_cut`: all that comes after the layer depends on the input only through it. `same_as` names
+    the layer that stands for all whose output is the very same tensor: the outermost block around
+    the module that made it (a block and its last ReLU, a ReLU and the dropout that passes it on),
+    itself if there is no other.
     """
 
     name: str
@@ -26,37 +34,76 @@ class Layer:
     shape: tuple[int, ...]
     is_cut: bool
     same_as: str
+    batch_axis: int | None = 0
+    channel_axis: int | None = None
 
 
-def first_tensor(output: Any) -> Tensor | None:
-    """The first tensor of what a module returned: a tensor, or a tuple, dict or dataclass."""
+def tensors_in(output: Any) -> Iterator[Tensor]:
+    """The tensors in what a module returned: a tensor, or a tuple, list, dict or dataclass."""
     if isinstance(output, Tensor):
-        return output
-    if isinstance(output, dict):
+        yield output
+        return
+    if isinstance(output, Mapping):
         parts: Iterable[Any] = output.values()
     elif is_dataclass(output):
         parts = (getattr(output, field.name) for field in fields(output))
     else:
         parts = output if isinstance(output, tuple | list) else ()
-    return next((found for part in parts if (found := first_tensor(part)) is not None), None)
+    for part in parts:
+        yield from tensors_in(part)
+
+
+def first_tensor(output: Any) -> Tensor | None:
+    """The first tensor in what a module returned; None if there is none."""
+    return next(tensors_in(output), None)
 
 
 def select(layers: Sequence[Layer], patterns: Sequence[str], origin: str) -> list[Layer]:
     """The layers that match any of `patterns`, in order of execution; `all` is every layer.
 
-    Patterns are globs on dotted names, in which `*` crosses dots. Raises MemtoolError for a
-    pattern that matches nothing, with the nearest names; `origin` says whose layers they are.
+    Patterns are globs on dotted names, in which `*` crosses dots. Layers that have no batch axis
+    are left out, with a note. Raises MemtoolError for a pattern that matches nothing, with the
+    nearest names, and for one that names a layer without a batch axis; `origin` says whose layers
+    they are.
     """
-    names = [layer.name for layer in layers]
+    usable = [layer for layer in layers if layer.batch_axis is not None]
     for pattern in patterns:
-        if pattern != "all" and not any(fnmatchcase(name, pattern) for name in names):
-            nearest = get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
-            raise MemtoolError(
-                f"{origin}: no layer matches {pattern!r}; nearest: {', '.join(nearest)} "
-                f"(list them: memtool info --layers {origin})"
-            )
-    return [
-        layer
-        for layer in layers
-        if any(pattern == "all" or fnmatchcase(layer.name, pattern) for pattern in patterns)
-    ]
+        _check_pattern(pattern, layers, usable, origin)
+    without = [layer.name for layer in layers if layer.batch_axis is None]
+    if left_out := [name for name in without if _matches(name, patterns)]:
+        logger.info(
+            f"{origin}: {told_names(left_out)} left out: no axis of the output counts the images"
+        )
+    return [layer for layer in usable if _matches(layer.name, patterns)]
+
+
+def _check_pattern(
+    pattern: str, layers: Sequence[Layer], usable: Sequence[Layer], origin: str
+) -> None:
+    if any(_matches(layer.name, [pattern]) for layer in usable):
+        return
+    listing = f"(list them: memtool info --layers {origin})"
+    if any(_matches(layer.name, [pattern]) for layer in layers):
+        raise MemtoolError(
+            f"{origin}: no axis of the output of layer {pattern!r} counts the images, so that "
+            f"images cannot be compared there; take the block around it {listing}"
+        )
+    names = [layer.name for layer in usable]
+    nearest = get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+    raise MemtoolError(
+        f"{origin}: no layer matches {pattern!r}; nearest: {', '.join(nearest)} {listing}"
+    )
+
+
+def _matches(name: str, patterns: Iterable[str]) -> bool:
+    return any(pattern == "all" or fnmatchcase(name, pattern) for pattern in patterns)
+
+
+def told_names(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> told_names(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"

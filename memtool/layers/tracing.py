@@ -1,17 +1,36 @@
-"""The layers of a model, in order of execution, and which of them are cuts."""
+"""The layers of a model, in order of execution, their shapes, and which of them are cuts."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
+from memtool.layers.dataflow import DataFlow, Layout, dominators, layout_of
 from memtool.layers.hooks import evaluating, watching
 from memtool.layers.layer import Layer, first_tensor
+
+Output = Callable[[Any], Tensor | None]  # of a model's result, the tensor that counts
+
+# Which axis of their input and output modules take for the channels: the one after the batch, or
+# the last one.
+CHANNELS_FIRST = (
+    nn.modules.conv._ConvNd,
+    nn.modules.batchnorm._NormBase,
+    nn.GroupNorm,
+    nn.modules.pooling._MaxPoolNd,
+    nn.modules.pooling._AvgPoolNd,
+    nn.modules.pooling._AdaptiveMaxPoolNd,
+    nn.modules.pooling._AdaptiveAvgPoolNd,
+    nn.Upsample,
+    nn.PixelShuffle,
+)
+CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 
 @dataclass(frozen=True)
@@ -21,61 +40,100 @@ class _Seen:
 
     name: str
     module: nn.Module
-    output: Any
-    tensor: Tensor
     value: tuple[int, int]
-    node: "_Node | None"
+    shape: torch.Size
+    layout: Layout
+    node: int | None  # None where the output is no plain tensor, or depends on no image
 
 
-def trace(model: nn.Module, images: Tensor) -> list[Layer]:
-    """The layers of `model` in order of execution, found in one forward pass of `images`.
+def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> list[Layer]:
+    """The layers of `model` in order of execution, found in two forward passes.
 
-    `images` are as the model takes them, float (n, c, h, w); two zeros do. Cuts are read off the
-    autograd graph: a layer is one if every path from output to input leads through its tensor.
+    `images` are as the model takes them, float (n, c, h, w) with n > 1; two zeros do. A second pass
+    with one image more tells which axis of each output counts the images. `output` chooses, of what
+    the model returns, the tensor whose dependence on a layer makes that a cut.
+
+    Raises MemtoolError if the model returns no such tensor.
+
+    >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    >>> for layer in trace(model, torch.zeros(2, 1, 8, 8)):
+    ...     print(layer.name, layer.type, layer.shape, layer.is_cut)
+    0 Conv2d (4, 6, 6) True
+    1 ReLU (4, 6, 6) True
+    2 Flatten (144,) True
+    3 Linear (10,) False
     """
+    with evaluating(model), torch.no_grad():
+        seen, cuts, axes = _observed_pass(model, images, output)
+        more = _shapes(model, torch.cat([images, images[:1]]))
+    bare = {module: name for name, module in model.named_modules()}
+    same: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
+    for one in seen:
+        same[one.value].append((bare[one.module], one.name))
+    outermost = {value: _outermost(names) for value, names in same.items()}
+    is_square = images.shape[-2:-1] == images.shape[-1:]
+    layers = []
+    for one in seen:
+        batch = batch_axis(one.shape, more.get(one.name), len(images))
+        shape = () if batch is None else (*one.shape[:batch], *one.shape[batch + 1 :])
+        layers.append(
+            Layer(
+                name=one.name,
+                type=type(one.module).__name__,
+                shape=shape,
+                is_cut=batch == 0 and one.node in cuts,
+                same_as=outermost[one.value],
+                batch_axis=batch,
+                channel_axis=channel_axis(shape, axes.told(one.layout), is_square),
+            )
+        )
+    return layers
+
+
+def _observed_pass(
+    model: nn.Module, images: Tensor, output: Output
+) -> tuple[list[_Seen], set[int], "_ChannelAxes"]:
+    """What the layers gave in order of execution, the nodes that are cuts, and what the modules
+    take for channels."""
     seen: list[_Seen] = []
     passed: dict[tuple[int, int], tuple[int, int]] = {}
-    kept: list[Tensor] = []
+    kept: list[Tensor] = []  # while a tensor is there, no other gets its identity
+    flow = DataFlow()
+    axes = _ChannelAxes(flow)
 
-    def see(name: str, module: nn.Module, output: Any) -> Tensor | None:
-        tensor = first_tensor(output)
+    def see(name: str, module: nn.Module, result: Any) -> Tensor | None:
+        tensor = first_tensor(result)
         if tensor is None:
             return None
-        value = _identity(tensor)
-        if output is tensor and value in given[module]:
-            # An Identity, or a dropout in eval mode: what came in may go other ways too, and those
-            # do not lead through this layer. A copy tells them apart.
-            kept.append(tensor)  # while it is there, no other gets its identity
-            output = tensor = tensor.clone()
-            passed[_identity(tensor)] = value
+        axes.learn(module, tensor)
         value = _identity(tensor)
         while value in passed:
             value = passed[value]
-        seen.append(_Seen(name, module, output, tensor, value, _node(tensor)))
-        return tensor if output is tensor else None
+        is_plain = result is tensor
+        if is_plain:
+            # The layer is a cut only if what it returns is what the model goes on with: not the
+            # tensor that an Identity was given, or one that is changed in place, for which a copy
+            # stands from here on.
+            kept.append(tensor)
+            tensor = tensor.clone()
+            passed[_identity(tensor)] = value
+        kept.append(tensor)
+        node = flow.node(tensor) if is_plain else None
+        seen.append(_Seen(name, module, value, tensor.shape, layout_of(tensor), node))
+        return tensor if is_plain else None
 
-    with evaluating(model), torch.enable_grad(), _inputs(model) as given, watching(model, see):
-        images = images.detach().clone().requires_grad_().clone()
-        result = first_tensor(model(images))
+    with _reading(model, axes), watching(model, see), flow:
+        images = images.clone()
+        source = flow.source(images)
+        result = output(model(images))
     if result is None:
         raise MemtoolError(f"{type(model).__name__} returns no tensor")
-    cuts = _dominators(_node(result), _node(images))
-    cuts.discard(_node(result))  # nothing comes after the model's own output
-    bare = {module: name for name, module in model.named_modules()}
-    same: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
-    for layer in seen:
-        same[layer.value].append((bare[layer.module], layer.name))
-    outermost = {value: _outermost(names) for value, names in same.items()}
-    return [
-        Layer(
-            name=layer.name,
-            type=type(layer.module).__name__,
-            shape=tuple(layer.tensor.shape[1:]),
-            is_cut=layer.output is layer.tensor and layer.node in cuts,
-            same_as=outermost[layer.value],
-        )
-        for layer in seen
-    ]
+    last = flow.node(result)
+    nodes = set() if last is None else dominators(flow.parents, last, source)
+    final = passed.get(_identity(result), _identity(result))
+    # Nothing comes after the layers whose output is the model's own.
+    cuts = {one.node for one in seen if one.node in nodes and one.value != final}
+    return seen, cuts, axes
 
 
 def _identity(tensor: Tensor) -> tuple[int, int]:
@@ -83,23 +141,33 @@ def _identity(tensor: Tensor) -> tuple[int, int]:
     return id(tensor), tensor._version
 
 
-@contextmanager
-def _inputs(model: nn.Module) -> Iterator[dict[nn.Module, set[tuple[int, int]]]]:
-    """Within the block, which tensors each submodule was last called with."""
-    given: dict[nn.Module, set[tuple[int, int]]] = {}
+def _shapes(model: nn.Module, images: Tensor) -> dict[str, torch.Size]:
+    """The shape of each layer's output."""
+    shapes: dict[str, torch.Size] = {}
 
-    def before(module: nn.Module, inputs: Any, named: Any) -> None:
-        values = [*inputs, *named.values()]
-        given[module] = {_identity(value) for value in values if isinstance(value, Tensor)}
+    def see(name: str, module: nn.Module, output: Any) -> None:
+        if (tensor := first_tensor(output)) is not None:
+            shapes[name] = tensor.shape
 
-    handles = [
-        module.register_forward_pre_hook(before, with_kwargs=True) for module in model.modules()
-    ]
-    try:
-        yield given
-    finally:
-        for handle in handles:
-            handle.remove()
+    with watching(model, see):
+        model(images)
+    return shapes
+
+
+def batch_axis(shape: Sequence[int], more: Sequence[int] | None, n: int) -> int | None:
+    """Which axis counts the images: the one that has n elements for n images and n + 1 for one
+    more. None if no axis does, or several do.
+
+    >>> batch_axis((2, 16), (3, 16), 2), batch_axis((16, 2, 8), (16, 3, 8), 2)
+    (0, 1)
+    >>> batch_axis((8, 16), (12, 16), 2), batch_axis((1, 17), (1, 17), 2)
+    (None, None)
+    """
+    if more is None or len(shape) != len(more):
+        return None
+    axes = [i for i, sizes in enumerate(zip(shape, more, strict=True)) if sizes == (n, n + 1)]
+    others = [a for a, b in zip(shape, more, strict=True) if a != b and (a, b) != (n, n + 1)]
+    return axes[0] if len(axes) == 1 and not others else None
 
 
 def _outermost(names: Sequence[tuple[str, str]]) -> str:
@@ -110,44 +178,69 @@ def _outermost(names: Sequence[tuple[str, str]]) -> str:
     return min(around)[1] if around else first
 
 
-# A tensor in the autograd graph: the function that gave it, and which of its outputs it is.
-_Node = tuple[Any, int]
+class _ChannelAxes:
+    """What modules take for channels in the tensors that they make or read."""
+
+    def __init__(self, flow: DataFlow) -> None:
+        self._flow = flow
+        self._learned: dict[bool, set[Layout]] = {True: set(), False: set()}  # first, or last
+
+    def learn(self, module: nn.Module, tensor: Tensor) -> None:
+        """`module` has made `tensor`, or is about to read it."""
+        # LayerNorm2d, as several libraries have it, is a LayerNorm with the channels first.
+        is_2d = isinstance(module, nn.LayerNorm) and "2d" in type(module).__name__
+        if is_2d or isinstance(module, CHANNELS_FIRST):
+            self._learned[True].add(layout_of(tensor))
+        elif isinstance(module, CHANNELS_LAST):
+            self._learned[False].add(layout_of(tensor))
+
+    @cached_property
+    def _groups(self) -> dict[bool, set[Layout]]:
+        return {first: set(map(self._flow.group, some)) for first, some in self._learned.items()}
+
+    def told(self, layout: Layout) -> set[bool]:
+        """Whether channels are first (True) or last, of a layout and all in its group; to be asked
+        when the forward pass is over."""
+        group = self._flow.group(layout)
+        return {first for first, groups in self._groups.items() if group in groups}
 
 
-def _node(tensor: Tensor) -> "_Node | None":
-    return (tensor.grad_fn, tensor.output_nr) if tensor.grad_fn is not None else None
+def channel_axis(shape: tuple[int, ...], told: set[bool], is_square: bool) -> int | None:
+    """Which axis of a shape without the batch counts channels.
 
+    That is the first or the last one, as modules have `told`. Where they have told nothing, or
+    contradict each other, it is the last one of vectors and tokens and, if the images are square,
+    the one axis of a map that differs from the other two. None if nothing tells.
 
-def _dominators(output: "_Node | None", source: "_Node | None") -> "set[_Node | None]":
-    """The nodes that every path from `output` back to `source` goes through.
-
-    Those are the nodes v with paths(output, v) * paths(v, source) = paths(output, source), counted
-    in whole numbers of any size.
+    >>> channel_axis((32, 32, 16), {True}, False), channel_axis((32, 32, 16), set(), False)
+    (0, None)
+    >>> channel_axis((64, 7, 7), set(), True), channel_axis((7, 7, 64), set(), True)
+    (0, 2)
     """
-    if output is None or source is None:
-        return set()
-    order: list[_Node] = []  # every node after all those it depends on
-    done: set[_Node] = set()
-    stack = [(output, False)]
-    while stack:
-        node, expanded = stack.pop()
-        if expanded:
-            order.append(node)
-        elif node not in done:
-            done.add(node)
-            stack.append((node, True))
-            stack += [(parent, False) for parent in _parents(node)]
-    to_source: dict[_Node, int] = defaultdict(int, {source: 1})
-    for node in order:
-        if node != source:
-            to_source[node] = sum(to_source[parent] for parent in _parents(node))
-    from_output: dict[_Node, int] = defaultdict(int, {output: 1})
-    for node in reversed(order):
-        for parent in _parents(node):
-            from_output[parent] += from_output[node]
-    total = to_source[output]
-    return {node for node in order if total and from_output[node] * to_source[node] == total}
+    last = len(shape) - 1
+    if shape and len(told) == 1:
+        return 0 if True in told else last
+    if len(shape) in (1, 2):
+        return last
+    if len(shape) == 3 and is_square and (shape[0] == shape[1]) != (shape[1] == shape[2]):
+        return 0 if shape[1] == shape[2] else last
+    return None
 
 
-def _parents(node: "_Node") -> "list[_Node]":
-    return [(function, number) for function, number in node[0].next_functions if function]
+@contextmanager
+def _reading(model: nn.Module, axes: _ChannelAxes) -> Iterator[None]:
+    """Within the block, learn from what the submodules are called with."""
+
+    def before(module: nn.Module, inputs: Any, named: Any) -> None:
+        for value in (*inputs, *named.values()):
+            if isinstance(value, Tensor):
+                axes.learn(module, value)
+
+    handles = [
+        module.register_forward_pre_hook(before, with_kwargs=True) for module in model.modules()
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

@@ -3,6 +3,11 @@ from .building import Refused as Refused
 from .building import build as build
 from .building import size_limit as size_limit
 from .building import skeleton as skeleton
+from .outputs import check_classifier as check_classifier
+from .outputs import described as described
+from .outputs import foreign_code as foreign_code
+from .outputs import logits_of as logits_of
+from .outputs import warn_of_batch_statistics as warn_of_batch_statistics
 from .sources import OURS as OURS
 from .sources import accepted_options as accepted_options
 from .sources import channels_option as channels_option

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
+from torch.nn.parameter import is_lazy
 
 from memtool import MemtoolError
 from memtool.errors import one_line
@@ -56,6 +57,11 @@ def _build_from_factory(spec: ModelSpec) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise MemtoolError(
             f"model {spec.name!r}: gives a {type(model).__name__}, not a torch.nn.Module"
+        )
+    if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
+        raise MemtoolError(
+            f"model {spec.name!r}: {lazy[0]} gets its size from the first images; a checkpoint "
+            "needs layers of known sizes (nn.Linear in place of nn.LazyLinear)"
         )
     return model
 

@@ -21,15 +21,15 @@ from memtool.models.spec import STITCHED, Connector, ModelSpec
 Shape = tuple[int, ...]  # of one example's activation: (d,), (t, d), (c, h, w) or (h, w, c)
 
 
-def channel_axis(shape: Shape) -> int:
-    """Which axis of an activation's shape counts channels.
+def usual_channel_axis(shape: Shape) -> int:
+    """Which axis of an activation's shape usually counts channels, where nothing else is recorded.
 
     The last one of vectors and tokens, the first one of maps, unless the other two alone are equal:
-    maps are square, and some networks have the channels last.
+    most maps are square, and some networks have the channels last.
 
-    >>> channel_axis((128,)), channel_axis((16, 64)), channel_axis((64, 7, 7))
+    >>> usual_channel_axis((128,)), usual_channel_axis((16, 64)), usual_channel_axis((64, 7, 7))
     (0, 1, 0)
-    >>> channel_axis((7, 7, 64))
+    >>> usual_channel_axis((7, 7, 64))
     2
     """
     if len(shape) == 3 and not shape[0] == shape[1] != shape[2]:
@@ -37,15 +37,9 @@ def channel_axis(shape: Shape) -> int:
     return len(shape) - 1
 
 
-def channels(shape: Shape) -> int:
-    """How many channels an activation of this shape has."""
-    return shape[channel_axis(shape)]
-
-
-def positions(shape: Shape) -> Shape:
+def positions(shape: Shape, channel_axis: int) -> Shape:
     """A shape without its channels: () for vectors, (t,) for tokens, (h, w) for maps."""
-    axis = channel_axis(shape)
-    return shape[:axis] + shape[axis + 1 :]
+    return shape[:channel_axis] + shape[channel_axis + 1 :]
 
 
 def flattens(connector: Connector, front: Shape, back: Shape) -> bool:
@@ -57,7 +51,8 @@ def flattens(connector: Connector, front: Shape, back: Shape) -> bool:
 class StitchingLayer(nn.Module):
     """An affine map from a front's activations to a back's, as `connector` says.
 
-    `front` and `back` are the shapes of one example's activation. `weight` is (outputs, inputs) and
+    `front` and `back` are the shapes of one example's activation, and `channel_axes` which axis of
+    either counts channels (by default `usual_channel_axis`). `weight` is (outputs, inputs) and
     `bias` (outputs,): of channels, the same at each position, or of flattened examples. There are
     none if the connector is `none`. Where front and back have different numbers of positions, the
     front's activations are interpolated first: maps bilinearly, tokens linearly along the sequence
@@ -68,10 +63,17 @@ class StitchingLayer(nn.Module):
     """
 
     def __init__(
-        self, connector: Connector, front: Shape, back: Shape, batch_norm: bool = False
+        self,
+        connector: Connector,
+        front: Shape,
+        back: Shape,
+        batch_norm: bool = False,
+        channel_axes: tuple[int, int] | None = None,
     ) -> None:
         super().__init__()
         self.connector, self.front, self.back = connector, tuple(front), tuple(back)
+        usual = usual_channel_axis(self.front), usual_channel_axis(self.back)
+        self.front_axis, self.back_axis = channel_axes or usual
         self.flattens = flattens(connector, front, back)
         self.before: nn.BatchNorm1d | None = None
         self.after: nn.BatchNorm1d | None = None
@@ -85,8 +87,9 @@ class StitchingLayer(nn.Module):
     @property
     def size(self) -> tuple[int, int]:
         """The numbers of inputs and outputs of the map."""
-        count = math.prod if self.flattens else channels
-        return count(self.front), count(self.back)
+        if self.flattens:
+            return math.prod(self.front), math.prod(self.back)
+        return self.front[self.front_axis], self.back[self.back_axis]
 
     def forward(self, activation: Tensor) -> Tensor:
         if self.connector is Connector.none:
@@ -97,19 +100,19 @@ class StitchingLayer(nn.Module):
         outputs = self.after(outputs) if self.after else outputs
         if self.flattens or len(self.back) == 1:
             return outputs.reshape(-1, *self.back)
-        by_channel = outputs.reshape(*outputs.shape[:2], *positions(self.back))
-        return _laid_out(by_channel.movedim(1, 1 + channel_axis(self.back)), activation)
+        by_channel = outputs.reshape(*outputs.shape[:2], *positions(self.back, self.back_axis))
+        return _laid_out(by_channel.movedim(1, 1 + self.back_axis), activation)
 
     def inputs(self, activation: Tensor) -> Tensor:
         """The front's activations as the map takes them: (n, inputs) or (n, inputs, positions)."""
         if self.flattens:
             return activation.flatten(1)
-        return _by_channel(self._resized(activation), self.front)
+        return _by_channel(self._resized(activation), self.front_axis)
 
     def targets(self, activation: Tensor) -> Tensor:
         """The back's activations as the map should give them: (n, outputs) or (n, outputs,
         positions)."""
-        return activation.flatten(1) if self.flattens else _by_channel(activation, self.back)
+        return activation.flatten(1) if self.flattens else _by_channel(activation, self.back_axis)
 
     def _mapped(self, inputs: Tensor) -> Tensor:
         if inputs.ndim == 2:
@@ -118,11 +121,11 @@ class StitchingLayer(nn.Module):
 
     def _resized(self, activation: Tensor) -> Tensor:
         """The front's activations at as many positions as the back has."""
-        sizes = positions(self.back)
-        if self.flattens or positions(self.front) == sizes:
+        sizes = positions(self.back, self.back_axis)
+        if self.flattens or positions(self.front, self.front_axis) == sizes:
             return activation
         mode = "bilinear" if len(sizes) == 2 else "linear"
-        axis = 1 + channel_axis(self.front)
+        axis = 1 + self.front_axis
         by_channel = activation.movedim(axis, 1)
         return functional.interpolate(by_channel, sizes, mode=mode).movedim(1, axis)
 
@@ -150,11 +153,14 @@ class StitchingLayer(nn.Module):
 
     def json(self) -> dict[str, Any]:
         """What the spec of a stitched model says of its stitching layer."""
+        axes = [self.front_axis, self.back_axis]
+        usual = [usual_channel_axis(self.front), usual_channel_axis(self.back)]
         return {
             "connector": str(self.connector),
             "front": list(self.front),
             "back": list(self.back),
             "batch_norm": self.before is not None,
+            **({"channel_axes": axes} if axes != usual else {}),
         }
 
     @staticmethod
@@ -166,10 +172,22 @@ class StitchingLayer(nn.Module):
                 "front": [*front],
                 "back": [*back],
                 "batch_norm": bool(batch_norm),
+                **rest,
             } if all(isinstance(size, int) for size in [*front, *back]):
                 shapes = tuple(front), tuple(back)
-                return StitchingLayer(Connector(connector), *shapes, batch_norm)
+                axes = _channel_axes(rest.get("channel_axes"), *shapes)
+                return StitchingLayer(Connector(connector), *shapes, batch_norm, axes)
         raise MemtoolError(f"not the spec of a stitching layer: {value!r:.80}")
+
+
+def _channel_axes(value: Any, front: Shape, back: Shape) -> tuple[int, int] | None:
+    """Raises MemtoolError unless `value` is None or has an axis of each shape."""
+    match value:
+        case None:
+            return None
+        case [int(f), int(b)] if 0 <= f < len(front) and 0 <= b < len(back):
+            return f, b
+    raise MemtoolError(f"not the channel axes of a stitching layer: {value!r:.80}")
 
 
 def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
@@ -182,10 +200,9 @@ def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.permute(order).contiguous().permute(inverse)
 
 
-def _by_channel(activation: Tensor, shape: Shape) -> Tensor:
-    """(n, ...) as (n, channels) or (n, channels, positions); `shape`, an example's, says which axis
-    counts the channels."""
-    first = activation.movedim(1 + channel_axis(shape), 1)
+def _by_channel(activation: Tensor, channel_axis: int) -> Tensor:
+    """(n, ...) as (n, channels) or (n, channels, positions); the axis is that of an example."""
+    first = activation.movedim(1 + channel_axis, 1)
     return first.flatten(2) if first.ndim > 2 else first
 
 
@@ -208,7 +225,7 @@ class StitchedModel(nn.Module):
         self.front_layer, self.back_layer = front_layer, back_layer
         self._rest = Back(back, back_layer)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Any:
         reached = run_to(self.front, [self.front_layer], images)
         return self._rest(self.stitching(reached[self.front_layer]), images)
 

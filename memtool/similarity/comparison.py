@@ -8,7 +8,7 @@ from math import inf
 from torch import Tensor
 
 from memtool.device import Precision, Processes
-from memtool.layers import Layer
+from memtool.layers import Layer, told_names
 from memtool.progress import Progress, silent
 from memtool.similarity.measuring import Outcome, image_order, measure
 from memtool.similarity.pairs import Selection
@@ -89,10 +89,9 @@ def _change(
 
 def _tell(outcome: Outcome) -> None:
     path, layers = outcome.selection.checkpoint.path, outcome.selection.layers
-    if names := outcome.uncalled:
-        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    if outcome.uncalled:
         logger.info(
-            f"{path}: no activations of {', '.join(names[:5])}{more}: "
+            f"{path}: no activations of {told_names(outcome.uncalled)}: "
             "the model has but never calls them"
         )
     for tensor in outcome.selection.tensors:

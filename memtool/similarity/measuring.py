@@ -105,7 +105,8 @@ class _Setting:
         most = self.settings.memory // (4 * len(images))
         found: dict[str, Tensor] = {}
         for some in _portions(names, selection.widths, most):
-            found |= _median_distances(network, some, images.split(self.settings.batch_size))
+            batches = images.split(self.settings.batch_size)
+            found |= _median_distances(network, some, selection.batch_axes, batches)
         return self.settings.bandwidth * torch.stack([found[name] for name in names])
 
 
@@ -121,17 +122,17 @@ def _portions(names: Sequence[str], widths: dict[str, int], most: int) -> Iterat
 
 
 def _median_distances(
-    network: Network, names: list[str], batches: Sequence[Tensor]
+    network: Network, names: list[str], axes: dict[str, int], batches: Sequence[Tensor]
 ) -> dict[str, Tensor]:
     """The median distance between the images at each layer."""
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str, activation: Tensor) -> None:
-        kept[name].append(features(activation).clone())
+        kept[name].append(features(activation.movedim(axes[name], 0)).clone())
 
     with observed(network.model, names, keep):
         for batch in batches:
-            network(batch)
+            network.run(batch)
     return {name: wide(median_distance(torch.cat(parts))) for name, parts in kept.items()}
 
 
@@ -193,14 +194,16 @@ class Participant:
                 for way, recorder in self.recorders.items()
             }
 
+            axes = self.selection.batch_axes
+
             def record(name: str, activation: Tensor) -> None:
                 for way, batch in batches.items():
                     if name in self.recorders[way].index:
-                        batch.record(name, activation)
+                        batch.record(name, activation.movedim(axes[name], 0))
 
             names = {str(name) for recorder in self.recorders.values() for name in recorder.index}
             with observed(self.network.model, names, record):
-                self.network(images)
+                self.network.run(images)
         return batches
 
     def add(self, batches: dict[bool, Batch], reference: dict[bool, Batch]) -> None:

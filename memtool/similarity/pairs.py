@@ -19,18 +19,24 @@ from memtool.tensors import stored_tensors
 class Selection:
     """The layers of a checkpoint that take part, in order of execution.
 
-    `patterns` are the globs that chose them.
+    `patterns` are the globs that chose them; `called` names all layers that the model has.
     """
 
     checkpoint: Checkpoint
     layers: list[Layer]
     patterns: Sequence[str]
+    called: frozenset[str] = frozenset()
 
     @cached_property
     def widths(self) -> dict[str, int]:
         """How many features each distinct tensor has, by the name of the layer that stands for it:
         a block and its last ReLU are one tensor, which is computed once."""
         return {layer.same_as: prod(layer.shape) for layer in self.layers}
+
+    @cached_property
+    def batch_axes(self) -> dict[str, int]:
+        """Which axis of each distinct tensor counts the images."""
+        return {layer.same_as: layer.batch_axis or 0 for layer in self.layers}
 
     @property
     def tensors(self) -> list[str]:
@@ -45,11 +51,10 @@ class Selection:
 
     def uncalled(self, model: nn.Module) -> list[str]:
         """The modules that the patterns name and the model never calls."""
-        known = {layer.name for layer in self.layers}
         return [
             name
             for name, module in model.named_modules()
-            if name not in known
+            if name not in self.called
             and not isinstance(module, nn.ModuleList | nn.ModuleDict)  # have nothing to call
             and any(name and (p == "all" or fnmatchcase(name, p)) for p in self.patterns)
         ]
@@ -67,7 +72,12 @@ def selections(
     """
     wanted = [patterns] * (len(checkpoints) - 1) + [reference_patterns or patterns]
     return [
-        Selection(checkpoint, select(layers, globs, str(checkpoint.path)), globs)
+        Selection(
+            checkpoint,
+            select(layers, globs, str(checkpoint.path)),
+            globs,
+            frozenset(layer.name for layer in layers),
+        )
         for checkpoint, layers, globs in zip(
             checkpoints, trace_all(checkpoints), wanted, strict=True
         )

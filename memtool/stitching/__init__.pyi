@@ -1,4 +1,5 @@
-from .cuts import all_cuts as all_cuts
+from .checks import verified_cuts as verified_cuts
+from .cuts import chosen_cuts as chosen_cuts
 from .planning import Cut as Cut
 from .planning import StitchSettings as StitchSettings
 from .settings import Direction as Direction

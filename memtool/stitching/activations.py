@@ -11,7 +11,7 @@ from torch import Tensor
 from memtool.checkpoints import Checkpoint, Network
 from memtool.data import Dataset
 from memtool.layers import Back, Layer, run_to
-from memtool.stitching.cuts import check
+from memtool.stitching.checks import is_cut
 from memtool.training import predict
 
 FORWARD_BATCH = 256
@@ -20,11 +20,12 @@ FORWARD_BATCH = 256
 @dataclass(frozen=True)
 class Examples:
     """The images of both splits on one device, uint8 (n, c, h, w), with their true labels, int64
-    (n,); the first `train` of them are the training split."""
+    (n,), of so many `classes`; the first `train` of them are the training split."""
 
     images: Tensor
     labels: Tensor
     train: int
+    classes: int
 
     @staticmethod
     def of(dataset: Dataset, device: torch.device) -> "Examples":
@@ -33,6 +34,7 @@ class Examples:
             torch.cat([torch.from_numpy(split.images) for split in splits]).to(device),
             torch.cat([torch.from_numpy(split.labels) for split in splits]).to(device),
             len(dataset.train),
+            len(dataset.classes),
         )
 
     @cached_property
@@ -106,32 +108,32 @@ class CachedNetwork:
             self._backs[layer] = Back(self.network.model, layer)
         # Of the images only their number matters, if anything.
         images = self._first_image.expand(len(activation), *self._first_image.shape[1:])
-        return self._backs[layer](activation, images)
+        return self.network.logits_in(self._backs[layer](activation, images))
 
     @cached_property
     def _first_image(self) -> Tensor:
         return self.network.normalized(self.examples.images[:1])
 
-    def check_cuts(self, layers: Sequence[Layer]) -> None:
-        """Raise MemtoolError unless all `layers` are cuts of this network as it is."""
-        for layer in layers:
-            check(self.network, layer.name, self.examples.images[:2], str(self.checkpoint.path))
-
     @cached_property
     def predictions(self) -> Tensor:
         """The class that the network gives each test image, (n,)."""
+        images, last = self.examples.images, self._last
+        resumes = last is not None and is_cut(self.network, last, images[:2])
 
         def logits(indices: Tensor) -> Tensor:
-            if self._last is None:
-                return self.network(self.examples.images[indices])
-            return self.logits_from(self._last, self.activation(self._last, indices))
+            if last is None or not resumes:
+                return self.network(images[indices])
+            return self.logits_from(last, self.activation(last, indices))
 
         test = self.examples.test_indices
         return predict(lambda i: logits(test[i]), len(test), test.device).argmax(1)
 
     @cached_property
-    def accuracy(self) -> float:
-        """The test accuracy of the network."""
+    def accuracy(self) -> float | None:
+        """The test accuracy of the network; None if it does not tell the classes of the data set
+        apart."""
+        if self.network.width(self.examples.images[:2]) != self.examples.classes:
+            return None
         return agreement(self.predictions, self.examples.test_labels)
 
 

@@ -11,7 +11,7 @@ import torch
 from memtool import MemtoolError
 from memtool.layers import Layer
 from memtool.models import Connector, StitchingLayer
-from memtool.models.stitched import channels, flattens, positions
+from memtool.models.stitched import flattens, positions
 from memtool.stitching.settings import Direction, Init
 from memtool.training import TrainConfig
 
@@ -62,7 +62,8 @@ class StitchSettings:
         """
         front, back = cut
         connector = connector_between(front, back, self.connector, self.resize, self.memory)
-        layer = StitchingLayer(connector, front.shape, back.shape, self.batch_norm)
+        axes = channel_axes(front, back)
+        layer = StitchingLayer(connector, front.shape, back.shape, self.batch_norm, axes)
         inputs, outputs = layer.size
         if self.trains and self.init is Init.identity and inputs != outputs:
             raise MemtoolError(
@@ -104,8 +105,8 @@ def connector_between(
     """The connector between two layers, if `wanted`: `auto` becomes `conv1x1` or `linear`.
 
     Raises MemtoolError with both shapes where there is none: if positions differ in number without
-    `resize`, if channels differ in number with nothing to map them, and if a flattened map would
-    take more than `memory` bytes.
+    `resize`, if channels differ in number with nothing to map them, if it is unclear which axis
+    they are, and if a flattened map would take more than `memory` bytes.
     """
     a, b = front.shape, back.shape
     cannot = f"cannot stitch {front.name!r} of shape {a} to {back.name!r} of shape {b}"
@@ -120,14 +121,27 @@ def connector_between(
         raise MemtoolError(f"{cannot}; only --connector linear, which flattens them, joins these")
     if chosen is Connector.conv1x1 and rank != 3:
         raise MemtoolError(f"{cannot} by a 1x1 convolution; use --connector linear")
-    if chosen is Connector.none and channels(a) != channels(b):
+    axes = channel_axes(front, back)
+    if axes is None:
+        raise MemtoolError(
+            f"{cannot}: which axis counts the channels is unclear; use --connector linear, which "
+            "flattens them, or another cut"
+        )
+    if chosen is Connector.none and a[axes[0]] != b[axes[1]]:
         raise MemtoolError(f"{cannot} without a map of channels; use --connector auto")
-    if positions(a) != positions(b) and not resize:
+    if positions(a, axes[0]) != positions(b, axes[1]) and not resize:
         raise MemtoolError(
             f"{cannot}: not only the channels differ in number; --resize interpolates, "
             "or cut where the sizes agree (--at FRONT_LAYER=BACK_LAYER)"
         )
     return chosen
+
+
+def channel_axes(front: Layer, back: Layer) -> tuple[int, int] | None:
+    """Which axis of either layer's shape counts channels; None if that is unclear of one."""
+    if front.channel_axis is None or back.channel_axis is None:
+        return None
+    return front.channel_axis, back.channel_axis
 
 
 def _check_memory(cannot: str, inputs: int, outputs: int, memory: int) -> None:

@@ -31,8 +31,8 @@ Job = tuple[Checkpoint, Cut]
 @dataclass(frozen=True)
 class Sweep:
     """All that settles a sweep but the data set: each front is stitched to the back at each of its
-    `cuts`, which are given by the front's path. The stitched models are kept in `folder`, unless
-    that is None."""
+    `cuts`, which are given by the front's path and come from `verified_cuts`. The stitched models
+    are kept in `folder`, unless that is None."""
 
     fronts: Sequence[Checkpoint]
     back: Checkpoint
@@ -118,13 +118,10 @@ class Sweep:
         needs_back = self.settings.init is Init.lstsq or Direction.reverse in directions
         theirs = list(dict.fromkeys(layer for _, (_, layer) in jobs))
         back = CachedNetwork(self.back, theirs if needs_back else [], examples, memory)
-        back.check_cuts(theirs)
         for checkpoint, group in groupby(jobs, key=lambda job: job[0]):
             cuts = [cut for _, cut in group]
             ours = list(dict.fromkeys(layer for layer, _ in cuts))
             front = CachedNetwork(checkpoint, ours, examples, memory)
-            if directions != {Direction.forward}:
-                front.check_cuts(ours)
             for cut in cuts:
                 yield self._job((front, back), cut)
             del front  # before the next one takes its memory

@@ -171,10 +171,14 @@ class StitchingRow(TypedDict):
         float, Column("accuracy of the stitched model on the test images, in [0, 1]")
     ]
     front_accuracy: Annotated[
-        float, Column("test accuracy of the network that the front comes from, in [0, 1]")
+        float | None,
+        Column(
+            "test accuracy of the network that the front comes from, in [0, 1]; empty if it "
+            "tells other classes apart"
+        ),
     ]
     back_accuracy: Annotated[
-        float, Column("test accuracy of the network that the back comes from, in [0, 1]")
+        float | None, Column("test accuracy of the network that the back comes from, in [0, 1]")
     ]
     agreement: Annotated[
         float,

@@ -14,6 +14,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from memtool import MemtoolError
 from memtool.layers import evaluating
+from memtool.models import described, logits_of
 from memtool.training.settings import Optimizer, TrainConfig
 
 EVALUATION_BATCH = 1024
@@ -91,8 +92,8 @@ def _fraction(hits: Tensor) -> float:
 class Task:
     """What a classifier is trained and tested on, all on one device.
 
-    Images are uint8 (n, c, h, w), labels int64 (n,). `normalize` turns a batch of images into the
-    floating-point input of the classifier.
+    Images are uint8 (n, c, h, w), labels int64 (n,) of so many `classes`. `normalize` turns a batch
+    of images into the floating-point input of the classifier.
     """
 
     images: Tensor
@@ -100,7 +101,16 @@ class Task:
     true: Tensor
     test_images: Tensor
     test_labels: Tensor
+    classes: int
     normalize: Callable[[Tensor], Tensor]
+
+    def logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """The logits of a batch of images, (b, classes). Raises MemtoolError if there are none."""
+        result = model(self.normalize(images))
+        logits = logits_of(result, self.classes)
+        if logits is None:
+            raise MemtoolError(f"the model returned {described(result)}, not logits")
+        return logits
 
 
 class Metrics(TypedDict):
@@ -135,8 +145,7 @@ def fit(
         with torch.autocast(
             task.images.device.type, torch.bfloat16, enabled=task.images.device.type == "cuda"
         ):
-            logits: Tensor = model(task.normalize(task.images[batch]))
-        return logits.float()
+            return task.logits(model, task.images[batch]).float()
 
     model.train()
     for epoch in optimize(forward, task.given, optimizer, config, done):
@@ -158,9 +167,9 @@ def evaluate(model: nn.Module, task: Task) -> Metrics:
     """
     device = task.images.device
     with evaluating(model):
-        logits = predict(lambda i: model(task.normalize(task.images[i])), len(task.given), device)
+        logits = predict(lambda i: task.logits(model, task.images[i]), len(task.given), device)
         test_logits = predict(
-            lambda i: model(task.normalize(task.test_images[i])), len(task.test_labels), device
+            lambda i: task.logits(model, task.test_images[i]), len(task.test_labels), device
         )
     predicted, wrong = logits.argmax(1), task.given != task.true
     return {

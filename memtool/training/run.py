@@ -108,6 +108,7 @@ class Run:
             true=torch.from_numpy(self.labels.true).to(device),
             test_images=torch.from_numpy(test.images).to(device),
             test_labels=torch.from_numpy(test.labels).to(device),
+            classes=len(self.dataset.classes),
             normalize=lambda images: normalize(images, mean, std),
         )
 

@@ -46,3 +46,47 @@ def test_a_network_takes_images_with_channels_last_where_it_can_do_with_it():
     )
     assert plain.fastest(images).memory_format is torch.channels_last
     assert viewing.fastest(images).memory_format is None
+
+
+class ReadsStrides(nn.Conv2d):
+    """Takes memory as it lies, whatever its order."""
+
+    def forward(self, x):
+        x = super().forward(x)
+        return x.as_strided((len(x), x[0].numel()), (x[0].numel(), 1))
+
+
+class AsksForContiguous(nn.Conv2d):
+    def forward(self, x):
+        assert x.is_contiguous(), "not contiguous"
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("make", [ReadsStrides, AsksForContiguous])
+def test_a_network_that_gives_other_results_with_channels_last_keeps_its_format(make):
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    network = Network(make(3, 8, 3), [0.5] * 3, [0.2] * 3)
+    assert network.fastest(images).memory_format is None
+
+
+def test_logits_are_those_of_the_classes_on_record_where_there_are_several():
+    class Two(nn.Module):
+        def forward(self, x):
+            return x.flatten(1), x.flatten(1)[:, :2]
+
+    images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
+    for classes, width in ((2, 2), (4, 4), (None, 4), (7, 4)):
+        network = Network(Two(), [0.5], [0.2], classes)
+        assert network(images).shape == (4, width) and network.width(images) == width
+    with pytest.raises(MemtoolError, match="Identity returns .4, 1, 2, 2., in which there are no"):
+        Network(nn.Identity(), [0.5], [0.2])(images)
+
+
+def test_weights_that_are_not_finite_are_named(caplog):
+    model = nn.Linear(3, 2)
+    weights = {"weight": torch.full((2, 3), float("nan")), "bias": torch.zeros(2)}
+    load_weights(model, weights, Path("a.safetensors"))
+    assert caplog.messages == [
+        "a.safetensors: not all numbers in weight are finite; nor are activations that depend on "
+        "them"
+    ]

@@ -6,7 +6,7 @@ import torch
 from memtool import data
 from memtool.checkpoints import Checkpoint
 from memtool.layers import Layer
-from memtool.stitching import all_cuts
+from memtool.stitching import chosen_cuts
 from memtool.stitching.activations import CachedNetwork, Examples, fitting
 
 
@@ -23,18 +23,14 @@ def test_the_last_layers_are_kept_first():
 def test_kept_or_computed_again_it_is_the_networks_activation_and_its_logits(runs, memory):
     checkpoint = Checkpoint.open(runs.clean)
     examples = Examples.of(data.load("digits"), torch.device("cpu"))
-    cuts = [
-        cut
-        for cut, _ in all_cuts([checkpoint], checkpoint, ["block2,block5"][0].split(","))[
-            runs.clean
-        ]
-    ]
+    chosen = chosen_cuts([checkpoint], checkpoint, ["block2", "block5"])[runs.clean]
+    cuts = [cut.layers[0] for cut in chosen]
     cached = CachedNetwork(checkpoint, cuts, examples, memory)
-    chosen = torch.tensor([3, 1500, 7])
+    some = torch.tensor([3, 1500, 7])
     network = checkpoint.network(torch.device("cpu"))
-    expected = network(examples.images[chosen])
+    expected = network(examples.images[some])
     for cut in cuts:
-        activation = cached.activation(cut.name, chosen)
+        activation = cached.activation(cut.name, some)
         assert activation.shape == (3, *cut.shape)
         found = cached.logits_from(cut.name, activation)
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)

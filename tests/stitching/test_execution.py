@@ -43,7 +43,7 @@ def test_both_networks_are_left_alone_bit_for_bit(tmp_path):
         metadata = {"model": spec.json(), "data": digits.metadata(), "training": {}}
         save_tensors(path, "checkpoint", models.build(spec).state_dict(), metadata)
         opened.append(Checkpoint.open(path, spec))
-    cut = Layer("3", "Dropout", (16,), True, "3")
+    cut = Layer("3", "Dropout", (16,), True, "3", channel_axis=0)
     config = TrainConfig(epochs=1, batch_size=100, optimizer=Optimizer.adam)
     settings = StitchSettings((Direction.forward,), config, init=Init.random, batch_norm=True)
     examples = Examples.of(digits, torch.device("cpu"))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.layers import Layer
+from memtool.layers.tracing import channel_axis
 from memtool.models import Connector, StitchingLayer
 from memtool.stitching import Direction, Init, StitchSettings
 from memtool.stitching.planning import connector_between, directed
@@ -15,7 +16,8 @@ GIB = 1 << 30
 
 
 def layer(name: str, *shape: int) -> Layer:
-    return Layer(name, "Module", shape, True, name)
+    axis = channel_axis(shape, set(), is_square=True)
+    return Layer(name, "Module", shape, True, name, channel_axis=axis)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:

@@ -97,7 +97,7 @@ def _task(examples: int = 48, wrong: int = 16) -> Task:
     given = true.clone()
     given[:wrong] = 1 - given[:wrong]
     return Task(
-        images, given, true, images[::3], true[::3], lambda some: normalize(some, [0.4], [0.2])
+        images, given, true, images[::3], true[::3], 2, lambda some: normalize(some, [0.4], [0.2])
     )
 
 

@@ -1,0 +1,134 @@
+"""What classifiers return: the logits in it, and whether there are any."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memtool import MemtoolError
+from memtool.errors import one_line
+from memtool.models.building import build
+from memtool.models.spec import ModelSpec
+
+logger = logging.getLogger("memtool")
+
+
+def logits_of(result: Any, classes: int | None = None) -> Tensor | None:
+    """The logits, (n, classes), in what a model returned; None if there are none.
+
+    They are the result itself; or what it has under `logits`, as a key or an attribute; or the
+    first tensor of that shape in a tuple, list, dict or dataclass. If the number of classes is not
+    known, a tensor of two dimensions will do.
+
+    >>> features, logits = torch.zeros(2, 64), torch.zeros(2, 10)
+    >>> logits_of((features, logits), classes=10) is logits, logits_of(features, classes=10)
+    (True, None)
+    """
+    found = _found(result, classes)
+    return found[1] if found else None
+
+
+def _found(result: Any, classes: int | None) -> tuple[str, Tensor] | None:
+    """Where the logits are, and the logits."""
+    parts = dict(_parts(result))
+    if "logits" in parts:
+        parts = {"logits": parts["logits"]}
+    for name, part in parts.items():
+        if isinstance(part, Tensor) and part.ndim == 2 and classes in (None, part.shape[1]):
+            return name, part
+    return None
+
+
+def _parts(result: Any) -> Iterator[tuple[str, Any]]:
+    """What a result consists of, by name; a tensor consists of itself."""
+    if isinstance(result, Mapping):
+        yield from ((str(key), value) for key, value in result.items())
+    elif is_dataclass(result) and not isinstance(result, type):
+        yield from ((field.name, getattr(result, field.name)) for field in fields(result))
+    elif isinstance(result, tuple | list):
+        names = getattr(result, "_fields", range(len(result)))
+        yield from ((str(name), value) for name, value in zip(names, result, strict=True))
+    elif isinstance(result, Tensor):
+        yield "", result
+    elif hasattr(result, "logits"):
+        yield "logits", result.logits
+
+
+def described(result: Any) -> str:
+    """What a model returned, in a few words: shapes of tensors, types of anything else.
+
+    >>> described((torch.zeros(2, 64), {"logits": torch.zeros(2, 10)}))
+    '((2, 64), {logits: (2, 10)})'
+    """
+    if isinstance(result, Tensor):
+        return str(tuple(result.shape))
+    parts = list(_parts(result))
+    if not parts:
+        return type(result).__name__
+    if isinstance(result, tuple | list) and not hasattr(result, "_fields"):
+        return f"({', '.join(described(part) for _, part in parts)})"
+    return f"{{{', '.join(f'{name}: {described(part)}' for name, part in parts)}}}"
+
+
+@contextmanager
+def foreign_code(what: str) -> Iterator[None]:
+    """Within the block, any exception of other people's code becomes a MemtoolError of one line,
+    which begins with `what`."""
+    try:
+        yield
+    except MemtoolError:
+        raise
+    except Exception as error:
+        raise MemtoolError(f"{what}: {one_line(error)} (--debug shows where)") from error
+
+
+def check_classifier(spec: ModelSpec, image_shape: tuple[int, int, int], classes: int) -> None:
+    """Raise MemtoolError unless a model of this spec can be trained to tell the classes apart:
+    unless it takes two images of `image_shape`, (channels, height, width), in training and in eval
+    mode, and returns logits of that many classes.
+
+    A note says which part of the result is taken for the logits, where there are several.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model = build(spec)
+        images = torch.rand(2, *image_shape)
+        for mode in ("training", "eval"):
+            model.train(mode == "training")
+            what = f"model {spec} in {mode} mode, given 2 images of {image_shape}"
+            with foreign_code(what):
+                result = model(images)
+            found = _found(result, classes)
+            if found is None:
+                raise MemtoolError(
+                    f"{what}: returns {described(result)}, in which there are no logits of shape "
+                    f"(2, {classes}), one for each class"
+                )
+            _tell_choice(spec, mode, result, found[0])
+    warn_of_batch_statistics(model, f"model {spec}")
+
+
+def _tell_choice(spec: ModelSpec, mode: str, result: Any, name: str) -> None:
+    others = [other for other, part in _parts(result) if other != name and part is not None]
+    if others:
+        logger.info(
+            f"model {spec}: returns {described(result)} in {mode} mode; {name!r} is taken for the "
+            "logits, the rest is ignored"
+        )
+
+
+def warn_of_batch_statistics(model: nn.Module, what: str) -> None:
+    """Warn if batch norms have no running statistics: those of the batch are used in eval mode."""
+    names = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+    ]
+    if names:
+        logger.warning(
+            f"{what}: batch norm without running statistics ({names[0]}): all values depend on "
+            "which images are in a batch together"
+        )

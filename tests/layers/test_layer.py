@@ -1,0 +1,59 @@
+"""Layers: tensors in what modules return, and selection by name."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from memtool import MemtoolError
+from memtool.layers import Layer, first_tensor, select, tensors_in, trace
+from memtool.models import nets
+
+
+@dataclass
+class Output:
+    loss: None
+    logits: Tensor
+
+
+def test_the_first_tensor_of_whatever_a_module_gives():
+    x, y = torch.zeros(1), torch.ones(1)
+    for output in (x, (x, y), [None, x], {"a": x, "b": y}, Output(None, x), (None, {"a": [x]})):
+        assert first_tensor(output) is x
+    for output in (None, 3, "text", (), {}, [None]):
+        assert first_tensor(output) is None
+
+
+def test_layers_are_selected_by_globs_in_order_of_execution():
+    found = trace(nets.digits_cnn(), torch.zeros(2, 1, 8, 8))
+    assert [layer.name for layer in select(found, ["fc", "block?"], "x")] == [
+        *(f"block{number}" for number in range(1, 7)),
+        "fc",
+    ]
+    assert select(found, ["all"], "x") == found
+    assert len(select(found, ["*.relu"], "x")) == 6
+    with pytest.raises(
+        MemtoolError, match="x: no layer matches 'blok1'; nearest: block1.*--layers x"
+    ):
+        select(found, ["fc", "blok1"], "x")
+
+
+def test_all_tensors_of_whatever_a_module_gives():
+    x, y = torch.zeros(1), torch.ones(1)
+    found = list(tensors_in({"a": [x, None], "b": Output(None, y), "c": "text"}))
+    assert len(found) == 2 and found[0] is x and found[1] is y
+
+
+def test_layers_without_a_batch_axis_are_left_out_and_refused_by_name(caplog):
+    caplog.set_level("INFO")
+    layers = [
+        Layer("stem", "Conv2d", (4,), True, "stem"),
+        Layer("windows", "Conv2d", (), False, "windows", batch_axis=None),
+    ]
+    assert select(layers, ["all"], "x") == select(layers, ["*s*"], "x") == layers[:1]
+    assert caplog.messages == ["x: windows left out: no axis of the output counts the images"] * 2
+    with pytest.raises(MemtoolError, match="x: no axis of the output of layer 'windows' counts"):
+        select(layers, ["all", "windows"], "x")
+    with pytest.raises(MemtoolError, match="x: no axis of the output of layer 'w\\*'"):
+        select(layers, ["w*"], "x")

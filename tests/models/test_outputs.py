@@ -1,0 +1,204 @@
+"""What classifiers return, and which of it are the logits."""
+
+from collections import namedtuple
+from dataclasses import dataclass
+
+import pytest
+import torch
+from torch import Tensor
+
+from memtool import MemtoolError
+from memtool.models import check_classifier, described, logits_of, parse
+
+FEATURES, LOGITS = torch.zeros(2, 64), torch.zeros(2, 10)
+Pair = namedtuple("Pair", "logits aux")
+
+
+@dataclass
+class Output:
+    loss: None
+    logits: Tensor
+
+
+class Holder:
+    logits = LOGITS
+
+
+@pytest.mark.parametrize(
+    "result",
+    [
+        LOGITS,
+        (FEATURES, LOGITS),
+        [LOGITS, FEATURES],
+        {"features": FEATURES, "logits": LOGITS},
+        {"features": torch.zeros(2, 10), "logits": LOGITS},  # of the same shape
+        {"features": FEATURES, "out": LOGITS},
+        Pair(LOGITS, torch.zeros(2, 10)),
+        Output(None, LOGITS),
+        Holder(),
+        (None, torch.zeros(2, 10, 1, 1), LOGITS),
+    ],
+    ids=lambda result: type(result).__name__,
+)
+def test_the_logits_are_found(result):
+    assert logits_of(result, 10) is LOGITS
+
+
+@pytest.mark.parametrize(
+    "result",
+    [FEATURES, (FEATURES,), {}, None, "text", torch.zeros(2, 10, 8, 8), {"logits": FEATURES}],
+    ids=lambda result: type(result).__name__,
+)
+def test_there_are_no_logits(result):
+    assert logits_of(result, 10) is None
+
+
+def test_without_a_number_of_classes_the_first_of_two_dimensions_will_do():
+    assert logits_of((torch.zeros(2, 3, 4), FEATURES, LOGITS)) is FEATURES
+    assert logits_of({"x": FEATURES, "logits": LOGITS}) is LOGITS
+
+
+def test_what_is_returned_is_told_by_its_shapes():
+    assert described(LOGITS) == "(2, 10)"
+    assert described((FEATURES, [LOGITS])) == "((2, 64), ((2, 10)))"
+    assert described(Pair(LOGITS, None)) == "{logits: (2, 10), aux: NoneType}"
+    assert described("text") == "str"
+
+
+CLASSIFIERS = """
+import torch
+from torch import nn
+
+class Two(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.body, self.fc = nn.Linear(64, 12), nn.Linear(12, num_classes)
+
+    def forward(self, images):
+        features = self.body(images.flatten(1))
+        return features, self.fc(features)
+
+class Named(Two):
+    def forward(self, images):
+        features, logits = super().forward(images)
+        return {"features": features, "logits": logits}
+
+class Segmentation(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv = nn.Conv2d(1, num_classes, 1)
+
+    def forward(self, images):
+        return self.conv(images)
+
+class Colors(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Conv2d(3, 4, 1), nn.Flatten(), nn.Linear(256, 10))
+
+class Lazy(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.LazyLinear(10))
+
+class TrainingOnly(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, images):
+        return super().forward(images) if self.training else "nothing"
+
+class BatchStatistics(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.BatchNorm2d(1, track_running_stats=False), nn.Flatten(),
+                         nn.Linear(64, 10))
+
+class Broken(nn.Module):
+    def forward(self, images):
+        raise KeyError("who knows\\nwhat this is")
+"""
+
+
+@pytest.fixture
+def code(tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(CLASSIFIERS)
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "Segmentation",
+            r"returns \(2, 10, 8, 8\), in which there are no logits of shape \(2, 10\)",
+        ),
+        (
+            "Colors",
+            r"net.py:Colors in training mode, given 2 images of \(1, 8, 8\): RuntimeError: ",
+        ),
+        ("TrainingOnly", "in eval mode, given .*: returns str, in which there are no logits"),
+        ("Broken", "KeyError: 'who knows.*--debug shows where"),
+        ("Lazy", "1.weight gets its size from the first images"),
+        ("Two?num_classes=3", r"returns \(\(2, 12\), \(2, 3\)\), in which there are no logits"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_in_one_line(code, name, message):
+    with pytest.raises(MemtoolError, match=message) as error:
+        check_classifier(parse(f"net.py:{name}"), (1, 8, 8), 7 if "3" in name else 10)
+    assert "\n" not in str(error.value)
+
+
+def test_which_part_is_taken_is_noted(code, caplog):
+    caplog.set_level("INFO")
+    check_classifier(parse("net.py:Named"), (1, 8, 8), 10)
+    assert "'logits' is taken for the logits, the rest is ignored" in caplog.text
+    caplog.clear()
+    check_classifier(parse("digits-cnn"), (1, 8, 8), 10)
+    assert not caplog.records
+
+
+def test_batch_norm_without_running_statistics_is_warned_of(code, caplog):
+    check_classifier(parse("net.py:BatchStatistics"), (1, 8, 8), 10)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "batch norm without running statistics (0)" in record.message
+
+
+def test_checking_draws_no_random_numbers(code):
+    torch.manual_seed(0)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    check_classifier(parse("net.py:Two"), (1, 8, 8), 10)
+    assert torch.equal(torch.rand(3), expected)
+
+
+@pytest.mark.parametrize(
+    "name", ["torchvision:googlenet", "torchvision:inception_v3?num_classes=4"]
+)
+def test_networks_with_auxiliary_classifiers(name, caplog):
+    """They return a named tuple in training mode."""
+    caplog.set_level("INFO")
+    classes = 4 if "4" in name else 1000
+    size = 299 if "inception" in name else 96
+    check_classifier(parse(name), (3, size, size), classes)
+    assert "'logits' is taken for the logits, the rest is ignored" in caplog.text
+
+
+@pytest.mark.parametrize("name", ["Two", "Named"])
+def test_a_network_of_several_outputs_is_trained_and_stitched_on_its_logits(run, code, name):
+    train = ("train", "--model", f"net.py:{name}", "--data", "digits", "--epochs", 2)
+    result = run(*train, "-o", "a.safetensors")
+    assert result.code == 0, result.stderr
+    trained = float(result.stdout.splitlines()[-1].split(",")[-1])
+    assert trained > 0.5
+    again = ("--trust", "--connector", "none", "--at", "body", "--format", "jsonl")
+    stitched = run("stitch", "a.safetensors", "a.safetensors", *again)
+    assert stitched.code == 0, stitched.stderr
+    assert f'"test_accuracy": {trained}' in stitched.stdout
+    assert f'"front_accuracy": {trained}' in stitched.stdout
+
+
+def test_debug_shows_the_traceback(run, code):
+    command = ("train", "--model", "net.py:Broken", "--data", "digits", "-o", "a.safetensors")
+    plain, debugged = run(*command), run(*command, "--debug")
+    assert plain.code == debugged.code == 1
+    assert plain.stderr.count("\n") == 1 and "Traceback" in debugged.stderr
+    assert debugged.stderr.endswith(plain.stderr)

@@ -1,0 +1,123 @@
+"""What the networks themselves tell before they are stitched."""
+
+import csv
+import io
+
+import pytest
+import torch
+import torchvision
+from torch import Tensor, nn
+
+from memtool import data, models
+from memtool.checkpoints import Network
+from memtool.stitching.checks import is_cut
+from memtool.tensors import save_tensors
+
+
+class Leaky(nn.Module):
+    """Its skip connection around `body` is there only if a buffer says so."""
+
+    def __init__(self, leak: bool) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 4)
+        self.register_buffer("leak", torch.tensor(leak))
+
+    def forward(self, images: Tensor) -> Tensor:
+        inputs = images.flatten(1)
+        return self.head(self.body(inputs) + inputs if self.leak else self.body(inputs))
+
+
+def test_a_cut_is_checked_with_the_weights_as_they_are():
+    images = torch.randint(0, 256, (2, 1, 2, 3), dtype=torch.uint8)
+    for leak in (False, True):
+        assert is_cut(Network(Leaky(leak), [0.5], [0.2]), "body", images) is not leak
+
+
+def test_a_layer_inside_a_residual_branch_is_no_cut():
+    block = torchvision.models.resnet.BasicBlock
+    model = torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=4).eval()
+    network = Network(model, [0.5] * 3, [0.2] * 3)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    assert is_cut(network, "layer2.0", images)
+    assert not is_cut(network, "layer2.0.conv2", images)
+    assert not is_cut(network, "no such layer", images)
+
+
+HIDDEN = """
+import torch
+from torch import nn
+
+class Hidden(nn.Module):
+    # Data go past `body` through numpy, which no graph of tensors shows.
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.body = nn.Linear(64, 8), nn.Linear(8, 8)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        x = self.stem(images.flatten(1))
+        past = torch.from_numpy(x.detach().numpy().copy())
+        return self.fc(self.block(self.body(x) + past))
+"""
+
+
+def saved(path, spec, classes=10, seed=0, dataset="digits"):
+    torch.manual_seed(seed)
+    described = data.load(dataset).metadata()
+    metadata = {
+        "model": spec.json(),
+        "data": {**described, "classes": described["classes"][:classes]},
+        "training": {},
+    }
+    save_tensors(path, "checkpoint", models.build(spec).state_dict(), metadata)
+    return path
+
+
+@pytest.fixture
+def hidden(tmp_path):
+    (tmp_path / "net.py").write_text(HIDDEN)
+    spec = models.parse(f"{tmp_path}/net.py:Hidden")
+    return [saved(tmp_path / f"{seed}.safetensors", spec, seed=seed) for seed in (0, 1)]
+
+
+def test_a_false_cut_is_left_out_of_all_and_refused_by_name(run, hidden):
+    command = ("stitch", *hidden, "--trust", "--epochs", 0, "--at")
+    every = run(*command, "all")
+    assert every.code == 0, every.stderr
+    cuts = [row["front_layer"] for row in csv.DictReader(io.StringIO(every.stdout))]
+    assert cuts == ["stem", "block.0", "block"]
+    assert f"{hidden[1]}: body left out: what comes after depends on the input" in every.stderr
+    named = run(*command, "stem,body")
+    assert named.code == 1 and f"{hidden[1]}: 'body' is not a cut" in named.stderr
+
+
+def test_the_front_is_tested_as_it_is_even_if_its_last_layer_is_no_cut(run, hidden):
+    """In the forward direction, nothing has to go on from the front's layers."""
+    rows = csv.DictReader(
+        io.StringIO(run("stitch", *hidden, "--trust", "--epochs", 0, "--at", "block").stdout)
+    )
+    (expected,) = rows
+    result = run("stitch", *hidden, "--trust", "--epochs", 0, "--at", "body=block.0")
+    (row,) = csv.DictReader(io.StringIO(result.stdout))
+    assert row["front_accuracy"] == expected["front_accuracy"]
+
+
+def test_a_back_of_other_classes_is_refused(run, runs, tmp_path):
+    other = saved(tmp_path / "3.safetensors", models.parse("digits-cnn?num_classes=3"), classes=3)
+    result = run("stitch", runs.clean, other, "--data", "digits", "--at", "block4")
+    assert result.code == 1 and f"{other}: " in result.stderr and "3 " in result.stderr
+
+
+def test_a_front_of_other_classes_has_no_accuracy_of_its_own(run, runs, tmp_path):
+    other = saved(tmp_path / "3.safetensors", models.parse("digits-cnn?num_classes=3"), classes=3)
+    command = ("stitch", other, runs.clean, "--at", "block4", "--epochs", 0)
+    result = run(*command)
+    assert result.code == 0, result.stderr
+    (row,) = csv.DictReader(io.StringIO(result.stdout))
+    assert row["front_accuracy"] == "" and 0 <= float(row["test_accuracy"]) <= 1
+    assert f"{other}: gives 3 logits, the data set has 10 classes" in result.stderr
+    for more in ("--both", "--control"):
+        refused = run(*command, more)
+        assert refused.code == 1 and refused.stdout == ""
+        assert f"{other}: gives 3 logits" in refused.stderr and "--control" in refused.stderr
