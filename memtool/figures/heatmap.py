@@ -14,7 +14,7 @@ from memtool.figures.rows import Needs, Rows, groups, positions, usable
 from memtool.figures.style import PAGE_WIDTH, layer_ticks, names_length, short_name
 from memtool.tables import CkaRow
 
-NEEDS = Needs(
+NEEDS: Needs = Needs(
     CkaRow,
     columns=("checkpoint", "reference", "layer", "reference_layer", "cka"),
     conditions=("estimator", "kernel"),

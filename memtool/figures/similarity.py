@@ -18,7 +18,7 @@ from memtool.figures.style import (
 )
 from memtool.tables import CkaRow, Row
 
-NEEDS = Needs(
+NEEDS: Needs = Needs(
     CkaRow,
     columns=("checkpoint", "reference", "layer", "reference_layer", "cka", "epoch", "noise_ratio"),
     conditions=("estimator", "kernel"),

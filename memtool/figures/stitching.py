@@ -12,7 +12,7 @@ from memtool.figures.rows import Needs, Rows, groups, usable
 from memtool.figures.style import CUT_COLORS, NOISE_RATIO, Style, finish, panel_grid, styles_of
 from memtool.tables import Row, StitchingRow
 
-NEEDS = Needs(
+NEEDS: Needs = Needs(
     StitchingRow,
     columns=(
         *("direction", "test_accuracy"),

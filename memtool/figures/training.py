@@ -15,7 +15,7 @@ TITLES = {  # of the panels, by the column that they show
     "mislabelled_accuracy": "memorization (mislabelled part)",
     "test_accuracy": "test accuracy",
 }
-NEEDS = Needs(
+NEEDS: Needs = Needs(
     TrainingRow,
     columns=("checkpoint", "epoch", "noise_ratio", *TITLES),
     conditions=("model", "data", "noise_kind"),

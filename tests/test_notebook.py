@@ -1,0 +1,68 @@
+"""The Python API: what `import memtool` offers."""
+
+import builtins
+import subprocess
+import sys
+
+import matplotlib.figure
+import pytest
+import torch
+
+import memtool
+
+
+def test_importing_takes_nothing_heavy_along_and_offers_everything():
+    script = (
+        "import sys, memtool\n"
+        "heavy = {'torch', 'numpy', 'matplotlib', 'pandas', 'typer'} & sys.modules.keys()\n"
+        "assert not heavy, heavy\n"
+        "offered = {'cka', 'CKA', 'load', 'dataset', 'trace', 'read_table', 'draw'}\n"
+        "assert offered <= set(dir(memtool))\n"
+    )
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_a_checkpoint_its_data_set_and_its_layers(runs):
+    network = memtool.load(runs.clean)
+    digits = memtool.dataset("digits")
+    images = torch.from_numpy(digits.test.images)
+    logits = network(images)
+    correct = (logits.argmax(1).numpy() == digits.test.labels).mean()
+    assert correct > 0.5 and not network.model.training
+    layers = memtool.trace(network.model, network.normalized(images[:2]))
+    assert [layer.name for layer in layers][-1] == "fc"
+
+
+@pytest.mark.parametrize("has_pandas", [True, False])
+def test_tables_are_read_as_frames_where_there_is_pandas_and_drawn(
+    run, runs, tmp_path, monkeypatch, has_pandas
+):
+    path = tmp_path / "cka.csv"
+    command = ("cka", runs.noisy, runs.clean, "--layers", "block1,fc", "--pairs", "all", "-o", path)
+    assert run(*command).code == 0
+    if has_pandas:
+        pytest.importorskip("pandas")
+    else:
+        monkeypatch.setattr("memtool.notebook.find_spec", lambda name: None)
+    rows = memtool.read_table(str(path))
+    assert isinstance(rows, list) is not has_pandas and len(rows) == 4
+    figure = memtool.draw("heatmap", rows)
+    assert isinstance(figure, matplotlib.figure.Figure)
+    (image,) = figure.axes[0].images
+    assert image.get_array().shape == (2, 2)
+    with pytest.raises(ValueError, match="'pie' is not a valid Kind"):
+        memtool.draw("pie", rows)
+
+
+def test_what_is_wrong_is_a_memtool_error(tmp_path):
+    for work in (
+        lambda: memtool.load(tmp_path / "none.safetensors"),
+        lambda: memtool.dataset("no such set"),
+        lambda: memtool.read_table(tmp_path / "none.csv"),
+        lambda: memtool.draw("heatmap", []),
+        lambda: memtool.cka(torch.zeros(3, 2), torch.zeros(4, 2)),
+    ):
+        with pytest.raises(memtool.MemtoolError):
+            work()
+    assert issubclass(memtool.MemtoolError, builtins.Exception)
