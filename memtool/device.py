@@ -1,4 +1,4 @@
-"""Which device to compute on, and the processes that share the work under torchrun."""
+"""The device to compute on, the precision, and the processes that share work under torchrun."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 
 class Precision(StrEnum):
-    """What networks compute in."""
+    """The precision of forward passes."""
 
     float32 = "float32"
     tf32 = "tf32"  # on CUDA, products of 10-bit mantissas; elsewhere the same as float32
@@ -24,9 +24,10 @@ class Precision(StrEnum):
 
 
 def choose(name: str = "auto") -> "torch.device":
-    """`auto` is CUDA, else Apple's MPS, else the CPU; raises MemtoolError if `name` is not here.
+    """The device called `name`; `auto` is CUDA if there is one, else Apple's MPS, else the CPU.
 
-    Under torchrun, `auto` and `cuda` are the CUDA device of the process's local rank.
+    Under torchrun, `auto` and `cuda` mean the CUDA device of the process's local rank. Raises
+    MemtoolError if the device is not available.
     """
     import torch
 
@@ -48,8 +49,8 @@ def choose(name: str = "auto") -> "torch.device":
 
 @contextmanager
 def precision(name: Precision, device: "torch.device") -> Iterator[None]:
-    """Compute in `name` until the block ends; torch lets convolutions on CUDA be TF32 unless it is
-    told otherwise."""
+    """Within the block, compute in this precision. (PyTorch by itself lets convolutions on CUDA use
+    TF32.)"""
     import torch
 
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
@@ -66,17 +67,18 @@ def precision(name: Precision, device: "torch.device") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a torchrun; a single one everywhere else. Only rank 0 speaks or writes."""
+    """The processes of a torchrun: this one's rank, and how many there are. Without torchrun there is
+    one. Only rank 0 prints and writes."""
 
     rank: int = 0
     size: int = 1
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
-        """This process's part of `items`; the parts of all processes make up the whole."""
+        """This process's part of `items`. The parts of all processes together are all items."""
         return items[self.rank :: self.size]
 
     def sum(self, tensor: "torch.Tensor") -> "torch.Tensor":
-        """`tensor` summed over all processes, in place."""
+        """Sum a tensor over all processes, in place; the same tensor."""
         if self.size > 1:
             from torch import distributed
 
@@ -84,7 +86,7 @@ class Processes:
         return tensor
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes by rank, in every process."""
+        """The values that all processes have given, by rank; the same list in every process."""
         if self.size == 1:
             return [value]
         from torch import distributed
@@ -96,7 +98,7 @@ class Processes:
 
 @contextmanager
 def processes(device: "torch.device") -> Iterator[Processes]:
-    """Join the other processes of a torchrun, if there are any, until the block ends."""
+    """Within the block, this process works together with the others of a torchrun, if any."""
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
         yield Processes()

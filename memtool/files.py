@@ -9,7 +9,8 @@ from memtool import MemtoolError
 
 
 def _is_special(path: Path) -> bool:
-    """A device or a pipe, such as /dev/null: written in place, since a rename would replace it."""
+    """Whether `path` is a device or a pipe, such as /dev/null. It is written in place then, since a
+    rename would replace it."""
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
@@ -21,9 +22,9 @@ def _temporary(path: Path) -> Path:
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary name beside `path`; rename it to `path` if the block ends well.
 
-    On any error, Ctrl-C included, the temporary file is removed and `path` stays as it was. Folders
-    are made as needed; a symbolic link keeps pointing where it points. Raises MemtoolError if the
-    disk says no.
+    On any error, Ctrl-C included, the temporary file is removed and `path` stays as it was. Missing
+    folders are made, and a symbolic link keeps its target. Raises MemtoolError if the file cannot
+    be written.
     """
     if _is_special(path):
         yield path
@@ -44,9 +45,9 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def check_writable(path: Path) -> None:
-    """Prove that `path` can be made, before long work starts; leaves nothing behind.
+    """Check, before long work starts, that `path` can be written; nothing is left behind.
 
-    Raises MemtoolError, naming `path`, if it cannot, or if it is a folder.
+    Raises MemtoolError if it cannot be written, or is a folder.
     """
     try:
         if path.is_dir():

@@ -27,8 +27,8 @@ def cka(
         typer.Option(
             "--layers-reference",
             metavar="PATTERNS",
-            help="The same for the reference, where its layers have other names: the first layer "
-            "is compared with its first, and so on",
+            help="The same for the reference, if its layers have other names: the first layer chosen "
+            "is compared with the first one chosen there, and so on",
             show_default=False,
         ),
     ] = None,
@@ -37,7 +37,7 @@ def cka(
         typer.Option(
             "--pairs",
             metavar="PAIRS",
-            help="same: corresponding layers; all: the full layer x layer matrix",
+            help="same compares corresponding layers, all each layer with each (the full matrix)",
         ),
     ] = Pairs.same,
     model: options.Model = None,
@@ -46,7 +46,7 @@ def cka(
         typer.Option(
             "--model-reference",
             metavar="SPEC",
-            help="What model REFERENCE is of, if another one",
+            help="Model spec of REFERENCE, if it is another",
             show_default=False,
         ),
     ] = None,
@@ -56,9 +56,10 @@ def cka(
         typer.Option(
             "--estimator",
             metavar="ESTIMATOR",
-            help="exact: biased HSIC of all images; unbiased: unbiased HSIC of all; minibatch: "
-            "unbiased HSIC averaged over batches, in memory that does not grow with their number; "
-            "auto: exact if it fits into --memory with one forward pass, else minibatch",
+            help="exact (or biased): biased HSIC of all images; unbiased: unbiased HSIC of all "
+            "images; minibatch: unbiased HSIC averaged over batches, in memory that does not grow "
+            "with their number; auto: exact if it fits into --memory with one forward pass, else "
+            "minibatch",
         ),
     ] = Estimator.auto,
     kernel: Annotated[
@@ -72,8 +73,8 @@ def cka(
         typer.Option(
             "--bandwidth",
             metavar="X",
-            help="Sigma of rbf as a fraction of the median distance between images: in each batch "
-            "for minibatch, in the first one for the others",
+            help="Sigma of rbf as a multiple of the median distance between the images (at most 512 "
+            "of them, evenly spaced)",
         ),
     ] = 1.0,
     precision: Annotated[
@@ -81,8 +82,8 @@ def cka(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="What the networks compute in: float32, tf32 (on CUDA) or bf16; float32 after all "
-            "if another one changes CKA of the first batch by more than 0.001",
+            help="Precision of the forward passes: float32, tf32 (on CUDA) or bf16; float32 is used "
+            "after all if CKA of the first batch changes by more than 0.001",
         ),
     ] = Precision.float32,
     memory: options.Memory = "4GiB",
@@ -100,9 +101,9 @@ def cka(
 ) -> None:
     """Compare checkpoints layer by layer with CKA
 
-    Each checkpoint is compared with the last one named, over the whole test split, in one forward
-    pass of each network. Prints one row a pair of layers, in order of execution: CKA, with exact
-    HSIC in [0, 1], and its standard error (jackknife over ten groups of batches).
+    Each checkpoint is compared with the last one named, on the whole test split, in one forward
+    pass of each network. Prints one row per pair of layers, in order of execution: CKA, which is in
+    [0, 1] for the exact estimator, and its standard error (jackknife over ten groups of batches).
 
     \b
     Examples:

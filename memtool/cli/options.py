@@ -26,7 +26,7 @@ Output = Annotated[
         "-o",
         "--output",
         metavar="FILE",
-        help="Where the rows go, whole or not at all; - is stdout (the default)",
+        help="File for the rows, written whole or not at all; - is stdout (the default)",
         show_default=False,
     ),
 ]
@@ -35,7 +35,7 @@ TableFormat = Annotated[
     typer.Option(
         "--format",
         metavar="FORMAT",
-        help="csv, tsv, jsonl or table; else by the suffix of -o, else a table on a terminal "
+        help="csv, tsv, jsonl or table; by default by the suffix of -o, else a table on a terminal "
         "and CSV in a pipe",
         show_default=False,
     ),
@@ -45,7 +45,7 @@ Layers = Annotated[
     typer.Option(
         "--layers",
         metavar="PATTERNS",
-        help="Globs on dotted layer names, in which * crosses dots; repeat it or separate them by "
+        help="Globs on dotted layer names, in which * crosses dots; may be repeated or separated by "
         "commas; 'all' is every layer (memtool info --layers FILE lists them)",
     ),
 ]
@@ -121,11 +121,13 @@ Trust = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option("--batch-size", metavar="N", min=1, help="Examples in a batch")
+    int, typer.Option("--batch-size", metavar="N", min=1, help="Images in a batch")
 ]
 Seed = Annotated[
     int,
-    typer.Option("--seed", metavar="N", min=0, max=2**32 - 1, help="Seed of all that is random"),
+    typer.Option(
+        "--seed", metavar="N", min=0, max=2**32 - 1, help="Seed of everything that is random"
+    ),
 ]
 Device = Annotated[
     str,
@@ -133,7 +135,7 @@ Device = Annotated[
         "--device",
         metavar="DEVICE",
         envvar="MEMTOOL_DEVICE",
-        help="auto, cpu, cuda, cuda:1, ... or mps",
+        help="Device to compute on: auto, cpu, cuda, cuda:1, ... or mps",
     ),
 ]
 Memory = Annotated[
@@ -141,7 +143,7 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="How much may be kept in memory, such as 512MiB or 4GiB; what does not fit is "
+        help="Memory that may be used to keep results, such as 512MiB or 4GiB; what does not fit is "
         "computed again, with more forward passes",
     ),
 ]

@@ -17,7 +17,7 @@ def stitch(
         list[Path],
         typer.Argument(
             metavar="FRONT... BACK",
-            help="Checkpoints that give their fronts, and the last one its back",
+            help="Checkpoints whose fronts are used, then the one whose back is used",
             show_default=False,
         ),
     ],
@@ -26,12 +26,13 @@ def stitch(
         typer.Option(
             "--at",
             metavar="CUTS",
-            help="Globs on layer names, or FRONT_LAYER=BACK_LAYER; repeat it or separate them by "
-            "commas; 'all' is every cut (memtool info --layers FILE lists them)",
+            help="Where to cut: globs on layer names, or FRONT_LAYER=BACK_LAYER; may be repeated or "
+            "separated by commas; 'all' is every cut (memtool info --layers FILE lists them)",
         ),
     ] = ["all"],  # noqa: B006 (typer copies it)
     both: Annotated[
-        bool, typer.Option("--both", help="Also the reverse: the front of BACK, the back of FRONT")
+        bool,
+        typer.Option("--both", help="Also the reverse: the front of BACK with the back of FRONT"),
     ] = False,
     control: Annotated[
         bool, typer.Option("--control", help="Also the control: each FRONT with its own back")
@@ -41,16 +42,20 @@ def stitch(
         typer.Option(
             "--connector",
             metavar="KIND",
-            help="conv1x1 (a map of channels), linear (of vectors or tokens; maps are flattened), "
-            "none (the identity), or auto: conv1x1 for maps, linear for vectors and tokens",
+            help="Kind of stitching layer: conv1x1 (maps channels), linear (for vectors and tokens; "
+            "maps are flattened), none (the identity), or auto: conv1x1 for maps, linear for "
+            "vectors and tokens",
         ),
     ] = Connector.auto,
     resize: Annotated[
         bool,
-        typer.Option("--resize", help="Interpolate where heights and widths, or tokens, differ"),
+        typer.Option(
+            "--resize", help="Interpolate where heights and widths, or numbers of tokens, differ"
+        ),
     ] = False,
     batch_norm: Annotated[
-        bool, typer.Option("--batch-norm", help="Batch norm before and after the connector")
+        bool,
+        typer.Option("--batch-norm", help="Put batch norm before and after the stitching layer"),
     ] = False,
     init: Annotated[
         Init,
@@ -62,14 +67,19 @@ def stitch(
     ] = Init.lstsq,
     epochs: Annotated[
         int,
-        typer.Option("--epochs", metavar="N", min=0, help="Epochs of training; 0 leaves the start"),
+        typer.Option(
+            "--epochs", metavar="N", min=0, help="Epochs of training; 0 keeps the initialization"
+        ),
     ] = 5,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", metavar="RATE", min=0, help="For Adam")
+        float, typer.Option("--learning-rate", metavar="RATE", min=0, help="Learning rate of Adam")
     ] = 2e-3,
     batch_size: options.BatchSize = 128,
     curve: Annotated[
-        bool, typer.Option("--curve", help="A row for the start, epoch 0, and for each epoch")
+        bool,
+        typer.Option(
+            "--curve", help="Print a row for the initialization (epoch 0) and for each epoch"
+        ),
     ] = False,
     seed: options.Seed = 0,
     save: Annotated[
@@ -77,7 +87,7 @@ def stitch(
         typer.Option(
             "--save",
             metavar="DIR",
-            help="Keep the stitched models, as DIR/FRONT--CUT--BACK.safetensors",
+            help="Save the stitched models as DIR/FRONT--CUT--BACK.safetensors",
             show_default=False,
         ),
     ] = None,
@@ -87,7 +97,7 @@ def stitch(
         typer.Option(
             "--model-back",
             metavar="SPEC",
-            help="What model BACK is of, if another one",
+            help="Model spec of BACK, if it is another",
             show_default=False,
         ),
     ] = None,
@@ -100,7 +110,9 @@ def stitch(
     output: options.Output = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Go on from where a stopped sweep got to, if any; with -o"),
+        typer.Option(
+            "--resume", help="Continue a stopped sweep where it left off, if there is one; needs -o"
+        ),
     ] = False,
     table_format: options.TableFormat = None,
     device: options.Device = "auto",
@@ -110,10 +122,10 @@ def stitch(
 ) -> None:
     """Stitch the front of one network to the back of another
 
-    Between them goes a trainable 1x1 convolution or linear layer, the connector; it alone is
-    trained, on the true labels of the training images, and the whole is tested. Prints one row for
-    each cut. A stitched model is a checkpoint that every command takes. The processes of a torchrun
-    share the cuts.
+    Between the two goes a stitching layer, a 1x1 convolution or a linear layer. It alone is trained,
+    on the true labels of the training images, and the whole is tested. Prints one row per cut and
+    direction. A stitched model is a checkpoint that every command takes. The processes of a
+    torchrun share the cuts.
 
     \b
     Examples:
