@@ -67,8 +67,8 @@ def precision(name: Precision, device: "torch.device") -> Iterator[None]:
 
 @dataclass(frozen=True)
 class Processes:
-    """The processes of a torchrun: this one's rank, and how many there are. Without torchrun there is
-    one. Only rank 0 prints and writes."""
+    """The processes of a torchrun: this one's rank, and how many there are. Without torchrun there
+    is one. Only rank 0 prints and writes."""
 
     rank: int = 0
     size: int = 1

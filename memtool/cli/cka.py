@@ -27,8 +27,8 @@ def cka(
         typer.Option(
             "--layers-reference",
             metavar="PATTERNS",
-            help="The same for the reference, if its layers have other names: the first layer chosen "
-            "is compared with the first one chosen there, and so on",
+            help="The same for the reference, if its layers have other names: the first layer "
+            "chosen is compared with the first one chosen there, and so on",
             show_default=False,
         ),
     ] = None,
@@ -73,8 +73,8 @@ def cka(
         typer.Option(
             "--bandwidth",
             metavar="X",
-            help="Sigma of rbf as a multiple of the median distance between the images (at most 512 "
-            "of them, evenly spaced)",
+            help="Sigma of rbf as a multiple of the median distance between the images (at most "
+            "512 of them, evenly spaced)",
         ),
     ] = 1.0,
     precision: Annotated[
@@ -82,8 +82,8 @@ def cka(
         typer.Option(
             "--precision",
             metavar="PRECISION",
-            help="Precision of the forward passes: float32, tf32 (on CUDA) or bf16; float32 is used "
-            "after all if CKA of the first batch changes by more than 0.001",
+            help="Precision of the forward passes: float32, tf32 (on CUDA) or bf16; float32 is "
+            "used after all if CKA of the first batch changes by more than 0.001",
         ),
     ] = Precision.float32,
     memory: options.Memory = "4GiB",

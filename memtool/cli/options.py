@@ -45,8 +45,8 @@ Layers = Annotated[
     typer.Option(
         "--layers",
         metavar="PATTERNS",
-        help="Globs on dotted layer names, in which * crosses dots; may be repeated or separated by "
-        "commas; 'all' is every layer (memtool info --layers FILE lists them)",
+        help="Globs on dotted layer names, in which * crosses dots; may be repeated or separated "
+        "by commas; 'all' is every layer (memtool info --layers FILE lists them)",
     ),
 ]
 Data = Annotated[
@@ -143,8 +143,8 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="Memory that may be used to keep results, such as 512MiB or 4GiB; what does not fit is "
-        "computed again, with more forward passes",
+        help="Memory that may be used to keep results, such as 512MiB or 4GiB; what does not fit "
+        "is computed again, with more forward passes",
     ),
 ]
 Quiet = Annotated[

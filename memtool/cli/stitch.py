@@ -26,8 +26,8 @@ def stitch(
         typer.Option(
             "--at",
             metavar="CUTS",
-            help="Where to cut: globs on layer names, or FRONT_LAYER=BACK_LAYER; may be repeated or "
-            "separated by commas; 'all' is every cut (memtool info --layers FILE lists them)",
+            help="Where to cut: globs on layer names, or FRONT_LAYER=BACK_LAYER; may be repeated "
+            "or separated by commas; 'all' is every cut (memtool info --layers FILE lists them)",
         ),
     ] = ["all"],  # noqa: B006 (typer copies it)
     both: Annotated[
@@ -42,8 +42,8 @@ def stitch(
         typer.Option(
             "--connector",
             metavar="KIND",
-            help="Kind of stitching layer: conv1x1 (maps channels), linear (for vectors and tokens; "
-            "maps are flattened), none (the identity), or auto: conv1x1 for maps, linear for "
+            help="Kind of stitching layer: conv1x1 (maps channels), linear (for vectors and "
+            "tokens; maps are flattened), none (the identity), or auto: conv1x1 for maps, linear for "
             "vectors and tokens",
         ),
     ] = Connector.auto,
@@ -122,9 +122,9 @@ def stitch(
 ) -> None:
     """Stitch the front of one network to the back of another
 
-    Between the two goes a stitching layer, a 1x1 convolution or a linear layer. It alone is trained,
-    on the true labels of the training images, and the whole is tested. Prints one row per cut and
-    direction. A stitched model is a checkpoint that every command takes. The processes of a
+    Between the two goes a stitching layer, a 1x1 convolution or a linear layer. It alone is
+    trained, on the true labels of the training images, and the whole is tested. Prints one row per
+    cut and direction. A stitched model is a checkpoint that every command takes. The processes of a
     torchrun share the cuts.
 
     \b
