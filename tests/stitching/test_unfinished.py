@@ -1,0 +1,73 @@
+"""The rows of a sweep that was stopped."""
+
+import json
+
+import pytest
+
+from memtool import MemtoolError
+from memtool.checkpoints import Checkpoint
+from memtool.stitching.unfinished import Unfinished
+
+SETTINGS = {"epochs": 1}
+
+
+@pytest.fixture
+def networks(runs):
+    return [Checkpoint.open(runs.clean), Checkpoint.open(runs.noisy)]
+
+
+def stopped(table, networks, rows):
+    """A sweep of three rows per cut that kept so many rows and was stopped."""
+    with pytest.raises(KeyboardInterrupt):
+        with Unfinished.beside(table, SETTINGS, networks, 3, resume=False) as unfinished:
+            for number in range(rows):
+                unfinished.keep({"row": number})
+            raise KeyboardInterrupt
+    return table.with_name("t.csv.partial")
+
+
+@pytest.mark.parametrize(("kept", "back"), [(0, 0), (2, 0), (3, 3), (7, 6)])
+def test_the_rows_of_whole_cuts_come_back(tmp_path, networks, kept, back):
+    table = tmp_path / "t.csv"
+    partial = stopped(table, networks, kept)
+    assert partial.exists()
+    with Unfinished.beside(table, SETTINGS, networks, 3, resume=True) as unfinished:
+        assert unfinished.rows == [{"row": number} for number in range(back)]
+        unfinished.keep({"row": "next"})
+        lines = partial.read_text().splitlines()
+        assert len(lines) == 1 + back + 1 and json.loads(lines[-1]) == {"row": "next"}
+    assert not partial.exists()
+
+
+def test_half_a_line_is_not_counted(tmp_path, networks):
+    partial = stopped(tmp_path / "t.csv", networks, 3)
+    with open(partial, "a") as file:
+        file.write('{"row": 3}\n{"row": 4}\n{"ro')
+    with Unfinished.beside(tmp_path / "t.csv", SETTINGS, networks, 3, resume=True) as unfinished:
+        assert len(unfinished.rows) == 3
+
+
+def test_without_resume_a_sweep_begins_anew(tmp_path, networks):
+    stopped(tmp_path / "t.csv", networks, 3)
+    with Unfinished.beside(tmp_path / "t.csv", SETTINGS, networks, 3, resume=False) as unfinished:
+        assert unfinished.rows == []
+
+
+def test_other_settings_or_networks_are_refused(tmp_path, networks):
+    table = tmp_path / "t.csv"
+    partial = stopped(table, networks, 3)
+    for settings, some in (({"epochs": 2}, networks), (SETTINGS, networks[:1])):
+        with pytest.raises(MemtoolError, match="t.csv.partial: is of a sweep with other settings"):
+            with Unfinished.beside(table, settings, some, 3, resume=True):
+                pass
+    assert partial.exists()  # it is still there to go on from
+
+
+@pytest.mark.parametrize("table", [None, "/dev/null"])
+def test_nothing_is_kept_beside_what_is_no_file(tmp_path, networks, table, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = None if table is None else tmp_path.__class__(table)
+    with Unfinished.beside(path, SETTINGS, networks, 3, resume=True) as unfinished:
+        unfinished.keep({"row": 0})
+        assert unfinished.rows == []
+    assert list(tmp_path.iterdir()) == []
