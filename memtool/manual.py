@@ -169,12 +169,7 @@ def stale() -> str:
     """The differences between the files and what they should be, as a unified diff."""
     result: list[str] = []
     expected = pages()
-    found = {
-        path.relative_to(ROOT)
-        for folder in ("man", "completions")
-        for path in (ROOT / folder).glob("*")
-    }
-    for path in sorted(expected.keys() | found):
+    for path in sorted(expected.keys() | _on_disk()):
         file = ROOT / path
         old = file.read_text(encoding="utf-8") if file.exists() else ""
         new = expected.get(path, "")
@@ -188,12 +183,18 @@ def stale() -> str:
     return "\n".join(result)
 
 
+def _on_disk() -> set[Path]:
+    """The files in both folders, from the project's root; man/figures is the README's."""
+    folders = (ROOT / "man", ROOT / "completions")
+    return {
+        path.relative_to(ROOT) for folder in folders for path in folder.glob("*") if path.is_file()
+    }
+
+
 def write() -> None:
     expected = pages()
-    for folder in ("man", "completions"):
-        for file in (ROOT / folder).glob("*"):
-            if file.relative_to(ROOT) not in expected:
-                file.unlink()
+    for path in _on_disk() - expected.keys():
+        (ROOT / path).unlink()
     for path, text in expected.items():
         with replacing(ROOT / path) as temporary:
             temporary.write_text(text, encoding="utf-8")

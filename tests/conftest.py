@@ -69,6 +69,11 @@ class Runs:
         return self.folder / "r50.safetensors"
 
     @property
+    def noisy_table(self) -> Path:
+        """The rows of its training."""
+        return self.folder / "r50.csv"
+
+    @property
     def noisy_labels(self) -> Path:
         return self.folder / "labels-r50.safetensors"
 
@@ -81,7 +86,8 @@ def runs(tmp_path_factory) -> Runs:
     labels = run_memtool("make-noisy", "digits", "-r", "50%", "-o", found.noisy_labels)
     clean = run_memtool(*training, "--data", "digits", "-o", found.clean)
     noisy = run_memtool(
-        *training, "--labels", found.noisy_labels, "--save-every", 1, "-o", found.noisy
+        *(*training, "--labels", found.noisy_labels, "--save-every", 1),
+        *("--table", found.noisy_table, "-o", found.noisy),
     )
     assert (labels.code, clean.code, noisy.code) == (0, 0, 0)
     return found
