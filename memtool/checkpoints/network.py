@@ -116,7 +116,9 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
                 f"{expected[name].dtype}"
             )
     weights = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
-    model.load_state_dict({**expected, **weights}, assign=True)
+    # In place: this dict also carries the versions of the modules' layouts, which mnasnet needs.
+    expected.update(weights)
+    model.load_state_dict(expected, assign=True)
     _warn_if_not_finite(weights, path)
 
 

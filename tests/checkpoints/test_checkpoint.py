@@ -63,6 +63,15 @@ def test_weights_of_other_types_become_float32(tmp_path, type_):
         assert torch.equal(value, tensors[key].to(value.dtype))
 
 
+def test_modules_are_told_the_version_of_their_layout(tmp_path):
+    spec = ModelSpec("torchvision:mnasnet0_5", {"num_classes": 2})
+    model = models.build(spec)
+    path = tmp_path / "mnasnet.safetensors"
+    save_file(model.state_dict(), path)
+    loaded = Checkpoint.open(path).model().state_dict()  # without one, mnasnet refuses to load
+    assert all(torch.equal(value, loaded[key]) for key, value in model.state_dict().items())
+
+
 def test_tensors_that_do_not_fit_are_counted_and_the_first_are_named(small, tmp_path):
     tensors = load_file(small)
     tensors["fc.weight"] = torch.zeros(3, 64)
