@@ -164,13 +164,6 @@ def test_broken_files(run, tmp_path, weights):
         assert result.stderr.count("\n") == 1
 
 
-def test_the_output_is_a_file(run, tmp_path, weights):
-    torch.save(weights, tmp_path / "w.pth")
-    assert run("convert", tmp_path / "w.pth", "-o", "-").code == 2
-    assert run("convert", tmp_path / "w.pth", "-o", tmp_path).code == 2
-    assert run("convert", tmp_path / "w.pth").code == 2
-
-
 def test_what_is_ignored_in_a_pickle_is_said(run, tmp_path, weights):
     source, target = tmp_path / "old.pth", tmp_path / "new.safetensors"
     torch.save({"state_dict": {**weights, "best": 0.5}, "model_ema": {}}, source)

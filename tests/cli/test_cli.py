@@ -1,6 +1,5 @@
-"""The command line, in process: help, exit codes, errors, streams, dry runs."""
+"""The command line, in process: help, exit codes, errors, streams."""
 
-import json
 import re
 import resource
 
@@ -10,7 +9,6 @@ import typer
 
 from memtool import __version__
 from memtool.cli import app
-from memtool.cli.console import be_quiet, logger, progress, telling
 
 GROUP = typer.main.get_command(app)
 COMMANDS = sorted(GROUP.commands)
@@ -268,81 +266,3 @@ def test_quiet_means_no_notes(run, tmp_path):
     loud, quiet = run(*arguments), run(*arguments, "-q")
     assert re.fullmatch(r"\S+: 648 redrawn, \d+ of 1297 mislabelled\n", loud.stderr)
     assert (loud.stdout, quiet.stdout, quiet.stderr) == ("", "", "")
-
-
-def test_a_warning_is_said_even_when_quiet(capsys):
-    with telling():
-        be_quiet(True)
-        logger.warning("it is odd")
-        logger.info("it is even")
-    assert capsys.readouterr().err == "memtool: warning: it is odd\n"
-
-
-@pytest.mark.parametrize("quiet, said", [(False, "work: 2/3, more\nwork: 3/3\n"), (True, "")])
-def test_a_log_is_told_now_and_then_how_far_long_work_has_got(capsys, monkeypatch, quiet, said):
-    clock = iter([0, 10, 31, 31, 62, 62, 62]).__next__
-    monkeypatch.setattr("memtool.cli.console.clock", clock)
-    with telling():
-        be_quiet(quiet)
-        with progress("work", 3) as advance:
-            advance()
-            advance(description="more")
-            advance()
-    assert capsys.readouterr().err == said
-
-
-# Dry runs: everything is checked, the settings are JSON, nothing is written.
-
-
-def test_a_dry_run_of_make_noisy(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    arguments = ("make-noisy", "digits", "-r", "0,37.5%", "--seed", 3, "--dry-run")
-    result = run(*arguments, "-o", "labels/r{ratio}.safetensors")
-    assert (result.code, result.stderr, files(tmp_path)) == (0, "", [])
-    assert result.stdout == (
-        '{"output": "labels/r0.safetensors", "data": "digits", "ratio": 0.0, '
-        '"kind": "uniform", "seed": 3}\n'
-        '{"output": "labels/r37.5.safetensors", "data": "digits", "ratio": 0.375, '
-        '"kind": "uniform", "seed": 3}\n'
-    )
-
-
-def test_a_dry_run_of_train(run, runs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = run(
-        *("train", "--model", "digits-cnn", "--labels", runs.noisy_labels, "--save-every", 1),
-        *("-o", "runs/r50.safetensors", "--table", "runs/r50.csv", "--dry-run"),
-    )
-    assert (result.code, result.stderr, files(tmp_path)) == (0, "", [])
-    settings = json.loads(result.stdout)
-    assert settings["output"] == "runs/r50.safetensors"
-    assert settings["data"]["name"] == "digits"
-    assert settings["model"]["name"] == "digits-cnn"
-    assert settings["training"] == {
-        "epochs": 20,
-        "batch_size": 64,
-        "optimizer": "adamw",
-        "learning_rate": 0.003,
-        "weight_decay": 0.01,
-        "schedule": "linear",
-        "warmup": 0.1,
-        "seed": 0,
-        "noise_ratio": 0.5,
-        "noise_kind": "uniform",
-        "noise_seed": 0,
-        "epoch": 0,
-        "steps": 0,
-    }
-
-
-def test_a_dry_run_of_stitch(run, runs, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    result = run(
-        *("stitch", runs.noisy, runs.clean, "--at", "block1,block6", "--both", "--dry-run"),
-        *("-o", "rows.csv", "--save", "stitched"),
-    )
-    assert (result.code, result.stderr, files(tmp_path)) == (0, "", [])
-    settings = json.loads(result.stdout)
-    assert settings["back"] == str(runs.clean)
-    assert settings["cuts"] == {str(runs.noisy): ["block1=block1", "block6=block6"]}
-    assert (settings["init"], settings["epochs"], settings["learning_rate"]) == ("lstsq", 5, 0.002)

@@ -1,4 +1,4 @@
-"""memtool make-noisy: transition matrices from files."""
+"""memtool make-noisy: dry runs, transition matrices from files."""
 
 import numpy as np
 import pytest
@@ -40,3 +40,16 @@ def test_a_bad_matrix_file_is_an_error_that_names_it(run, tmp_path, text, proble
     assert result.stderr.startswith(f"memtool: error: {matrix}: ") and problem in result.stderr
     assert result.stderr.count("\n") == 1
     assert not labels.exists()
+
+
+def test_a_dry_run_checks_the_settings_and_writes_nothing(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    arguments = ("make-noisy", "digits", "-r", "0,37.5%", "--seed", 3, "--dry-run")
+    result = run(*arguments, "-o", "labels/r{ratio}.safetensors")
+    assert (result.code, result.stderr, list(tmp_path.iterdir())) == (0, "", [])
+    assert result.stdout == (
+        '{"output": "labels/r0.safetensors", "data": "digits", "ratio": 0.0, '
+        '"kind": "uniform", "seed": 3}\n'
+        '{"output": "labels/r37.5.safetensors", "data": "digits", "ratio": 0.375, '
+        '"kind": "uniform", "seed": 3}\n'
+    )

@@ -12,7 +12,7 @@ import pytest
 from memtool import MemtoolError
 from memtool.cli import main
 from memtool.files import replacing
-from memtool.reproduction import FIGURES, Outcome, Step, run_steps, runner
+from memtool.reproduction import FIGURES, Step, run_steps, runner
 
 
 def step(output, inputs=(), *arguments):
@@ -125,15 +125,6 @@ def test_however_it_ends_no_process_and_no_partial_file_is_left(tmp_path, end):
 def test_what_a_step_warns_of_is_passed_on(tmp_path):
     (done,) = run_steps([step(tmp_path / "x")], jobs=1, command=warn)
     assert done.warnings == ("a layer is constant",)
-
-
-def test_reproduce_tells_how_long_steps_took_and_what_they_warned_of(run, tmp_path, monkeypatch):
-    outcome = Outcome(step(tmp_path / "x"), 1.5, ("a layer is constant",))
-    monkeypatch.setattr("memtool.reproduction.run_steps", lambda *_: iter([outcome]))
-    command = ("reproduce", "digits", "-o", tmp_path)
-    note, warning = "x: 1.5 s\n", "memtool: warning: x: a layer is constant\n"
-    assert run(*command).stderr.startswith(note + warning)
-    assert run(*command, "-q").stderr.startswith(warning)
 
 
 @pytest.mark.parametrize("module", runner.PRELOAD)

@@ -64,22 +64,3 @@ def test_the_makefile_gives_the_same_tables(tiny):
 def test_make_cannot_take_every_path():
     with pytest.raises(MemtoolError, match="a b/labels"):
         to_makefile(steps_for(DIGITS, Path("a b"), seeds=1), [])
-
-
-def test_makefile_prints_the_steps_and_the_command_that_tells_the_findings(run):
-    arguments = ["reproduce", "digits", "-o", "out", "--seeds", "2", "-q"]
-    expected = to_makefile(steps_for(DIGITS, Path("out"), 2), arguments)
-    printed = run("reproduce", "digits", "-o", "out", "--seeds", 2, "--makefile").stdout
-    assert printed == expected
-    assert f"\t$(MEMTOOL) {' '.join(arguments)}\n" in printed
-
-
-def test_dry_run_prints_the_commands_still_to_run(run, tmp_path):
-    labels = tmp_path / "labels/r0-s0.safetensors"
-    commands = run("reproduce", "digits", "-o", tmp_path, "--dry-run").stdout.splitlines()
-    assert commands[0] == f"memtool make-noisy digits -r 0% --seed 0 -o {labels}"
-    assert len(commands) == len(steps_for(DIGITS, tmp_path, 1))
-    labels.parent.mkdir()
-    labels.touch()
-    rest = run("reproduce", "digits", "-o", tmp_path, "--dry-run").stdout.splitlines()
-    assert rest == commands[1:]

@@ -137,28 +137,6 @@ def test_a_network_with_itself_gives_1(run, runs, estimator, kernel):
     assert any(value < 0.9 for value in found.values())
 
 
-def test_rows_go_by_the_layers_own_names_in_order_of_execution(run, runs):
-    result = run("cka", runs.noisy, runs.clean, "--layers", "fc,block2*", "--pairs", "all")
-    names = ["block2.conv", "block2.norm", "block2.relu", "block2.pool", "block2", "fc"]
-    assert [(r["layer"], r["reference_layer"]) for r in rows(result.stdout)] == [
-        (a, b) for a in names for b in names
-    ]
-    assert values(result)["block2.pool", "fc"] == values(result)["block2", "fc"]
-
-
-def test_every_condition_is_a_column(run, runs):
-    command = ("cka", runs.noisy, runs.clean, "--layers", "fc", "--seed", 3)
-    exact, rbf = (
-        rows(run(*command, *more).stdout)[0]
-        for more in ((), ("--estimator", "minibatch", "--kernel", "rbf", "--bandwidth", 0.5))
-    )
-    assert (exact["estimator"], exact["kernel"], exact["bandwidth"]) == ("exact", "linear", "")
-    assert (rbf["estimator"], rbf["kernel"], rbf["bandwidth"]) == ("minibatch", "rbf", "0.5")
-    assert (exact["n"], exact["sample_seed"], exact["precision"]) == ("500", "3", "float32")
-    assert (exact["batch_size"], rbf["batch_size"]) == ("50", "250")
-    assert 0 < float(exact["cka_se"]) < 0.1 and 0 < float(rbf["cka_se"])
-
-
 def test_the_order_of_examples_does_not_matter_to_exact(run, runs):
     command = ("cka", runs.noisy, runs.clean, "--seed")
     close(values(run(*command, 0)), values(run(*command, 1)))
@@ -197,11 +175,6 @@ def test_a_budget_too_small_for_anything(run, runs):
     assert "--memory: exact CKA of these layers takes" in result.stderr
 
 
-@pytest.mark.parametrize("size", ["4", "GiB", "-1GiB", "4XiB"])
-def test_sizes_that_are_none(run, runs, size):
-    assert run("cka", runs.noisy, runs.clean, f"--memory={size}").code == 2
-
-
 @pytest.mark.parametrize("estimator", ["exact", "unbiased"])
 def test_feature_space_gives_the_values_of_gram_matrices(run, runs, other, estimator):
     command = ("cka", runs.noisy, other, "--estimator", estimator, "--pairs", "all", "--layers")
@@ -230,18 +203,6 @@ def test_a_dead_layer_is_told_once_and_its_cells_are_empty(run, runs, tmp_path):
     assert "nan" not in result.stdout.lower()
     assert result.stderr.count("block3.norm is the same for all images") == 1
     assert "block3.relu, block3 is the same for all images" in result.stderr
-
-
-def test_layers_of_other_names(run, runs):
-    command = ("cka", runs.noisy, runs.clean, "--layers", "block1,block2", "--layers-reference")
-    found = values(run(*command, "block2,block3"))
-    assert list(found) == [("block1", "block2"), ("block2", "block3")]
-    assert list(values(run(*command, "fc", "--pairs", "all"))) == [
-        ("block1", "fc"),
-        ("block2", "fc"),
-    ]
-    assert "2 layers chosen, but 1 of" in run(*command, "fc").stderr
-    assert "no layer matches 'blok'" in run(*command, "blok").stderr
 
 
 class Odd(nn.Module):

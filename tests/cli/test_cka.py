@@ -1,0 +1,65 @@
+"""memtool cka: its options, and the rows that it writes."""
+
+import csv
+import io
+
+import pytest
+
+
+def rows(text):
+    return list(csv.DictReader(io.StringIO(text)))
+
+
+def values(result):
+    assert result.code == 0, result.stderr
+    return {(r["layer"], r["reference_layer"]): float(r["cka"]) for r in rows(result.stdout)}
+
+
+def test_rows_go_by_the_layers_own_names_in_order_of_execution(run, runs):
+    result = run("cka", runs.noisy, runs.clean, "--layers", "fc,block2*", "--pairs", "all")
+    names = ["block2.conv", "block2.norm", "block2.relu", "block2.pool", "block2", "fc"]
+    assert [(r["layer"], r["reference_layer"]) for r in rows(result.stdout)] == [
+        (a, b) for a in names for b in names
+    ]
+    assert values(result)["block2.pool", "fc"] == values(result)["block2", "fc"]
+
+
+def test_every_condition_is_a_column(run, runs):
+    command = ("cka", runs.noisy, runs.clean, "--layers", "fc", "--seed", 3)
+    exact, rbf = (
+        rows(run(*command, *more).stdout)[0]
+        for more in ((), ("--estimator", "minibatch", "--kernel", "rbf", "--bandwidth", 0.5))
+    )
+    assert (exact["estimator"], exact["kernel"], exact["bandwidth"]) == ("exact", "linear", "")
+    assert (rbf["estimator"], rbf["kernel"], rbf["bandwidth"]) == ("minibatch", "rbf", "0.5")
+    assert (exact["n"], exact["sample_seed"], exact["precision"]) == ("500", "3", "float32")
+    assert (exact["batch_size"], rbf["batch_size"]) == ("50", "250")
+    assert 0 < float(exact["cka_se"]) < 0.1 and 0 < float(rbf["cka_se"])
+
+
+@pytest.mark.parametrize("size", ["4", "GiB", "-1GiB", "4XiB"])
+def test_sizes_that_are_none(run, runs, size):
+    assert run("cka", runs.noisy, runs.clean, f"--memory={size}").code == 2
+
+
+def test_layers_of_other_names(run, runs):
+    command = ("cka", runs.noisy, runs.clean, "--layers", "block1,block2", "--layers-reference")
+    found = values(run(*command, "block2,block3"))
+    assert list(found) == [("block1", "block2"), ("block2", "block3")]
+    assert list(values(run(*command, "fc", "--pairs", "all"))) == [
+        ("block1", "fc"),
+        ("block2", "fc"),
+    ]
+    assert "2 layers chosen, but 1 of" in run(*command, "fc").stderr
+    assert "no layer matches 'blok'" in run(*command, "blok").stderr
+
+
+@pytest.mark.parametrize("bandwidth", ["0", "-1", "nan"])
+def test_a_bandwidth_is_positive(run, runs, bandwidth):
+    result = run("cka", runs.noisy, runs.clean, "--kernel", "rbf", f"--bandwidth={bandwidth}")
+    assert result.code == 2 and "is not positive" in result.stderr
+
+
+def test_biased_is_another_name_of_exact(run, runs):
+    command = ("cka", runs.noisy, runs.clean, "--layers", "block?", "--estimator")
+    assert run(*command, "biased").stdout == run(*command, "exact").stdout

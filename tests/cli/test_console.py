@@ -1,0 +1,26 @@
+"""What goes to stderr: notes, warnings, progress in a log."""
+
+import pytest
+
+from memtool.cli.console import be_quiet, logger, progress, telling
+
+
+def test_a_warning_is_said_even_when_quiet(capsys):
+    with telling():
+        be_quiet(True)
+        logger.warning("it is odd")
+        logger.info("it is even")
+    assert capsys.readouterr().err == "memtool: warning: it is odd\n"
+
+
+@pytest.mark.parametrize("quiet, said", [(False, "work: 2/3, more\nwork: 3/3\n"), (True, "")])
+def test_a_log_is_told_now_and_then_how_far_long_work_has_got(capsys, monkeypatch, quiet, said):
+    clock = iter([0, 10, 31, 31, 62, 62, 62]).__next__
+    monkeypatch.setattr("memtool.cli.console.clock", clock)
+    with telling():
+        be_quiet(quiet)
+        with progress("work", 3) as advance:
+            advance()
+            advance(description="more")
+            advance()
+    assert capsys.readouterr().err == said
