@@ -1,4 +1,4 @@
-"""The command line: one thin file a command, which parses, calls and writes.
+"""The command line: one thin file per command, which parses, calls and writes.
 
 Exit codes: 0 done; 1 the work failed; 2 wrong usage; 130 Ctrl-C; 143 terminated. A closed pipe
 ends quietly with 0. Nothing here imports torch before a command runs.
