@@ -11,11 +11,21 @@ from memtool import MemtoolError
 from memtool.device import Processes, choose, processes
 
 
-def test_the_device_chosen():
+@pytest.mark.parametrize(
+    ("cuda", "mps", "expected"),
+    [(False, False, "cpu"), (False, True, "mps"), (True, False, "cuda"), (True, True, "cuda")],
+)
+def test_auto_takes_the_fastest_device_there_is(monkeypatch, cuda, mps, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert choose("auto") == torch.device(expected)
     assert choose("cpu") == torch.device("cpu")
-    assert choose() == choose("auto")
-    if not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        assert choose() == torch.device("cpu")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert choose("auto") == torch.device("cuda:1" if cuda else expected)
+    if cuda:
+        assert choose("cuda:0") == torch.device("cuda:0")
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cpu:x", "cpu:", "cpu:-1", "cuda:99"])
