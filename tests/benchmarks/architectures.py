@@ -36,7 +36,7 @@ from memtool.layers import observed
 TIMM = {
     **dict.fromkeys(
         "resnet10t resnet26d seresnet18 resnext26ts ecaresnet26t resnest14d skresnet18 "
-        "res2net50_14w_8s gluon_resnet18_v1b tresnet_m vgg11 densenet121 dpn48b dla34 dla46_c "
+        "res2net50_14w_8s tresnet_m vgg11 densenet121 dpn48b dla34 dla46_c "
         "hrnet_w18_small selecsls42 regnetx_002 regnety_002 regnetz_b16 cspresnet50 darknet17 "
         "mobilenetv2_035 mobilenetv3_small_050 efficientnet_lite0 tf_efficientnet_b0 mixnet_s "
         "mnasnet_small fbnetc_100 spnasnet_100 ghostnet_050 lcnet_035 tinynet_e hardcorenas_a "
@@ -53,6 +53,7 @@ TIMM = {
         None,
     ),
 }
+MEMORY = "16GiB"  # for the features of all layers of the largest
 FEATURES = 10**8  # numbers that the reference keeps at a time
 SIZES = {"inception_v3": 96, "maxvit_t": 224}
 
@@ -137,7 +138,7 @@ def compare(spec: models.ModelSpec, size: int, n: int, folder: Path) -> str:
     options = ["--model", str(spec)]
     info = run("info", "--layers", str(paths[0]), *options, "--image-size", str(size))
     command = ["cka", *map(str, paths), *options, "--data", data_spec, "--estimator", "exact"]
-    table = run(*command, "--layers", "all")
+    table = run(*command, "--layers", "all", "--memory", MEMORY)
     names = [row["layer"] for row in table]
     floats = (images.float() / 255 - 0.5) / 0.25
     x, y = (one_by_one(model, names, floats) for model in networks)
