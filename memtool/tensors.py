@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from memtool import MemtoolError
+from memtool.contents import described
 from memtool.files import replacing
 
 if TYPE_CHECKING:
@@ -86,15 +87,12 @@ def opened(path: Path, framework: str) -> Iterator[Any]:
             yield file
     except FileNotFoundError as error:
         raise MemtoolError(f"{path}: no such file") from error
-    except (OSError, MemoryError) as error:
+    except (OSError, MemoryError, SafetensorError) as error:
+        if told := described(path):
+            raise MemtoolError(f"{path}: is {told}") from error
+        if isinstance(error, SafetensorError):
+            raise MemtoolError(f"{path}: not a safetensors file, or damaged ({error})") from error
         raise MemtoolError(f"{path}: cannot be read ({error})") from error
-    except SafetensorError as error:
-        if is_pickle(path):
-            raise MemtoolError(
-                f"{path}: is a pickle of PyTorch's, not a safetensors file; make one of it: "
-                f"memtool convert {path} -o {path.with_suffix('.safetensors')}"
-            ) from error
-        raise MemtoolError(f"{path}: not a safetensors file, or cut short ({error})") from error
 
 
 @contextmanager
@@ -106,16 +104,6 @@ def replacing_safetensors(path: Path) -> Iterator[Path]:
             yield temporary
         except SafetensorError as error:
             raise OSError(str(error)) from error
-
-
-def is_pickle(path: Path) -> bool:
-    """Whether a file begins as files of `torch.save` do: as a zip archive, a pickle or a tar
-    archive."""
-    with open(path, "rb") as file:
-        start = file.read(512)
-    return start[257:262] == b"ustar" or start.startswith(
-        (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-    )
 
 
 def encoded(kind: str, metadata: Metadata) -> dict[str, str]:

@@ -56,7 +56,8 @@ def test_a_header_that_lies_is_one_error(run, tmp_path, header):
     for command in (("info", path), ("info", "--layers", path), ("cka", path, path)):
         result = run(*command)
         assert result.code == 1
-        assert result.stderr.startswith(f"memtool: error: {path}: not a safetensors file")
+        assert result.stderr.startswith(f"memtool: error: {path}: ")
+        assert "not a safetensors file, or damaged" in result.stderr or "cut short" in result.stderr
         assert result.stderr.count("\n") == 1
 
 
@@ -68,12 +69,13 @@ def test_a_length_of_the_header_that_lies_is_one_error(run, tmp_path, length):
     assert result.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize("content", [b"", b"\0", b"GARBAGE" * 100], ids=["empty", "byte", "noise"])
-def test_a_file_that_is_something_else_is_one_error(run, tmp_path, content):
+def test_noise_is_one_error(run, tmp_path):
     path = tmp_path / "other.safetensors"
-    path.write_bytes(content)
+    path.write_bytes(bytes(range(131, 256)) * 9)
     result = run("info", path)
-    assert result.code == 1 and f"{path}: not a safetensors file" in result.stderr
+    assert result.code == 1
+    assert f"{path}: not a safetensors file, or damaged (" in result.stderr
+    assert result.stderr.count("\n") == 1
 
 
 def test_a_folder_and_a_file_that_is_not_there(run, tmp_path):

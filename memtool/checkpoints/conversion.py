@@ -14,10 +14,11 @@ from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.checkpoints.names import first_few, renamed
 from memtool.checkpoints.network import load_weights
 from memtool.checkpoints.recognition import identify
+from memtool.contents import is_pickle
 from memtool.data import Dataset
 from memtool.errors import one_line
 from memtool.models import ModelSpec
-from memtool.tensors import is_pickle, save_tensors
+from memtool.tensors import save_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +49,7 @@ def convert(
 
 def _read(path: Path, model: ModelSpec | None, trust: bool) -> tuple[Checkpoint, dict[str, Tensor]]:
     """The checkpoint that `path` is, or would be, and its tensors by their names in the model."""
-    try:
-        pickled = is_pickle(path)
-    except OSError as error:
-        raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
-    if not pickled:
+    if not is_pickle(path):
         checkpoint = Checkpoint.open(path, model, trust)
         return checkpoint, checkpoint.tensors()
     stored = unpickle(path)
