@@ -21,7 +21,8 @@ from memtool.files import replacing
 ROOT = Path(__file__).parent.parent
 
 EXIT_STATUS = {
-    "0": "Done; also if a pipe that was written to was closed early.",
+    "0": "Done. If whoever reads the rows stops early, train and stitch --save finish their work; "
+    "the other commands end with it.",
     "1": "The work failed; one line on stderr says why.",
     "2": "Wrong usage.",
     "130": "Interrupted (Ctrl-C). No partial file is left.",

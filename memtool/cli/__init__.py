@@ -1,7 +1,8 @@
 """The command line: one thin file per command, which parses, calls and writes.
 
-Exit codes: 0 done; 1 the work failed; 2 wrong usage; 130 Ctrl-C; 143 terminated. A closed pipe
-ends quietly with 0. Nothing here imports torch before a command runs.
+Exit codes: 0 done; 1 the work failed; 2 wrong usage; 130 Ctrl-C; 143 terminated. If a pipe is
+closed, a command that makes nothing but rows ends quietly with 0, and one that makes files finishes
+them first. Nothing here imports torch before a command runs.
 """
 
 import errno
@@ -16,8 +17,9 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__
-from memtool.cli.console import is_debugging, telling
+from memtool.cli.console import is_debugging, stderr, telling
 from memtool.errors import ERROR
+from memtool.tables import discard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -34,9 +36,7 @@ class Group(TyperGroup):
         except OSError as error:
             if error.errno not in (errno.EPIPE, errno.ENOSPC):
                 raise
-            # Python would complain once more when it flushes stdout at exit, so stdout goes
-            # nowhere from here on.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            discard(sys.stdout)  # or Python would complain once more when it flushes it at exit
             if error.errno == errno.EPIPE:  # whoever read our output has seen enough
                 raise typer.Exit(0) from None
             _tell(error.strerror)
@@ -54,7 +54,7 @@ class Group(TyperGroup):
 
 def _tell(error: object) -> None:
     """An error in one line, whatever the libraries put into it."""
-    print(f"{ERROR}{' '.join(str(error).splitlines())}", file=sys.stderr)
+    stderr.print(f"{ERROR}{' '.join(str(error).splitlines())}")
 
 
 class Command(TyperCommand):

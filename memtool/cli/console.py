@@ -25,11 +25,22 @@ from rich.progress import (
 
 from memtool.errors import WARNING
 from memtool.progress import Advance
+from memtool.tables import discard
 
 LOG_EVERY = 30.0  # seconds between two lines of progress in a log
 
 logger = logging.getLogger("memtool")
-stderr = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+
+
+class _Stderr(Console):
+    """Of rich's, but no work ends because nobody reads its notes."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        discard(sys.stderr)
+
+
+stderr = _Stderr(stderr=True, highlight=False, markup=False, emoji=False, soft_wrap=True)
 
 
 class _Handler(logging.Handler):

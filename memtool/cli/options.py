@@ -312,10 +312,15 @@ def check_file(path: Path) -> None:
 
 
 def write(
-    rows: "Iterable[Mapping[str, object]]", table: type, path: Path | None, chosen: Format | None
+    rows: "Iterable[Mapping[str, object]]",
+    table: type,
+    path: Path | None,
+    chosen: Format | None,
+    *,
+    byproduct: bool = False,
 ) -> None:
-    """Write rows as they come, to a file or to stdout."""
-    with tables.writer(table, path, chosen) as write_row:
+    """Write rows as they come, to a file or to stdout, as `tables.writer` does."""
+    with tables.writer(table, path, chosen, byproduct=byproduct) as write_row:
         for row in rows:
             write_row(row)
 

@@ -203,4 +203,5 @@ def stitch(
             return
         with sweep.unfinished(path, set_, resume) as unfinished:
             rows = sweep.rows(set_, where, ranks, unfinished, progress)
-            options.write(rows, tables.StitchingRow, path, table_format)
+            kept = save is not None
+            options.write(rows, tables.StitchingRow, path, table_format, byproduct=kept)

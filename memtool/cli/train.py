@@ -183,7 +183,7 @@ def train(
         epochs_to_save=epochs_to_save,
     )
     models.check_classifier(fitted, set_.image_shape, len(set_.classes))
-    chosen = choose(device)
+    where = choose(device)
     for epoch in epochs_to_save:
         check_writable(run.epoch_path(epoch))
     if dry_run:
@@ -192,10 +192,12 @@ def train(
     with ExitStack() as stack:
         # The bar comes first: on a terminal, the rows then stand above it.
         advance = stack.enter_context(progress(f"training {output}", epochs))
-        writers = [stack.enter_context(tables.writer(tables.TrainingRow, None, table_format))]
-        if rows_to:
-            writers.append(stack.enter_context(tables.writer(tables.TrainingRow, rows_to, None)))
-        for row in run.train(chosen, resume):
+        targets = [(None, table_format), *([(rows_to, None)] if rows_to else [])]
+        writers = [
+            stack.enter_context(tables.writer(tables.TrainingRow, path, chosen, byproduct=True))
+            for path, chosen in targets
+        ]
+        for row in run.train(where, resume):
             for write in writers:
                 write(row)
             advance(description=f"loss {row['loss']:.3f} test {row['test_accuracy']:.3f}")

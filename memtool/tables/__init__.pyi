@@ -11,5 +11,6 @@ from .rows import type_of as type_of
 from .terminal import render as render
 from .writing import Format as Format
 from .writing import Row as Row
+from .writing import discard as discard
 from .writing import format_of as format_of
 from .writing import writer as writer

@@ -2,12 +2,13 @@
 
 import csv
 import json
+import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Protocol, TextIO
 
 from memtool import MemtoolError
 from memtool.files import replacing
@@ -16,6 +17,14 @@ from memtool.tables.terminal import cell, render
 
 Row = Mapping[str, Any]
 Writer = Callable[[Mapping[str, object]], None]
+
+
+class Stream(Protocol):
+    """What rows are written to."""
+
+    def write(self, text: str, /) -> object: ...
+    def flush(self) -> None: ...
+    def isatty(self) -> bool: ...
 
 
 class Format(StrEnum):
@@ -46,27 +55,58 @@ def format_of(path: Path | None, chosen: Format | None) -> Format:
 
 @contextmanager
 def writer(
-    table: type | Sequence[str], path: Path | None, chosen: Format | None
+    table: type | Sequence[str],
+    path: Path | None,
+    chosen: Format | None,
+    *,
+    byproduct: bool = False,
 ) -> Iterator[Writer]:
     """Yield a function that writes one row: to `path`, whole or not at all, or to stdout at once.
 
     `table` is the type of its rows, as `tables.rows` declares it, or the names of its columns. A
     row with other keys is a mistake of the program and raises ValueError. A terminal's table waits
     for the last row, to know how wide its columns are.
+
+    If whoever reads stdout closes it, as `head` does, BrokenPipeError ends the work; but not where
+    the rows are a `byproduct` of work that has more to leave behind: then they go nowhere.
     """
     format = format_of(path, chosen)
     declared = columns(table) if isinstance(table, type) else dict.fromkeys(table, Column(""))
-    if path is None:
-        with _writer_to(sys.stdout, declared, format) as write:
-            yield write
-        return
-    with replacing(path) as temporary, open(temporary, "w", encoding="utf-8", newline="") as file:
-        with _writer_to(file, declared, format) as write:
-            yield write
+    with ExitStack() as stack:
+        stream = sys.stdout
+        if path:
+            temporary = stack.enter_context(replacing(path))
+            stream = stack.enter_context(open(temporary, "w", encoding="utf-8", newline=""))
+        target = _Leaky(stream) if byproduct else stream
+        yield stack.enter_context(_writer_to(target, declared, format))
+
+
+def discard(stream: TextIO) -> None:
+    """Let all that goes to `stream` vanish from here on, what waits in its buffer included."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
+class _Leaky:
+    """A stream whose reader may leave: what is written after that is lost, without an error."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream, self.isatty = stream, stream.isatty
+
+    def write(self, text: str, /) -> None:
+        self._unless_closed(lambda: self.stream.write(text))
+
+    def flush(self) -> None:
+        self._unless_closed(self.stream.flush)
+
+    def _unless_closed(self, action: Callable[[], object]) -> None:
+        try:
+            action()
+        except BrokenPipeError:
+            discard(self.stream)
 
 
 @contextmanager
-def _writer_to(stream: TextIO, declared: Mapping[str, Column], format: Format) -> Iterator[Writer]:
+def _writer_to(stream: Stream, declared: Mapping[str, Column], format: Format) -> Iterator[Writer]:
     if format is Format.table:
         rows: list[Row] = []
         try:

@@ -154,3 +154,45 @@ def test_a_signal_in_the_middle_of_training_leaves_no_partial_file(tmp_path, sto
     assert process.returncode == code
     assert "Traceback" not in errors and errors.count("\n") <= 1
     assert [path.name for path in tmp_path.iterdir()] == ["r.state.safetensors"]
+
+
+TRAIN = "memtool train --model digits-cnn --data digits --epochs 3 -q"
+
+
+@pytest.mark.parametrize(
+    "reader",
+    ["-o r.safetensors | head -1", "-o r.safetensors | true"]
+    + ["--format table -o r.safetensors | true"]
+    + ["--table /dev/stdout -o r.safetensors | head -1"],
+)
+def test_training_ends_with_its_checkpoint_though_nobody_reads_its_rows(tmp_path, reader):
+    done = shell(f"cd {tmp_path} && {TRAIN} {reader}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["r.safetensors"]
+
+
+def test_a_table_is_whole_though_nobody_reads_stdout(tmp_path):
+    done = shell(f"cd {tmp_path} && {TRAIN} --table r.csv -o r.safetensors | head -1")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "r.csv").read_text().count("\n") == 1 + 3
+    assert (tmp_path / "r.safetensors").exists()
+
+
+def test_stitched_models_are_all_kept_though_nobody_reads_their_rows(runs, tmp_path):
+    stitch = f"memtool stitch {runs.noisy} {runs.clean} --at 'block?' --epochs 0 -q"
+    done = shell(f"{stitch} --save {tmp_path}/models | true")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list((tmp_path / "models").iterdir())) == 6
+
+
+def test_work_goes_on_though_nobody_reads_its_notes(runs, tmp_path):
+    script = f"{TRAIN.removesuffix(' -q')} --labels {runs.noisy_labels} -o {tmp_path}/r.safetensors"
+    make = f"memtool make-noisy digits -r 5%,10% -o '{tmp_path}/{{ratio}}.safetensors'"
+    done = shell(f"({script} && {make}) 2>&1 | true")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["10.safetensors", "5.safetensors", "r.safetensors"]
+
+
+def test_an_error_that_nobody_reads_is_an_error_all_the_same(tmp_path):
+    assert shell(f"memtool info {tmp_path}/none.safetensors 2>&1 | true").returncode == 1
