@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from memtool.errors import some
+
 START = 1024  # bytes that are looked at
 MAX_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
 
@@ -171,8 +173,8 @@ def _zip(names: list[str]) -> Content:
     if "model.weights.h5" in files:
         return Content("a Keras archive", PYTORCH)
     if all(name.endswith(".npy") for name in names):
-        return Content(f"a NumPy archive of {_some(names)}", OTHER)
-    return Content(f"a zip archive of {_some(names)}", "unpack it: unzip {path}")
+        return Content(f"a NumPy archive of {_escaped(names)}", OTHER)
+    return Content(f"a zip archive of {_escaped(names)}", "unpack it: unzip {path}")
 
 
 def _tar(path: Path) -> Content:
@@ -183,11 +185,12 @@ def _tar(path: Path) -> Content:
         return Content(
             "a tar archive as PyTorch wrote before 0.1.10", "load it in PyTorch and save it again"
         )
-    return Content(f"a tar archive of {_some(names)}", "unpack it: tar -xf {path}")
+    return Content(f"a tar archive of {_escaped(names)}", "unpack it: tar -xf {path}")
 
 
-def _some(names: list[str]) -> str:
-    return ", ".join([*(repr(name)[1:-1][:60] for name in names[:3]), *["..."][: len(names) - 3]])
+def _escaped(names: list[str]) -> str:
+    """A few of the names in an archive, which may hold anything."""
+    return some([repr(name)[1:-1][:60] for name in names[:4]])
 
 
 # --- Files without a number of their own ----------------------------------------------------------
@@ -274,7 +277,7 @@ def _page(text: str, path: Path) -> Content | None:
 
 
 def _json(text: str, path: Path) -> Content | None:
-    return Content("JSON", OTHER) if re.match(r'\{\s*("|\})|\[\s*[\]\[{"\d-]', text) else None
+    return Content("JSON", OTHER) if re.match(r'\{\s*("|\}|$)|\[\s*[\]\[{"\d-]', text) else None
 
 
 # --- Folders --------------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """The one exception meant for users, and other people's exceptions in one line."""
 
+from collections.abc import Sequence
+
 # How errors and warnings begin on stderr.
 ERROR = "memtool: error: "
 WARNING = "memtool: warning: "
@@ -25,3 +27,12 @@ def last_line(error: BaseException) -> str:
     """
     said = (str(error).strip() or type(error).__name__).splitlines()[-1]
     return said if len(said) <= 120 else said[:117] + "..."
+
+
+def some(names: Sequence[str]) -> str:
+    """At most three of the names.
+
+    >>> some(["a", "b", "c", "d"])
+    'a, b, c, ...'
+    """
+    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])

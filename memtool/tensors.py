@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from memtool import MemtoolError
-from memtool.contents import described
+from memtool.contents import described, is_pickle
 from memtool.files import replacing
+from memtool.shards import check_shard, is_index, shards_of
 
 if TYPE_CHECKING:
     import torch
@@ -129,7 +130,10 @@ def read_metadata(path: Path, kind: str | None = None) -> Metadata:
 
 
 def find_metadata(path: Path, kind: str | None = None) -> Metadata | None:
-    """As `read_metadata`, but None for a safetensors file that memtool did not write."""
+    """As `read_metadata`, but None for a safetensors file that memtool did not write, and for the
+    index of several."""
+    if is_index(path):
+        return None
     with opened(path, "numpy") as file:
         text = (file.metadata() or {}).get(METADATA_KEY)
     if text is None:
@@ -191,10 +195,21 @@ def save_tensors(
         save_file(copies, temporary, encoded(kind, metadata))
 
 
+def files_of(path: Path) -> list[Path]:
+    """The safetensors files that are read for `path`: itself, or the shards that an index lists.
+
+    Raises MemtoolError as `shards_of` does.
+    """
+    return list(shards_of(path)) if is_index(path) else [path]
+
+
 def load_tensors(path: Path) -> "dict[str, torch.Tensor]":
-    """All tensors of a file, on the CPU."""
-    with opened(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    """All tensors of a file, or of the shards that an index lists, on the CPU."""
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files_of(path):
+        with opened(file, "pt") as content:
+            tensors |= {name: content.get_tensor(name) for name in content.keys()}  # noqa: SIM118
+    return tensors
 
 
 @dataclass(frozen=True)
@@ -207,7 +222,28 @@ class Stored:
 
 
 def stored_tensors(path: Path) -> dict[str, Stored]:
-    """The shapes and types of a file's tensors, by name; only its header is read."""
+    """The shapes and types of a file's tensors, by name; only its header is read.
+
+    Those of an index are the tensors of its shards. Raises MemtoolError if these are not as it
+    says.
+    """
+    if not is_index(path):
+        return _stored_in(path)
+    tensors: dict[str, Stored] = {}
+    for shard, names in shards_of(path).items():
+        if is_pickle(shard):
+            target = path.with_name(f"{path.name.partition('.')[0]}.safetensors")
+            raise MemtoolError(
+                f"{path}: lists pickles of PyTorch's; make a checkpoint of them: "
+                f"memtool convert {path} -o {target}"
+            )
+        found = _stored_in(shard)
+        check_shard(path, shard, names, list(found))
+        tensors |= found
+    return tensors
+
+
+def _stored_in(path: Path) -> dict[str, Stored]:
     with opened(path, "numpy") as file:
         slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
         return {

@@ -11,6 +11,7 @@ from memtool import MemtoolError, models
 from memtool.checkpoints.names import renamed
 from memtool.checkpoints.recognition import Match, checked_skeleton, identify
 from memtool.models import ModelSpec
+from memtool.shards import check_whole
 from memtool.tensors import Metadata, Shape, find_metadata, load_tensors, stored_tensors
 
 if TYPE_CHECKING:
@@ -46,8 +47,9 @@ def load(
     standard deviation are used unless a `config.json` beside the file gives them. With `trust`, a
     `FILE.py` that the metadata name may run, if it is the very file recorded.
 
-    Raises MemtoolError if `path` is not a safetensors file or not a checkpoint, if its tensors are
-    not those of its model, and if the model or the normalization of its images is not known.
+    `path` may be the index of several files (`model.safetensors.index.json`). Raises MemtoolError
+    if it is not a safetensors file or not a checkpoint, if its tensors are not those of its model,
+    and if the model or the normalization of its images is not known.
     """
     spec = models.parse(model) if model else None
     checkpoint = Checkpoint.open(Path(path), spec, trust)
@@ -83,6 +85,7 @@ class Checkpoint:
         metadata = find_metadata(path, "checkpoint")
         shapes = {name: tensor.shape for name, tensor in stored_tensors(path).items()}
         if metadata is None:
+            check_whole(path)
             return Checkpoint.from_match(path, shapes, identify(path, shapes, model))
         recorded = recorded_model(path, metadata)
         if model is None:

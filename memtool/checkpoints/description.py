@@ -10,7 +10,7 @@ from memtool import MemtoolError
 from memtool.checkpoints.checkpoint import Checkpoint, recorded_model, trace_all
 from memtool.models import ModelSpec
 from memtool.tables import FileRow, LayerRow
-from memtool.tensors import Metadata, Stored, find_metadata, stored_tensors
+from memtool.tensors import Metadata, Stored, files_of, find_metadata, stored_tensors
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +43,9 @@ def _foreign_row(path: Path, model: ModelSpec | None) -> FileRow:
     except MemtoolError as error:
         if model:
             raise
+        row = _row(path, {"kind": "safetensors"}, None, None)  # raises for the index of no files
         logger.info(str(error))
-        return _row(path, {"kind": "safetensors"}, None, None)
+        return row
     metadata = {"kind": "checkpoint", **checkpoint.metadata}
     return _row(path, metadata, checkpoint.spec, checkpoint.known_by)
 
@@ -63,7 +64,7 @@ def _row(
         "parameters": _count_parameters(stored),
         "tensors": len(stored),
         "types": " ".join(map(_type, sorted({tensor.dtype for tensor in stored.values()}))),
-        "bytes": path.stat().st_size,
+        "bytes": sum(file.stat().st_size for file in files_of(path)),
         "data": data.get("name"),
         "train": data.get("train"),
         "test": data.get("test"),

@@ -11,6 +11,7 @@ from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
 from memtool.files import replacing
 from memtool.tables import StitchingRow
+from memtool.tensors import files_of
 
 
 class Unfinished:
@@ -77,5 +78,11 @@ def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[S
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """SHA-256 of a checkpoint; of those of its files, if it has several."""
+    digests = []
+    for part in files_of(path):
+        with open(part, "rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    if len(digests) == 1:
+        return digests[0]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
