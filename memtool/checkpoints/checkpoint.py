@@ -203,9 +203,10 @@ class Checkpoint:
             with suppress(Exception):  # whatever a model raises that needs real tensors
                 model = self.skeleton().to("meta")
                 return trace(model, torch.zeros(2, *image_shape, device="meta"), output)
+        gray = " (gray ones get 3 channels by --data '...?channels=3')"
         with models.foreign_code(
             f"{self.path}: its model {self.spec} does not take images of (channels, height, "
-            f"width) = {image_shape}"
+            f"width) = {image_shape}{gray if image_shape[0] == 1 else ''}"
         ):
             return trace(self.model(), torch.zeros(2, *image_shape), output)
 

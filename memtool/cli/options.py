@@ -278,9 +278,12 @@ def _check_shape(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
     """Raise MemtoolError if `checkpoint` is known to take images of another shape."""
     shape = tuple(checkpoint.data.get("image_shape") or dataset.image_shape)
     if dataset.image_shape != shape:
+        hint = ""
+        if dataset.image_shape[1:] == shape[1:] and shape[0] in (1, 3):
+            hint = f" (--data {with_options(dataset.name, channels=shape[0])!r} makes them so)"
         raise MemtoolError(
             f"{checkpoint.path}: takes images of (channels, height, width) = "
-            f"{shape}, those of {dataset.name} are {dataset.image_shape}"
+            f"{shape}, those of {dataset.name} are {dataset.image_shape}{hint}"
         )
 
 

@@ -151,7 +151,7 @@ def load(
         )
     test, test_labels = listing.test
     train, train_labels = listing.train or (test[:0], test_labels[:0])
-    images = _images([train, test], spec, options.image_size, progress)
+    images = _with_channels(_images([train, test], spec, options, progress), options.channels)
     _check_channels(spec, options, images)
     border = len(train_labels)
     return Dataset(
@@ -163,16 +163,37 @@ def load(
     )
 
 
-def _images(parts: list[NDArray[Any]], spec: str, size: int | None, progress: Progress) -> Images:
+def _images(parts: list[NDArray[Any]], spec: str, options: Options, progress: Progress) -> Images:
     """All images of the parts one after another, (n, c, h, w), read and resized as needed."""
     items = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
+    size = options.image_size
     if items.dtype == object:
         with progress(f"reading {spec}", len(items)) as advance:
-            return decoded(list(items), size, advance)
+            return decoded(list(items), spec, options, advance)
+    for name in ("orient", "bits"):
+        if getattr(options, name) is not None:
+            raise MemtoolError(f"{spec}: {name} is for folders of image files; leave it out")
     if size is None or items.shape[2:] == (size, size):
         return np.ascontiguousarray(items)
     with progress(f"resizing {spec}", len(items)) as advance:
         return resized(items, size, advance)
+
+
+def _with_channels(images: Images, channels: int | None) -> Images:
+    """Images (n, c, h, w) with this many channels, 1 or 3; None leaves them as they are.
+
+    Gray is 0.299 R + 0.587 G + 0.114 B, rounded as PIL does it.
+    """
+    if channels in (None, images.shape[1]):
+        return images
+    if channels == 3:
+        return images.repeat(3, axis=1)
+    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
+    gray = np.empty((len(images), 1, *images.shape[2:]), dtype=np.uint8)
+    for start in range(0, len(images), CHUNK):
+        chunk = images[start : start + CHUNK].astype(np.uint32)
+        gray[start : start + CHUNK, 0] = (np.einsum("nchw,c->nhw", chunk, weights) + 32768) >> 16
+    return gray
 
 
 def _check_channels(spec: str, options: Options, images: Images) -> None:

@@ -1,7 +1,10 @@
 """Folders of image files, with one folder for each class."""
 
+import logging
 import os
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,47 +12,132 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.data.images import SUFFIXES
 from memtool.data.listing import Labels, Listing
+from memtool.data.pictures import SUFFIXES
+
+TESTS = ("test", "val", "valid", "validation")  # names of a test split; the first that has labels
+PARTS = {"train", *TESTS}
+# Tiny ImageNet's list of the images in val/images: name, class and box, separated by tabs.
+ANNOTATIONS = "val_annotations.txt"
+
+logger = logging.getLogger("memtool")
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """What in a folder of images does not count: how many entries of each kind, and one of them."""
+
+    kinds: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, kind: str, path: object, count: int = 1) -> None:
+        self.kinds[kind] += count
+        self.examples.setdefault(kind, str(path))
+
+    def tell(self, root: Path) -> None:
+        """Say in a note what was skipped, if anything was."""
+        parts = [
+            f"{kind}: {count} ({self.examples[kind]})" for kind, count in sorted(self.kinds.items())
+        ]
+        if parts:
+            logger.info(f"{root}: skipped, {', '.join(parts)}")
 
 
 def listed(path: str) -> Listing:
-    """The image files in a folder: train/CLASS/* and test/CLASS/* (or val/), or CLASS/*, which is
-    not split.
+    """The image files in a folder: train/CLASS/** and test/CLASS/** (or val/), or CLASS/**, which
+    is not split.
 
-    Files are sorted by name, and so are the classes. Hidden files, files with other suffixes and
-    deeper folders do not count. Raises MemtoolError if the folder is of another form, or if a class
-    has no images; in test/ some classes may have none.
+    As in torchvision's ImageFolder, the files in all folders within that of a class belong to it,
+    and are sorted by folder and name, as the classes are. Instead of folders, a test split may have
+    Tiny ImageNet's `val_annotations.txt`; one without labels does not count. What else is skipped
+    (hidden files, other suffixes) is told in a note. Raises MemtoolError if the folder is of
+    another form, or if a class has no images; in test/ some classes may have none.
     """
     root = Path(path).expanduser()
     if not root.is_dir():
         raise MemtoolError(f"{root}: no such folder (from data set {'folder:' + path!r})")
-    if not (root / "train").is_dir():
-        classes = _class_names(root)
-        return Listing(tuple(classes), None, _files_of(root, classes))
-    tests = [root / name for name in ("test", "val") if (root / name).is_dir()]
+    skipped = Skipped()
+    listing = _split(root, skipped) if (root / "train").is_dir() else _unsplit(root, skipped)
+    skipped.tell(root)
+    return listing
+
+
+def _unsplit(root: Path, skipped: Skipped) -> Listing:
+    if (root / ANNOTATIONS).is_file():
+        names = _annotations(root / ANNOTATIONS)
+        classes = sorted(set(names.values()))
+        return Listing(tuple(classes), None, _annotated(root, names, classes, skipped))
+    classes = _class_names(root, skipped)
+    if set(classes) <= PARTS:
+        part = root / classes[0]
+        raise MemtoolError(f"{root}: has {part.name} but no train; name it itself (folder:{part})")
+    listing = Listing(tuple(classes), None, _files_of(root, classes, skipped))
+    if len(classes) == 1 and all(
+        os.path.dirname(file) != str(root / classes[0]) for file in listing.test[0]
+    ):
+        logger.warning(
+            f"{root}: has one class only, {classes[0]!r}, whose images are in folders of their "
+            f"own; if these are the classes, say folder:{root / classes[0]}"
+        )
+    return listing
+
+
+def _split(root: Path, skipped: Skipped) -> Listing:
+    train = root / "train"
+    classes = _class_names(train, skipped)
+    tests = [root / name for name in TESTS if (root / name).is_dir()]
     if not tests:
         raise MemtoolError(
-            f"{root}: has train but neither test nor val; divide train itself "
-            f"(folder:{root / 'train'} with --split-at 80%)"
+            f"{root}: has train but none of {', '.join(TESTS)}; divide train itself "
+            f"(folder:{train} with --split-at 80%)"
         )
-    classes = _class_names(root / "train")
-    unknown = set(_class_names(tests[0])) - set(classes)
+    chosen = next((test for test in tests if _has_labels(test, classes)), None)
+    if chosen is None:
+        raise MemtoolError(
+            f"{tests[0]}: holds images without labels: no folders of classes, no {ANNOTATIONS}; "
+            f"divide train instead (folder:{train} with --split-at 80%)"
+        )
+    for test in tests[: tests.index(chosen)]:
+        logger.info(f"{test}: its images have no labels; {chosen} is the test split")
+    return Listing(
+        tuple(classes),
+        _files_of(train, classes, skipped),
+        _test_files(chosen, classes, train, skipped),
+    )
+
+
+def _has_labels(test: Path, classes: Sequence[str]) -> bool:
+    """Whether a test split has labels: a list of them, or any folders but Tiny ImageNet's one."""
+    folders = {entry.name for entry in _entries(test) if os.path.isdir(entry)}
+    is_listed = (test / ANNOTATIONS).is_file()
+    return is_listed or bool(folders - {"images"}) or "images" in folders & set(classes)
+
+
+def _test_files(
+    test: Path, classes: Sequence[str], train: Path, skipped: Skipped
+) -> tuple[NDArray[Any], Labels]:
+    """The files of a test split, of the classes of `train`; a class may have none."""
+    if (test / ANNOTATIONS).is_file():
+        return _annotated(test, _annotations(test / ANNOTATIONS), classes, skipped)
+    unknown = set(_class_names(test, skipped)) - set(classes)
     if unknown:
-        raise MemtoolError(f"{tests[0]}: class {min(unknown)!r} is not in {root / 'train'}")
-    train = _files_of(root / "train", classes)
-    return Listing(tuple(classes), train, _files_of(tests[0], classes, allow_empty=True))
+        raise MemtoolError(f"{test}: class {min(unknown)!r} is not in {train}")
+    return _files_of(test, classes, skipped, allow_empty=True)
 
 
-def _class_names(folder: Path) -> list[str]:
-    names = sorted(entry.name for entry in _entries(folder) if os.path.isdir(entry))
+def _class_names(folder: Path, skipped: Skipped) -> list[str]:
+    entries = _entries(folder, skipped)
+    names = sorted(entry.name for entry in entries if os.path.isdir(entry))
     if not names:
         raise MemtoolError(f"{folder}: should hold one folder for each class, and holds none")
+    for entry in entries:
+        if not os.path.isdir(entry):
+            skipped.add("files outside the folders of classes", entry.path)
     return names
 
 
 def _files_of(
-    folder: Path, classes: Iterable[str], allow_empty: bool = False
+    folder: Path, classes: Sequence[str], skipped: Skipped, allow_empty: bool = False
 ) -> tuple[NDArray[Any], Labels]:
     """The paths of all image files, class by class, and their labels.
 
@@ -59,7 +147,7 @@ def _files_of(
     labels: list[int] = []
     for label, name in enumerate(classes):
         absent = allow_empty and not (folder / name).is_dir()
-        own = [] if absent else _image_files(folder / name)
+        own = [] if absent else _image_files(folder / name, skipped)
         if not own and not allow_empty:
             raise _no_images(folder / name)
         found += own
@@ -73,18 +161,82 @@ def _no_images(folder: Path) -> MemtoolError:
     return MemtoolError(f"{folder}: holds no images ({', '.join(sorted(SUFFIXES))})")
 
 
-def _image_files(folder: Path) -> list[str]:
-    return sorted(
-        entry.path
-        for entry in _entries(folder)
-        if os.path.splitext(entry.name)[1].lower() in SUFFIXES and not os.path.isdir(entry)
+def _image_files(folder: Path, skipped: Skipped) -> list[str]:
+    """The image files in a folder and in those within it, in the order of ImageFolder."""
+    parent = Path(os.path.realpath(folder.parent))
+    above = frozenset(map(str, (parent, *parent.parents)))
+    return sorted(_walk(folder, skipped, above), key=os.path.split)
+
+
+def _walk(folder: Path, skipped: Skipped, above: frozenset[str]) -> Iterator[str]:
+    """The image files in a folder and in those within it. Links to folders are followed, except to
+    the folder itself and to those `above`, which are real paths."""
+    real = os.path.realpath(folder)
+    if real in above:
+        skipped.add("links to a folder above", folder)
+        return
+    for entry in _entries(folder, skipped):
+        suffix = os.path.splitext(entry.name)[1].lower()
+        if os.path.isdir(entry):
+            yield from _walk(Path(entry.path), skipped, above | {real})
+        elif suffix in SUFFIXES:
+            yield entry.path
+        elif entry.name != ANNOTATIONS:
+            skipped.add(f"{suffix} files" if suffix else "files without a suffix", entry.path)
+
+
+def _annotations(path: Path) -> dict[str, str]:
+    """The class of each image that Tiny ImageNet's list of annotations names."""
+    names: dict[str, str] = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise MemtoolError(f"{path}: cannot be read ({error})") from error
+    for number, line in enumerate(lines, start=1):
+        name, _, rest = line.partition("\t")
+        if line.strip() and not (name and rest):
+            raise MemtoolError(
+                f"{path}, line {number}: is not a name and a class with tabs between"
+            )
+        if line.strip():
+            names[name] = rest.split("\t")[0]
+    if not names:
+        raise MemtoolError(f"{path}: is empty")
+    return names
+
+
+def _annotated(
+    folder: Path, names: dict[str, str], classes: Sequence[str], skipped: Skipped
+) -> tuple[NDArray[Any], Labels]:
+    """The files in a folder that has annotations, and their labels, sorted by name.
+
+    Raises MemtoolError for an image that is missing or of a class not among `classes`.
+    """
+    files = {os.path.basename(file): file for file in _image_files(folder, skipped)}
+    label_of = {name: label for label, name in enumerate(classes)}
+    for name, its in names.items():
+        if name not in files:
+            raise MemtoolError(f"{folder}: has no {name}, which is in {ANNOTATIONS}")
+        if its not in label_of:
+            raise MemtoolError(f"{folder / ANNOTATIONS}: {name} is of class {its!r}, not in train")
+    for name in sorted(files.keys() - names.keys()):
+        skipped.add(f"images that are not in {ANNOTATIONS}", files[name])
+    chosen = sorted(names)
+    return (
+        np.array([files[name] for name in chosen], dtype=object),
+        np.array([label_of[names[name]] for name in chosen], dtype=np.int64),
     )
 
 
-def _entries(folder: Path) -> list["os.DirEntry[str]"]:
+def _entries(folder: Path, skipped: Skipped | None = None) -> list["os.DirEntry[str]"]:
     """What a folder holds, hidden files left out."""
     try:
-        with os.scandir(folder) as entries:
-            return [entry for entry in entries if not entry.name.startswith(".")]
+        with os.scandir(folder) as scanned:
+            entries = list(scanned)
     except OSError as error:
         raise MemtoolError(f"{folder}: cannot be read ({error.strerror})") from error
+    if skipped is not None:
+        for entry in entries:
+            if entry.name.startswith("."):
+                skipped.add("hidden files", entry.path)
+    return [entry for entry in entries if not entry.name.startswith(".")]

@@ -3,28 +3,26 @@
 import logging
 import math
 import os
-import stat
 import warnings
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 import numpy as np
 
 from memtool import MemtoolError
 from memtool.data.listing import Images
-from memtool.errors import last_line
+from memtool.data.pictures import Picture, Remark, read, square
+from memtool.data.spec import Options
 from memtool.progress import Advance
 
-if TYPE_CHECKING:
-    from PIL import Image
-
 Item = TypeVar("Item")
+logger = logging.getLogger("memtool")
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 THREADED_FILE_SIZE = 16_000  # bytes; see `_mapped`
+DEPTHS = (8, 10, 12, 14, 16)  # bits per value, as sensors have them
 STEP = 64  # images from one step of progress to the next: some milliseconds, or a second
 
 
@@ -49,54 +47,122 @@ def resized(images: Images, size: int, advance: Advance) -> Images:
     result = _allocated(len(images), images.shape[1], size, size)
     for index, image in enumerate(_counted(images, advance)):
         picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-        _place(result, index, np.asarray(_square(picture, size)))
+        pixels = np.asarray(square(picture, size))
+        result[index] = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
     return result
 
 
-def decoded(paths: list[str], size: int | None, advance: Advance) -> Images:
-    """The images in n files, (n, c, h, w), resized as by `resized` if there is a `size`.
+def decoded(paths: list[str], name: str, options: Options, advance: Advance) -> Images:
+    """The images in n files, (n, c, h, w), as `image_size`, `orient` and `bits` of `options` say.
 
-    They have one channel if all are gray, else three; transparency is dropped. `advance` is told of
-    n images. Raises MemtoolError if some files cannot be read, naming the first of them, or if the
-    images differ in size.
+    They have one channel if all are gray, else three. Of files with more than 8 bits per value, 0
+    becomes 0 and 2**bits - 1 becomes 255; by default that is for the bits which the largest value
+    in all of these files needs. Notes tell how many files are transparent, CMYK and so on, and what
+    was done about it; they call the data set `name`. `advance` is told of n images.
+
+    Raises MemtoolError if some files cannot be read, naming the first of them, or if the images
+    differ in size.
     """
-    images: Images | None = None
-    broken: list[str] = []
-    with _strict(), _mapped(partial(_picture, size=size), paths) as pictures:
+    album = _Album(paths)
+    reading = partial(read, size=options.image_size, orient=bool(options.orient))
+    with _strict(), _mapped(reading, paths) as pictures:
         for index, picture in enumerate(_counted(pictures, advance)):
-            if isinstance(picture, str):
-                broken.append(f"{paths[index]} ({picture})")
-                continue
-            height, width = picture.shape[:2]
-            if images is None:
-                first = paths[index]
-                images = _allocated(len(paths), 1 if picture.ndim == 2 else 3, height, width)
-            elif images.shape[2:] != (height, width):
-                raise MemtoolError(
-                    f"{paths[index]}: is {width}x{height}, but {first} is "
-                    f"{images.shape[3]}x{images.shape[2]}; bring all images to one size "
-                    "(--image-size N)"
-                )
-            elif picture.ndim == 3 and images.shape[1] == 1:  # the first one in color
-                images = images.repeat(3, axis=1)
-            _place(images, index, picture)
-    if broken or images is None:
-        more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
-        raise MemtoolError(
-            f"{len(broken)} of {len(paths)} images cannot be read: {', '.join(broken[:3])}{more}"
-        )
-    return images
+            album.add(index, picture)
+    return album.finished(name, options.bits)
+
+
+class _Album:
+    """The array that many pictures are put into one by one, and what is to be told of them."""
+
+    def __init__(self, paths: list[str]) -> None:
+        self.paths = paths
+        self.broken: list[str] = []
+        self.told: dict[str, list[str]] = {}
+        self.gray: list[str] = []
+        self.deep: dict[int, Picture] = {}
+        self.images: Images | None = None
+
+    def add(self, index: int, picture: Picture | str) -> None:
+        """Put a picture into its place, or remember why there is none."""
+        path = self.paths[index]
+        if isinstance(picture, str):
+            self.broken.append(f"{path} ({picture})")
+            return
+        for remark in sorted(picture.remarks):
+            self.told.setdefault(remark, []).append(path)
+        if picture.pixels.ndim == 2:
+            self.gray.append(path)
+        self._make_room(path, picture)
+        if picture.peak is None:
+            self._place(index, picture.pixels)
+        else:
+            self.deep[index] = picture
+
+    def _make_room(self, path: str, picture: Picture) -> None:
+        height, width = picture.pixels.shape[:2]
+        color = picture.pixels.ndim == 3
+        if self.images is None:
+            self.first = path
+            self.images = _allocated(len(self.paths), 3 if color else 1, height, width)
+        elif self.images.shape[2:] != (height, width):
+            raise MemtoolError(
+                f"{path}: is {width}x{height}, but {self.first} is "
+                f"{self.images.shape[3]}x{self.images.shape[2]}; bring all images to one size "
+                "(--image-size N)"
+            )
+        elif color and self.images.shape[1] == 1:  # the first one in color
+            self.images = self.images.repeat(3, axis=1)
+        if picture.peak is not None and not self.deep:
+            # Until the largest value is known, they are kept with 16 bits.
+            check_memory(3 * self.images.size, f"{len(self.paths)} images with 16 bits per value")
+
+    def _place(self, index: int, pixels: Images) -> None:
+        """Put one image, (h, w) or (h, w, 3), into its place; a gray one into all channels."""
+        assert self.images is not None
+        self.images[index] = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+
+    def finished(self, name: str, bits: int | None) -> Images:
+        """All images; raises MemtoolError if some cannot be read."""
+        if self.broken or self.images is None:
+            more = f" and {len(self.broken) - 3} more" if len(self.broken) > 3 else ""
+            raise MemtoolError(
+                f"{len(self.broken)} of {len(self.paths)} images cannot be read: "
+                f"{', '.join(self.broken[:3])}{more}"
+            )
+        if self.deep:
+            self._place_deep(name, bits)
+        if self.images.shape[1] == 3 and self.gray:
+            self.told["are gray, and get three equal channels, since others are in color"] = (
+                self.gray
+            )
+        for what, paths in self.told.items():
+            logger.info(f"{name}: {len(paths)} of {len(self.paths)} images {what} ({paths[0]})")
+        return self.images
+
+    def _place_deep(self, name: str, bits: int | None) -> None:
+        """Reduce the values of the deep pictures to 8 bits, all of them by the same factor."""
+        peak = max(picture.peak or 0 for picture in self.deep.values())
+        found = next(depth for depth in DEPTHS if peak < 2**depth)
+        if bits is not None and peak >= 2**bits:
+            raise MemtoolError(f"{name}: has values up to {peak}, which need more than {bits} bits")
+        top = 2 ** (bits or found) - 1
+        if top < 65535 and Remark.high_bytes in self.told:
+            raise MemtoolError(
+                f"{self.told[Remark.high_bytes][0]}: only the upper 8 of 16 bits are read from "
+                f"TIFF in color, and no image has values above {peak}; save it as PNG"
+            )
+        for index, picture in self.deep.items():
+            self._place(index, np.rint(picture.pixels * (255 / top)).astype(np.uint8))
+        self.told[
+            f"have more than 8 bits per value; their values go up to {peak}, and 0..{top} becomes "
+            "0..255 (bits=N says how many bits they have)"
+        ] = [self.paths[index] for index in self.deep]
 
 
 def _allocated(images: int, channels: int, height: int, width: int) -> Images:
     shape = (images, channels, height, width)
     check_memory(math.prod(shape), f"{images} images of {width}x{height} pixels")
     return np.empty(shape, dtype=np.uint8)
-
-
-def _place(images: Images, index: int, image: Images) -> None:
-    """Put one image, (h, w) or (h, w, 3), into its place; a gray one into all channels."""
-    images[index] = image[None] if image.ndim == 2 else image.transpose(2, 0, 1)
 
 
 def _counted(items: Iterable[Item], advance: Advance) -> Iterator[Item]:
@@ -124,8 +190,8 @@ def _strict() -> Iterator[None]:
 
 @contextmanager
 def _mapped(
-    function: "partial[Images | str]", paths: list[str]
-) -> Iterator[Iterable[Images | str]]:
+    function: "partial[Picture | str]", paths: list[str]
+) -> Iterator[Iterable[Picture | str]]:
     """`function` of each path, in order, computed by several threads if that is faster.
 
     PIL releases the interpreter while it decodes, but the threads compete for it before and after
@@ -142,46 +208,3 @@ def _mapped(
             yield pool.map(function, paths)
         finally:
             pool.shutdown(cancel_futures=True)
-
-
-def _picture(path: str, size: int | None) -> Images | str:
-    """One image, (h, w) if it is gray, else (h, w, 3); or, as text, why it cannot be read."""
-    from PIL import Image
-
-    try:
-        if not stat.S_ISREG(os.stat(path).st_mode):  # a named pipe would wait forever
-            return "not a regular file"
-        with Image.open(path) as image:
-            picture = _eight_bits(image)
-            return np.asarray(_square(picture, size) if size else picture)
-    except OSError as error:
-        return error.strerror or "not an image"
-    except Exception as error:  # broken files make PIL raise nearly anything
-        return last_line(error)
-
-
-def _eight_bits(image: "Image.Image") -> "Image.Image":
-    """The image in mode L if it is gray, else in mode RGB."""
-    from PIL import Image
-
-    if image.mode in ("L", "RGB"):
-        image.load()
-        return image
-    if image.mode == "F":
-        raise ValueError("its pixels are floats")
-    if image.mode.startswith("I"):  # 16 bits, sometimes kept in 32
-        values = np.asarray(image).astype(np.int64)
-        if values.min() < 0 or values.max() > 65535:
-            raise ValueError("its pixels have more than 16 bits")
-        return Image.fromarray(np.rint(values / 257).astype(np.uint8))
-    return image.convert("L" if image.mode in ("1", "LA", "La") else "RGB")
-
-
-def _square(image: "Image.Image", size: int) -> "Image.Image":
-    """The middle square of the image, of the length of its shorter side, resized with antialiasing.
-
-    The outermost pixels take in a little of what is cut off, as if it were cut after resizing.
-    """
-    from PIL import Image, ImageOps
-
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)

@@ -4,7 +4,8 @@ A spec is a source and options, as in `folder:photos/?image_size=64&split_at=80%
 
 - `digits`, which comes with memtool;
 - `cifar10`, `cifar100`, `svhn`, `mnist` and `fashion-mnist`, through torchvision;
-- `folder:PATH` with PATH/train/CLASS/* and PATH/test/CLASS/* (or val/ for test/), or PATH/CLASS/*;
+- `folder:PATH` with PATH/train/CLASS/** and PATH/test/CLASS/** (or val/ for test/), or with
+  PATH/CLASS/**, where ** are image files and folders of them; or Tiny ImageNet as it is;
 - `FILE.npz` or `FILE.safetensors` with the arrays `images` and `labels`, or `train_images`,
   `train_labels`, `test_images` and `test_labels`.
 
@@ -13,7 +14,10 @@ unless `split_at` divides it.
 """
 
 import math
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from memtool import MemtoolError, specs
@@ -42,6 +46,13 @@ class Options:
     """Resize each image to this many pixels on its shorter side, and crop the middle square."""
     split_at: float | None = None
     """How many images are for training: a fraction in (0, 1), or a whole number of images."""
+    channels: int | None = None
+    """Make images gray (1), or repeat the channel of gray ones (3)."""
+    orient: bool | None = None
+    """Turn image files upright that have an EXIF orientation."""
+    bits: int | None = None
+    """How many bits the values in image files of more than 8 bits have; by default, as many as the
+    largest value in all of them needs."""
     samples: int | None = None
     """Take at most this many test images, each class in proportion, and no training images."""
     mean: list[float] | None = None
@@ -84,24 +95,42 @@ def with_options(spec: str, **options: object) -> str:
 
 def _value(spec: str, key: str, text: str) -> Any:
     """The value of an option; raises MemtoolError if it is out of range."""
-    try:
-        if key in ("mean", "std"):
-            numbers = [float(part) for part in text.split(",")]
-            if all(math.isfinite(number) and (key == "mean" or number > 0) for number in numbers):
-                return numbers
-        elif key == "split_at" and not text.isdecimal():
-            fraction = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-            if 0 < fraction < 1:
-                return fraction
-        elif int(text) > 0:
-            return int(text)
-    except ValueError:
-        pass
-    wanted = {
-        "mean": "one number per channel, separated by commas",
-        "std": "one positive number per channel, separated by commas",
-        "split_at": "the part or the number of images to train on, such as 80%, 0.8 or 1000",
-    }
-    raise MemtoolError(
-        f"data set {spec!r}: {key} is {wanted.get(key, 'a whole number from 1 on')}, not {text!r}"
-    )
+    wanted, read = VALUES.get(key, WHOLE)
+    with suppress(ValueError):
+        if (value := read(text)) is not None:
+            return value
+    raise MemtoolError(f"data set {spec!r}: {key} is {wanted}, not {text!r}")
+
+
+def _numbers(text: str, positive: bool = False) -> list[float] | None:
+    numbers = [float(part) for part in text.split(",")]
+    sensible = all(math.isfinite(number) and (number > 0 or not positive) for number in numbers)
+    return numbers if sensible else None
+
+
+def _part(text: str) -> float | int | None:
+    """A fraction in (0, 1), or a whole number from 1 on."""
+    if text.isdecimal():
+        return int(text) or None
+    fraction = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    return fraction if 0 < fraction < 1 else None
+
+
+def _whole(text: str, least: int = 1, most: float = math.inf) -> int | None:
+    return number if least <= (number := int(text)) <= most else None
+
+
+# What each option takes, in words and as a function that gives None or raises ValueError for
+# anything else.
+WHOLE = ("a whole number from 1 on", _whole)
+VALUES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "mean": ("one number per channel, separated by commas", _numbers),
+    "std": (
+        "one positive number per channel, separated by commas",
+        partial(_numbers, positive=True),
+    ),
+    "split_at": ("the part or the number of images to train on, such as 80%, 0.8 or 1000", _part),
+    "channels": ("1 or 3", {"1": 1, "3": 3}.get),
+    "orient": ("true or false", {"true": True, "false": False}.get),
+    "bits": ("a whole number from 8 to 16", partial(_whole, least=8, most=16)),
+}

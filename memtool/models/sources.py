@@ -264,8 +264,8 @@ def complete_for_dataset(
         raise MemtoolError(f"model {spec.name!r} takes square images, these are {width}x{height}")
     if channels != 3 and spec.name.startswith("torchvision:"):
         raise MemtoolError(
-            f"model {spec.name!r} takes images of 3 channels, these have {channels}; one of ours "
-            f"takes any ({', '.join(OURS)})"
+            f"model {spec.name!r} takes images of 3 channels, these have {channels}; repeat the "
+            f"gray one (--data '...?channels=3'), or take one of ours ({', '.join(OURS)})"
         )
     determined = {"num_classes": classes, channels_option(names): channels, **sizes}
     known = {key: value for key, value in determined.items() if key in names}

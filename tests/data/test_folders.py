@@ -2,16 +2,124 @@
 
 from pathlib import Path
 
+import pytest
+from torchvision.datasets import ImageFolder
+
 from memtool import data
+from memtool.data import folders
 
 
-def test_other_files_hidden_files_and_deeper_folders_do_not_count(tmp_path: Path, write) -> None:
+def test_other_files_and_hidden_files_do_not_count_and_are_told(
+    tmp_path: Path, write, caplog
+) -> None:
     write(tmp_path, "", 2)
     (tmp_path / ".cache").mkdir()
     (tmp_path / "ant/.0.png").write_bytes(b"no")
     (tmp_path / "ant/notes.txt").write_text("no")
+    (tmp_path / "bee/notes.txt").write_text("no")
+    (tmp_path / "bee/LICENSE").write_text("no")
+    (tmp_path / "readme.md").write_text("no")
     (tmp_path / "ant/deeper.png").mkdir()
+    caplog.set_level("INFO", logger="memtool")
     assert len(data.load(f"folder:{tmp_path}").test) == 4
+    (told,) = caplog.messages
+    for part in (
+        "hidden files: 2",
+        ".txt files: 2",
+        "files without a suffix: 1",
+        f"files outside the folders of classes: 1 ({tmp_path / 'readme.md'})",
+    ):
+        assert part in told
+
+
+def test_folders_within_a_class_count_in_the_order_of_imagefolder(
+    tmp_path: Path, write, caplog
+) -> None:
+    for part in ("", "{}/b", "{}/a-x", "{}/a/deep", "{}/a"):
+        for name in ("ant", "bee"):
+            write(tmp_path / "tmp", name, 2, "JPEG")
+            target = tmp_path / "images" / name / part.format("in")
+            target.mkdir(parents=True, exist_ok=True)
+            for file in (tmp_path / "tmp" / name / name).iterdir():
+                file.rename(target / file.name)
+    caplog.set_level("INFO", logger="memtool")
+    found = folders.listed(str(tmp_path / "images"))
+    expected = ImageFolder(tmp_path / "images")
+    assert list(found.test[0]) == [path for path, _ in expected.samples]
+    assert found.test[1].tolist() == expected.targets == [0] * 10 + [1] * 10
+    assert not caplog.messages
+
+
+def write_tiny(root: Path, picture) -> None:
+    """Tiny ImageNet's layout: two classes, three training and two validation images each, and two
+    test images."""
+    for label, name in enumerate(("n01", "n02")):
+        (root / "train" / name / "images").mkdir(parents=True)
+        (root / "train" / name / f"{name}_boxes.txt").write_text("n01_0.JPEG\t0\t0\t62\t62\n")
+        for number in range(3):
+            picture(4, 4, label).save(root / f"train/{name}/images/{name}_{number}.JPEG")
+    for part, count in (("val", 4), ("test", 2)):
+        (root / part / "images").mkdir(parents=True)
+        for number in range(count):
+            picture(4, 4, number).save(root / f"{part}/images/{part}_{number}.JPEG")
+    lines = [f"val_{number}.JPEG\tn0{1 + number // 2}\t0\t0\t62\t62\n" for number in (3, 0, 2, 1)]
+    (root / "val/val_annotations.txt").write_text("".join(lines))
+
+
+def test_tiny_imagenet(tmp_path: Path, picture, caplog) -> None:
+    write_tiny(tmp_path, picture)
+    caplog.set_level("INFO", logger="memtool")
+    found = data.load(f"folder:{tmp_path}", training=True)
+    assert found.classes == ("n01", "n02")
+    assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.test.labels.tolist() == [0, 0, 1, 1]
+    assert (found.test.images[3] == data.load(f"folder:{tmp_path}/val").test.images[3]).all()
+    assert f"{tmp_path / 'test'}: its images have no labels" in caplog.text
+    assert ".txt files: 2" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda text: text + "val_9.JPEG\tn01\t0\n", "has no val_9.JPEG"),
+        (lambda text: text.replace("n02", "n07"), "val_3.JPEG is of class 'n07', not in train"),
+        (lambda text: text.replace("\t", " "), "line 1: is not a name and a class"),
+        (lambda text: "", "is empty"),
+    ],
+    ids=["image missing", "unknown class", "no tabs", "empty"],
+)
+def test_annotations_that_do_not_fit_are_refused(
+    tmp_path: Path, picture, refused, change, told: str
+) -> None:
+    write_tiny(tmp_path, picture)
+    path = tmp_path / "val/val_annotations.txt"
+    path.write_text(change(path.read_text()))
+    assert told in refused(f"folder:{tmp_path}")
+
+
+def test_images_that_annotations_leave_out_are_counted(tmp_path: Path, picture, caplog) -> None:
+    write_tiny(tmp_path, picture)
+    (tmp_path / "val/val_annotations.txt").write_text("val_1.JPEG\tn02\t0\n")
+    caplog.set_level("INFO", logger="memtool")
+    assert data.load(f"folder:{tmp_path}").test.labels.tolist() == [1]
+    assert "images that are not in val_annotations.txt: 3" in caplog.text
+
+
+def test_test_images_without_labels_alone_are_refused(tmp_path: Path, write, refused) -> None:
+    write(tmp_path, "train", 1)
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test/0.png").write_bytes((tmp_path / "train/ant/0.png").read_bytes())
+    assert "images without labels" in refused(f"folder:{tmp_path}")
+
+
+def test_a_folder_one_level_too_high_is_told(tmp_path: Path, write, refused, caplog) -> None:
+    write(tmp_path / "photos", "", 1)
+    assert data.load(f"folder:{tmp_path}").classes == ("photos",)
+    assert f"say folder:{tmp_path / 'photos'}" in caplog.text
+    write(tmp_path / "all/val", "", 1)
+    assert f"name it itself (folder:{tmp_path / 'all/val'})" in refused(
+        f"folder:{tmp_path / 'all'}"
+    )
 
 
 def test_a_class_without_images_is_an_error_in_training_only(
