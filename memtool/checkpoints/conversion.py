@@ -1,23 +1,24 @@
 """Conversion of weights that memtool did not write to checkpoints."""
 
 import logging
-import pickle
-import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from memtool import MemtoolError
+from memtool.checkpoints import archives
+from memtool.checkpoints.archives import Archive
 from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.checkpoints.names import first_few, renamed
 from memtool.checkpoints.network import load_weights
+from memtool.checkpoints.rebuilding import called, entries, is_array, is_module, is_tensor, tensor
 from memtool.checkpoints.recognition import identify
 from memtool.contents import is_pickle
 from memtool.data import Dataset
 from memtool.errors import one_line
 from memtool.models import ModelSpec
+from memtool.shards import check_shard, check_whole, is_index, shards_of
 from memtool.tensors import save_tensors
 
 logger = logging.getLogger(__name__)
@@ -27,6 +28,7 @@ NESTED = (
     *("state_dict", "model_state_dict", "model_state", "model", "net", "network", "weights"),
     *("params", "module", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
 )
+MAX_NESTED = 10  # dicts in dicts
 
 
 def convert(
@@ -49,59 +51,107 @@ def convert(
 
 def _read(path: Path, model: ModelSpec | None, trust: bool) -> tuple[Checkpoint, dict[str, Tensor]]:
     """The checkpoint that `path` is, or would be, and its tensors by their names in the model."""
-    if not is_pickle(path):
+    if not _is_pickled(path):
         checkpoint = Checkpoint.open(path, model, trust)
         return checkpoint, checkpoint.tensors()
+    check_whole(path)
     stored = unpickle(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     checkpoint = Checkpoint.from_match(path, shapes, identify(path, shapes, model))
     return checkpoint, renamed(stored, checkpoint.names)
 
 
-def unpickle(path: Path) -> dict[str, Tensor]:
-    """The tensors in a file that `torch.save` wrote, by name.
+def _is_pickled(path: Path) -> bool:
+    """Whether a file, or what an index lists, is a pickle."""
+    return any(map(is_pickle, shards_of(path))) if is_index(path) else is_pickle(path)
 
-    Nothing in the file runs: PyTorch's restricted unpickler makes tensors, numbers, strings and
-    containers from it, or refuses. Raises MemtoolError if it does, and if there are no named
-    tensors under any of the usual keys.
+
+def unpickle(path: Path) -> dict[str, Tensor]:
+    """The tensors by name in a file that `torch.save` or `pickle.dump` wrote, or in the files of an
+    index of such.
+
+    Nothing in the file runs: whatever it holds beside tensors, containers and numbers stays inert.
+    Raises MemtoolError if it is broken, if there are no named tensors in it, and if some of them
+    are not to be read.
     """
+    if is_index(path):
+        tensors: dict[str, Tensor] = {}
+        for part, names in shards_of(path).items():
+            found = unpickle(part)
+            check_shard(path, part, names, list(found))
+            tensors |= found
+        return tensors
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise MemtoolError(
-            f"{path}: holds more than tensors, numbers and text, which memtool does not run; where "
-            "it comes from, save the model's state_dict() alone"
-        ) from error
+        with archives.opened(path) as archive:
+            return _tensors(path, archive)
+    except MemtoolError:
+        raise
     except Exception as error:  # whatever is wrong with the bytes of a pickle
         raise MemtoolError(f"{path}: cannot be read as a pickle ({one_line(error)})") from error
-    return _weights(path, content)
 
 
-def _weights(path: Path, content: Any) -> dict[str, Tensor]:
-    """The innermost dict of tensors: `content` itself, or the one under the usual keys."""
+def _tensors(path: Path, archive: Archive) -> dict[str, Tensor]:
+    """The tensors in the innermost dict of the content of a file that has such."""
+    keys, content = _innermost(path, archive.content)
+    named = entries(content) or {}
+    tensors = {key: value for key, value in named.items() if is_tensor(value)}
+    if not all(map(is_array, tensors.values())):  # beside tensors, arrays are something else
+        tensors = {key: value for key, value in tensors.items() if not is_array(value)}
+    if not tensors or not all(isinstance(key, str) for key in tensors):
+        raise MemtoolError(f"{path}: there are no named tensors {_where(keys, content)}")
+    if is_module(content):
+        logger.info(f"{path}: took the parameters and buffers of a whole {called(content)}")
+    elif others := [str(key) for key in named if key not in tensors]:
+        logger.info(f"{path}: ignored {first_few(others)}, not tensors")
+    return {name: _tensor(path, name, value, archive) for name, value in tensors.items()}
+
+
+def _tensor(path: Path, name: str, value: Any, archive: Archive) -> Tensor:
+    try:
+        return tensor(value, archive)
+    except ValueError as error:
+        raise MemtoolError(f"{path}: its tensor {name} {error}") from error
+
+
+def _where(keys: list[str], content: Any) -> str:
+    """Where no tensors were found, and the way out."""
+    where = f"under {'.'.join(keys)!r}" if keys else "in it"
+    several = [repr(key) for key, value in (entries(content) or {}).items() if _has_tensors(value)]
+    if several:
+        return f"{where}, but under {first_few(several)}; save a file of the one that is meant"
+    return (
+        f"{where}; it should be a model's state_dict(), or a dict that has one as "
+        f"{', '.join(NESTED[:4])}, ..."
+    )
+
+
+def _innermost(path: Path, content: Any) -> tuple[list[str], Any]:
+    """The dict or module in `content` that has the weights, and the keys under which it is: the
+    usual ones or, where there are none, the only one with tensors."""
     keys: list[str] = []
-    while nested := _nested_keys(content):
+    while len(keys) < MAX_NESTED and (nested := _nested_keys(content)):
         if len(nested) > 1:
             logger.info(f"{path}: used {nested[0]!r}, ignored {first_few(nested[1:])}")
-        keys.append(nested[0])
-        content = content[nested[0]]
-    entries = content if isinstance(content, dict) else {}
-    tensors = {key: value for key, value in entries.items() if isinstance(value, Tensor)}
-    if not tensors or not all(isinstance(key, str) for key in tensors):
-        where = f"under {'.'.join(keys)!r}" if keys else "in it"
-        raise MemtoolError(
-            f"{path}: there are no named tensors {where}; it should be a model's state_dict(), or "
-            f"a dict that has one as {', '.join(NESTED[:4])}, ..."
-        )
-    if others := [str(key) for key in entries if key not in tensors]:
-        logger.info(f"{path}: ignored {first_few(others)}, not tensors")
-    return tensors
+        elif nested[0] not in NESTED:
+            logger.info(f"{path}: used {nested[0]!r}, in which alone there are named tensors")
+        keys.append(str(nested[0]))
+        content = (entries(content) or {})[nested[0]]
+    return keys, content
 
 
-def _nested_keys(content: Any) -> list[str]:
-    """The usual keys under which `content`, if it is a dict, has another dict."""
-    if not isinstance(content, dict):
+def _nested_keys(content: Any) -> list[Any]:
+    """The usual keys under which `content` has a dict or a module; else the only key under which it
+    has one with tensors, unless it has tensors itself."""
+    named = entries(content) or {}
+    if is_module(content):
         return []
-    return [key for key in NESTED if isinstance(content.get(key), dict)]
+    inner = {key: value for key, value in named.items() if entries(value) is not None}
+    if usual := [key for key in NESTED if key in inner]:
+        return usual
+    having = [key for key, value in inner.items() if _has_tensors(value)]
+    return having if len(having) == 1 and not _has_tensors(content) else []
+
+
+def _has_tensors(value: Any) -> bool:
+    """Whether `value` has tensors by name."""
+    return any(isinstance(key, str) and is_tensor(e) for key, e in (entries(value) or {}).items())

@@ -14,7 +14,8 @@ def convert(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Weights as torch.save writes them (.pt, .pth), or a safetensors file",
+            help="Weights as torch.save writes them (.pt, .pth), a safetensors file, or the index of "
+            "several (model.safetensors.index.json)",
             show_default=False,
         ),
     ],
@@ -45,7 +46,8 @@ def convert(
     """Convert foreign weights to a checkpoint
 
     The weights are checked against the model, tensor by tensor, and written as float32 under the
-    names that they have in the model. Only the tensors of a pickle are read: nothing in it runs.
+    names that they have in the model. Only the tensors of a pickle are read, those of a whole
+    pickled module included: nothing in it runs, whatever else it holds.
 
     \b
     Examples:

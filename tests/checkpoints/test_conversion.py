@@ -1,14 +1,16 @@
 """memtool convert."""
 
+import argparse
+import json
 import os
 import pickle
 import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from torch import nn
 
 from memtool.models import nets
 from memtool.tensors import read_metadata
@@ -93,8 +95,7 @@ def test_weights_of_another_model_are_refused_whole(run, tmp_path, weights):
     torch.save(weights, source)
     result = run("convert", source, "--model", "torchvision:resnet34", "-o", target)
     assert result.code == 1 and "missing" in result.stderr and str(source) in result.stderr
-    del weights["fc.bias"]
-    torch.save(weights, source)
+    torch.save({name: value for name, value in weights.items() if name != "fc.bias"}, source)
     result = run("convert", source, "--model", "resnet18?width=4", "-o", target)
     assert result.code == 1 and "1 missing (fc.bias)" in result.stderr
     assert not target.exists() and len(os.listdir(tmp_path)) == 1
@@ -129,10 +130,50 @@ def test_a_malicious_pickle_runs_nothing(run, tmp_path):
         assert not trace.exists() and not (tmp_path / "out.safetensors").exists()
 
 
-def test_a_whole_pickled_model_is_refused_with_a_way_out(run, tmp_path):
-    torch.save(nn.Linear(2, 2), tmp_path / "whole.pth")
-    result = run("convert", tmp_path / "whole.pth", "-o", tmp_path / "out.safetensors")
-    assert result.code == 1 and "save the model's state_dict() alone" in result.stderr
+def test_a_whole_pickled_model_gives_its_weights(run, tmp_path, weights):
+    torch.manual_seed(0)
+    source, target = tmp_path / "whole.pth", tmp_path / "new.safetensors"
+    torch.save(nets.resnet18(width=4), source)
+    result = run("convert", source, "-o", target)
+    assert result.code == 0, result.stderr
+    assert f"{source}: took the parameters and buffers of a whole " in result.stderr
+    found = load_file(target)
+    assert all(torch.equal(found[key], weights[key]) for key in weights)
+
+
+def test_weights_beside_other_classes(run, tmp_path, weights):
+    """Of argparse, NumPy and of the user's own."""
+    source, target = tmp_path / "run.pth", tmp_path / "new.safetensors"
+    trace = tmp_path / "ran"
+    content = {
+        "args": argparse.Namespace(lr=0.1, seed=np.int64(3)),
+        "best": np.float32(0.5),
+        "evil": Evil(trace),
+        "net": wrapped(weights, "module."),
+    }
+    torch.save(content, source)
+    assert run("convert", source, "-o", target).code == 0
+    assert load_file(target).keys() == weights.keys() and not trace.exists()
+
+
+def test_pickles_in_several_files(run, tmp_path, weights):
+    names, target = list(weights), tmp_path / "new.safetensors"
+    files = {}
+    for number, some in enumerate((names[:9], names[9:]), 1):
+        file = f"pytorch_model-0000{number}-of-00002.bin"
+        torch.save({name: weights[name] for name in some}, tmp_path / file)
+        files |= dict.fromkeys(some, file)
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"weight_map": files}))
+    assert run("convert", index, "-o", target).code == 0
+    assert all(torch.equal(load_file(target)[name], weights[name]) for name in weights)
+    result = run("info", index)
+    assert result.code == 1 and f"memtool convert {index} -o " in result.stderr
+    result = run("convert", tmp_path / file, "-o", target)
+    assert result.code == 1 and f"is part 2 of 2; name {index}" in result.stderr
+    index.write_text(json.dumps({"weight_map": {**files, names[0]: file}}))
+    result = run("convert", index, "-o", target)
+    assert result.code == 1 and "has not the tensors" in result.stderr
 
 
 @pytest.mark.parametrize(
