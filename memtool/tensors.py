@@ -55,6 +55,15 @@ def _is_image_shape(value: Any) -> bool:
     return _is_list_of(int)(value) and len(value) == 3 and 0 < min(value) <= max(value) <= MAX_IMAGE
 
 
+def _is_training(value: Any) -> bool:
+    """Whether the fields of what stands in place of `training` are sensible."""
+    return isinstance(value, dict) and all(
+        is_sensible(value[key])
+        for key, (places, is_sensible) in FIELDS.items()
+        if f"training.{key}" in places and key in value
+    )
+
+
 # The sections that a file must have, by its kind.
 SECTIONS = {"checkpoint": ("model", "data", "training"), "labels": ("data", "noise")}
 # The fields that memtool reads: the places where each may stand, and what it must be wherever it
@@ -73,6 +82,10 @@ FIELDS: Mapping[str, tuple[Sequence[str], Callable[[Any], bool]]] = {
     "epoch": (["training.epoch"], _is(int, NoneType)),
     "seed": (["training.seed", "noise.seed"], _is(int, NoneType)),
     "noise_ratio": (["training.noise_ratio", "noise.ratio"], _is(int, float, NoneType)),
+    "noise_kind": (["training.noise_kind", "noise.kind"], _is(str, NoneType)),
+    "noise_seed": (["training.noise_seed"], _is(int, NoneType)),
+    "front": (["training.front"], _is_training),
+    "back": (["training.back"], _is_training),
 }
 
 

@@ -5,3 +5,5 @@ from .conversion import convert as convert
 from .description import file_rows as file_rows
 from .description import layer_rows as layer_rows
 from .network import Network as Network
+from .provenance import NOT_STITCHED as NOT_STITCHED
+from .provenance import Provenance as Provenance

@@ -3,12 +3,14 @@
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memtool import MemtoolError, models
 from memtool.checkpoints.names import renamed
+from memtool.checkpoints.provenance import Provenance
 from memtool.checkpoints.recognition import Match, checked_skeleton, identify
 from memtool.models import ModelSpec
 from memtool.shards import check_whole
@@ -117,6 +119,11 @@ class Checkpoint:
     def training(self) -> Metadata:
         """How it was trained: epoch, noise, hyperparameters; may be empty."""
         return dict(self.metadata["training"])
+
+    @cached_property
+    def provenance(self) -> Provenance:
+        """Of what epoch, seed and noise it is, and so its front and back if it was stitched."""
+        return Provenance.of(self.training)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from memtool import MemtoolError
 from memtool.checkpoints.checkpoint import Checkpoint, recorded_model, trace_all
+from memtool.checkpoints.provenance import NOT_STITCHED, Provenance
 from memtool.models import ModelSpec
 from memtool.tables import FileRow, LayerRow
 from memtool.tensors import Metadata, Stored, files_of, find_metadata, stored_tensors
@@ -55,7 +56,8 @@ def _row(
 ) -> FileRow:
     training, data = metadata.get("training", {}), metadata.get("data", {})
     noise, metrics = metadata.get("noise", {}), metadata.get("metrics", {})
-    stored = stored_tensors(path)
+    stored, origin = stored_tensors(path), Provenance.of(training)
+    front, back = origin.front or NOT_STITCHED, origin.back or NOT_STITCHED
     return {
         "file": str(path),
         "kind": metadata["kind"],
@@ -73,11 +75,14 @@ def _row(
         "mean": _joined(data.get("mean"), " "),
         "std": _joined(data.get("std"), " "),
         "fingerprint": data.get("fingerprint"),
-        "epoch": training.get("epoch"),
+        "epoch": origin.epoch,
         "steps": training.get("steps"),
-        "noise_ratio": training.get("noise_ratio", noise.get("ratio")),
-        "noise_kind": training.get("noise_kind", noise.get("kind")),
-        "seed": training.get("seed", noise.get("seed")),
+        "noise_ratio": noise.get("ratio") if noise else origin.noise_ratio,
+        "noise_kind": noise.get("kind") if noise else origin.noise_kind,
+        "noise_seed": noise.get("seed") if noise else origin.noise_seed,
+        "front_noise_ratio": front.noise_ratio,
+        "back_noise_ratio": back.noise_ratio,
+        "seed": noise.get("seed") if noise else origin.seed,
         "loss": metrics.get("loss"),
         "given_accuracy": metrics.get("given_accuracy"),
         "true_accuracy": metrics.get("true_accuracy"),

@@ -148,7 +148,7 @@ def cka(
     with processes(where) as together:
         plan = make_plan(compared, reference, len(images), settings, together.size)
         logger.info(str(plan))
-        rows = compare(plan, reference, images, settings, together, progress)
+        rows = compare(plan, reference, images, set_.name, settings, together, progress)
         if together.rank:
             options.take_part(rows)
             return

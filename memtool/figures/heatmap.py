@@ -17,7 +17,7 @@ from memtool.tables import CkaRow
 NEEDS: Needs = Needs(
     CkaRow,
     columns=("checkpoint", "reference", "layer", "reference_layer", "cka"),
-    conditions=("estimator", "kernel"),
+    conditions=("estimator", "kernel", "bandwidth", "data", "n"),
 )
 COLORBAR = 0.6  # inches
 MOST_VALUES = 8  # layers up to which there is room to write the values into the cells

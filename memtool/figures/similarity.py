@@ -21,9 +21,16 @@ from memtool.tables import CkaRow, Row
 NEEDS: Needs = Needs(
     CkaRow,
     columns=("checkpoint", "reference", "layer", "reference_layer", "cka", "epoch", "noise_ratio"),
-    conditions=("estimator", "kernel"),
-    optional=("seed", "reference_noise_ratio", "reference_seed"),
+    conditions=("estimator", "kernel", "bandwidth", "data", "n"),
+    optional=(
+        *("model", "noise_kind", "noise_seed", "seed"),
+        *("front_layer", "front_noise_ratio", "front_noise_seed", "front_seed"),
+        *("back_layer", "back_noise_ratio", "back_noise_seed", "back_seed"),
+        *("reference_noise_ratio", "reference_noise_kind", "reference_noise_seed"),
+        *("reference_seed", "sample_seed", "precision"),
+    ),
 )
+SAME_RUN = ("noise_ratio", "noise_kind", "noise_seed", "seed")
 
 
 def draw_convergence(rows: Rows) -> Figure:
@@ -45,10 +52,11 @@ def draw_divergence(rows: Rows) -> Figure:
 
 
 def same_run(row: Row) -> bool:
-    """Whether checkpoint and reference come from the same run; unknown runs count as different."""
-    same_ratio = bool(row["noise_ratio"] == row["reference_noise_ratio"])
-    same_seed = bool(row["seed"] == row["reference_seed"])
-    return row["noise_ratio"] is not None and same_ratio and same_seed
+    """Whether checkpoint and reference come from the same run; unknown runs count as different, and
+    so do stitched models."""
+    if row["noise_ratio"] is None or row["front_noise_ratio"] is not None:
+        return False
+    return all(row[column] == row[f"reference_{column}"] for column in SAME_RUN)
 
 
 def several_reference_layers(rows: Rows) -> bool:

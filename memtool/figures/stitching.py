@@ -1,13 +1,13 @@
 """Figure 2: test accuracy of stitched models against the noise ratio."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
-from memtool.figures.curves import curve
+from memtool.figures.curves import curve, cut_name
 from memtool.figures.rows import Needs, Rows, groups, usable
 from memtool.figures.style import CUT_COLORS, NOISE_RATIO, Style, finish, panel_grid, styles_of
 from memtool.tables import Row, StitchingRow
@@ -19,8 +19,14 @@ NEEDS: Needs = Needs(
         *("front", "front_layer", "front_noise_ratio", "front_accuracy"),
         *("back", "back_layer", "back_noise_ratio", "back_accuracy"),
     ),
-    conditions=("batch_norm", "init", "optimizer", "epochs", "learning_rate", "batch_size"),
-    optional=("epoch", "control_accuracy"),
+    conditions=(
+        *("data", "batch_norm", "init", "optimizer", "epochs", "learning_rate", "batch_size"),
+    ),
+    optional=(
+        *("epoch", "control_accuracy", "connector", "n", "seed"),
+        *("front_epoch", "front_noise_seed", "front_seed"),
+        *("back_epoch", "back_noise_seed", "back_seed"),
+    ),
 )
 
 TITLES = {  # of the directions
@@ -28,8 +34,10 @@ TITLES = {  # of the directions
     "reverse": "clean front, noisy back",
     "control": "noisy front, own back (control)",
 }
+NOT_CLEAN = {"forward": "front of r, other back", "reverse": "other front, back of r"}
 CLEAN: Style = {"color": "black", "linestyle": ":", "zorder": 3, "label": "clean model"}
 NOISY: Style = {"color": "#00B4D8", "linestyle": "--", "zorder": 3, "label": "noisy model"}
+OTHER_END = {"front": "back", "back": "front"}
 NO_GAIN: Style = {**CLEAN, "label": "as the control"}
 
 
@@ -42,12 +50,11 @@ def draw(rows: Rows) -> Figure:
 
     Raises MemtoolError if a direction is not known, or the noise ratio of a noisy network.
     """
-    rows = usable(_trained(rows), "test_accuracy")
+    rows = _with_curves(usable(_trained(rows), "test_accuracy"))
     directions = _directions(rows)
     shown = [name for name in TITLES if name in directions]
-    styles = _cut_styles(rows)
-    clean = _clean_accuracy(rows)
-    figure, panels = panel_grid([TITLES[name] for name in shown], columns=len(shown))
+    clean, styles = _clean_accuracy(rows), _cut_styles(rows)
+    figure, panels = panel_grid(_titles(directions, shown), columns=len(shown))
     for axes, direction in zip(panels, shown, strict=True):
         if clean is not None:
             axes.axhline(clean, **CLEAN)
@@ -76,9 +83,10 @@ def draw_net_of_control(rows: Rows) -> Figure:
             "no row has a control to subtract: stitch with --control, and keep the rows of the "
             "other directions"
         )
+    rows = _with_curves(rows)
     directions = _directions(rows)
     styles = _cut_styles(rows)
-    figure, panels = panel_grid([TITLES[name] for name in directions], columns=len(directions))
+    figure, panels = panel_grid(_titles(directions, list(directions)), columns=len(directions))
     for axes, (direction, group) in zip(panels, directions.items(), strict=True):
         axes.axhline(0, **NO_GAIN)
         _draw_cuts(axes, group, _noisy_end(direction), styles)
@@ -104,31 +112,58 @@ def _noisy_end(direction: str) -> str:
     return "back" if direction == "reverse" else "front"
 
 
+def _other_ratio(row: Row) -> float | None:
+    """The noise ratio of the end that is not on the axis; None if unknown, and for a control."""
+    if row["direction"] == "control":
+        return None
+    ratio: float | None = row[f"{OTHER_END[_noisy_end(row['direction'])]}_noise_ratio"]
+    return ratio
+
+
+def _with_curves(rows: Rows) -> list[Row]:
+    """The rows with the names of their curves: the cut and, where networks of several noise ratios
+    give the other end, that ratio."""
+    several = len({_other_ratio(row) for row in rows if row["direction"] != "control"}) > 1
+
+    def name(row: Row) -> str:
+        ratio = _other_ratio(row)
+        cut = cut_name(row)
+        return f"{cut}, other end {100 * ratio:g} %" if several and ratio is not None else str(cut)
+
+    return [{**row, "curve": name(row)} for row in rows]
+
+
+def _titles(directions: Mapping[str, Rows], shown: Sequence[str]) -> list[str]:
+    """The titles of the panels, which say clean only where all of that end are."""
+    return [
+        TITLES[name]
+        if name == "control" or all(_other_ratio(row) == 0 for row in directions[name])
+        else NOT_CLEAN[name]
+        for name in shown
+    ]
+
+
 def _draw_noisy(axes: Axes, rows: Rows, noisy: str) -> None:
     """Draw the accuracy of the noisy networks alone; `noisy` is the end that they give."""
     _require_noise_ratio(rows, noisy)
-    alone = curve(rows, f"{noisy}_noise_ratio", f"{noisy}_accuracy")
+    columns = [name for name in rows[0] if name == "seed" or name.startswith(noisy)]
+    own = [{name: row[name] for name in columns if not name.endswith("layer")} for row in rows]
+    alone = curve(own, f"{noisy}_noise_ratio", f"{noisy}_accuracy")
     axes.plot(_percent(alone.x), alone.mean, **NOISY)
 
 
 def _draw_cuts(axes: Axes, rows: Rows, noisy: str, styles: Mapping[str, Style]) -> None:
     """Draw one curve per cut, with error bars where several rows make a point."""
     _require_noise_ratio(rows, noisy)
-    for cut, group in groups(rows, _cut).items():
+    for cut, group in groups(rows, lambda row: str(row["curve"])).items():
         stitched = curve(group, f"{noisy}_noise_ratio", "test_accuracy")
         spread = stitched.spread if any(stitched.spread) else None
         axes.errorbar(_percent(stitched.x), stitched.mean, spread, elinewidth=0.6, **styles[cut])
 
 
-def _cut(row: Row) -> str:
-    """The name of a row's cut in the legend."""
-    front, back = row["front_layer"], row["back_layer"]
-    return str(front) if front == back else f"{front} → {back}"
-
-
 def _cut_styles(rows: Rows) -> dict[str, Style]:
-    cuts = list(dict.fromkeys(map(_cut, rows)))
-    return styles_of(cuts, cuts, CUT_COLORS)
+    names = list(dict.fromkeys(row["curve"] for row in rows))
+    return styles_of(names, names, CUT_COLORS)
 
 
 def _clean_accuracy(rows: Rows) -> float | None:

@@ -19,6 +19,7 @@ NEEDS: Needs = Needs(
     TrainingRow,
     columns=("checkpoint", "epoch", "noise_ratio", *TITLES),
     conditions=("model", "data", "noise_kind"),
+    optional=("seed", "noise_seed"),
 )
 
 

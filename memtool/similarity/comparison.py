@@ -7,6 +7,7 @@ from math import inf
 
 from torch import Tensor
 
+from memtool.checkpoints import NOT_STITCHED
 from memtool.device import Precision, Processes
 from memtool.layers import Layer, told_names
 from memtool.progress import Progress, silent
@@ -25,11 +26,13 @@ def compare(
     plan: Plan,
     reference: Selection,
     images: Tensor,
+    data: str,
     settings: CkaSettings,
     processes: Processes,
     progress: Progress = silent,
 ) -> Iterator[CkaRow]:
-    """CKA of each checkpoint of `plan` with the reference over all `images`, uint8 (n, c, h, w).
+    """CKA of each checkpoint of `plan` with the reference over all `images`, uint8 (n, c, h, w),
+    those of the data set named `data`.
 
     Yields one row for each pair of layers, in order of execution. Where there is no CKA, it is None
     and a warning says why. Of several processes each does its part, and all yield the same rows. A
@@ -43,7 +46,7 @@ def compare(
             _tell(outcome)
         for comparison, outcome in zip(group, others, strict=True):
             for layer, other in comparison.layers:
-                row = _row(outcome, own, layer, other, plan, settings)
+                row = _row(outcome, own, layer, other, plan, data, settings)
                 if row["cka"] is None:
                     _tell_missing(outcome, own, layer, other)
                 yield row
@@ -124,22 +127,40 @@ def _row(
     layer: Layer,
     other: Layer,
     plan: Plan,
+    data: str,
     settings: CkaSettings,
 ) -> CkaRow:
     checkpoint, reference = outcome.selection.checkpoint, own.selection.checkpoint
-    mine, theirs = checkpoint.training, reference.training
+    mine, theirs = checkpoint.provenance, reference.provenance
+    front, back = mine.front or NOT_STITCHED, mine.back or NOT_STITCHED
+    cut = checkpoint.spec.options if mine.front else {}
     value, error = outcome.values[layer.same_as, other.same_as]
     return {
         "checkpoint": str(checkpoint.path),
         "reference": str(reference.path),
         "layer": layer.name,
         "reference_layer": other.name,
-        "epoch": mine.get("epoch"),
-        "noise_ratio": mine.get("noise_ratio"),
-        "seed": mine.get("seed"),
-        "reference_epoch": theirs.get("epoch"),
-        "reference_noise_ratio": theirs.get("noise_ratio"),
-        "reference_seed": theirs.get("seed"),
+        "model": str(checkpoint.spec),
+        "reference_model": str(reference.spec),
+        "data": data,
+        "epoch": mine.epoch,
+        "noise_ratio": mine.noise_ratio,
+        "noise_kind": mine.noise_kind,
+        "noise_seed": mine.noise_seed,
+        "seed": mine.seed,
+        "front_layer": cut.get("front_layer"),
+        "back_layer": cut.get("back_layer"),
+        "front_noise_ratio": front.noise_ratio,
+        "front_noise_seed": front.noise_seed,
+        "front_seed": front.seed,
+        "back_noise_ratio": back.noise_ratio,
+        "back_noise_seed": back.noise_seed,
+        "back_seed": back.seed,
+        "reference_epoch": theirs.epoch,
+        "reference_noise_ratio": theirs.noise_ratio,
+        "reference_noise_kind": theirs.noise_kind,
+        "reference_noise_seed": theirs.noise_seed,
+        "reference_seed": theirs.seed,
         "estimator": str(plan.estimator),
         "kernel": str(settings.kernel),
         "bandwidth": settings.bandwidth if settings.kernel is Kernel.rbf else None,

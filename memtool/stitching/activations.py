@@ -20,12 +20,14 @@ FORWARD_BATCH = 256
 @dataclass(frozen=True)
 class Examples:
     """The images of both splits on one device, uint8 (n, c, h, w), with their true labels, int64
-    (n,), of so many `classes`; the first `train` of them are the training split."""
+    (n,), of so many `classes`; the first `train` of them are the training split. `name` is that of
+    the data set."""
 
     images: Tensor
     labels: Tensor
     train: int
     classes: int
+    name: str
 
     @staticmethod
     def of(dataset: Dataset, device: torch.device) -> "Examples":
@@ -35,6 +37,7 @@ class Examples:
             torch.cat([torch.from_numpy(split.labels) for split in splits]).to(device),
             len(dataset.train),
             len(dataset.classes),
+            dataset.name,
         )
 
     @cached_property

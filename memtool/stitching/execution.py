@@ -74,6 +74,7 @@ class Stitching:
 
     def _row(self, epoch: int) -> StitchingRow:
         front, back = self.front.checkpoint, self.back.checkpoint
+        ours, theirs = front.provenance, back.provenance
         settings, config = self.settings, self.settings.config
         logits, labels = self._test_logits(), self.examples.test_labels
         predictions = logits.argmax(1)
@@ -83,8 +84,19 @@ class Stitching:
             "direction": str(self.direction),
             "front_layer": self.front_layer,
             "back_layer": self.back_layer,
-            "front_noise_ratio": front.training.get("noise_ratio"),
-            "back_noise_ratio": back.training.get("noise_ratio"),
+            "front_model": str(front.spec),
+            "back_model": str(back.spec),
+            "data": self.examples.name,
+            "front_epoch": ours.epoch,
+            "back_epoch": theirs.epoch,
+            "front_noise_ratio": ours.noise_ratio,
+            "back_noise_ratio": theirs.noise_ratio,
+            "front_noise_kind": ours.noise_kind,
+            "back_noise_kind": theirs.noise_kind,
+            "front_noise_seed": ours.noise_seed,
+            "back_noise_seed": theirs.noise_seed,
+            "front_seed": ours.seed,
+            "back_seed": theirs.seed,
             "connector": str(self.layer.connector),
             "batch_norm": self.layer.before is not None,
             "parameters": sum(parameter.numel() for parameter in self.layer.parameters()),
@@ -128,7 +140,6 @@ class Stitching:
             "data": {**back.data, "mean": front.data["mean"], "std": front.data["std"]},
             "training": {
                 **self._recorded_settings(),
-                "noise_ratio": front.training.get("noise_ratio"),
                 "front": front.training,
                 "back": back.training,
             },

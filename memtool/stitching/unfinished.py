@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
 from memtool.files import replacing
-from memtool.tables import StitchingRow
+from memtool.tables import StitchingRow, columns
 from memtool.tensors import files_of
 
 
@@ -55,7 +55,7 @@ class Unfinished:
             return
         path = table.with_name(f"{table.name}.partial")
         digests = {str(network.path): _digest(network.path) for network in networks}
-        header = {**settings, "networks": digests}
+        header = {**settings, "networks": digests, "columns": list(columns(StitchingRow))}
         rows = _rows_in(path, header, rows_per_cut) if resume and path.exists() else []
         with replacing(path) as temporary:
             lines = [json.dumps(content) + "\n" for content in (header, *rows)]

@@ -74,6 +74,7 @@ class TrainingRow(TypedDict):
         ),
     ]
     test_accuracy: Annotated[float, Column("accuracy on the test images, in [0, 1]")]
+    noise_seed: Annotated[int | None, Column("seed of the noise; empty without a label file", 9)]
 
 
 class CkaRow(TypedDict):
@@ -83,16 +84,50 @@ class CkaRow(TypedDict):
     reference: Annotated[str, Column("path of the reference")]
     layer: Annotated[str, Column("layer of the checkpoint")]
     reference_layer: Annotated[str, Column("layer of the reference")]
+    model: Annotated[str, Column("model spec of the checkpoint", 31)]
+    reference_model: Annotated[str, Column("model spec of the reference", 32)]
+    data: Annotated[str, Column("data set whose test images were used, with its options", 30)]
     epoch: Annotated[int | None, Column("epoch of the checkpoint; empty if unknown")]
     noise_ratio: Annotated[
         float | None,
-        Column("noise ratio of the checkpoint's training labels, in [0, 1]; empty if unknown", 3),
+        Column(
+            "noise ratio of the checkpoint's training labels, in [0, 1]; empty if unknown, or if "
+            "it is a stitched model whose ends differ in it",
+            3,
+        ),
     ]
-    seed: Annotated[int | None, Column("seed of the checkpoint's run; empty if unknown", 6)]
+    noise_kind: Annotated[str | None, Column("kind of that noise; empty if there is none", 7)]
+    noise_seed: Annotated[int | None, Column("seed of that noise; empty if there is none", 22)]
+    seed: Annotated[
+        int | None,
+        Column(
+            "seed of the checkpoint's run, or of the stitching layer of a stitched model; empty if "
+            "unknown",
+            6,
+        ),
+    ]
+    front_layer: Annotated[
+        str | None, Column("of a stitched model, the last layer of its front; else empty", 10)
+    ]
+    back_layer: Annotated[str | None, Column("likewise the layer after which its back begins", 11)]
+    front_noise_ratio: Annotated[
+        float | None,
+        Column("of a stitched model, the noise ratio of its front, in [0, 1]; else empty", 4),
+    ]
+    front_noise_seed: Annotated[int | None, Column("likewise the seed of that noise", 26)]
+    front_seed: Annotated[int | None, Column("likewise the seed of the front's run", 24)]
+    back_noise_ratio: Annotated[
+        float | None,
+        Column("of a stitched model, the noise ratio of its back, in [0, 1]; else empty", 5),
+    ]
+    back_noise_seed: Annotated[int | None, Column("likewise the seed of that noise", 27)]
+    back_seed: Annotated[int | None, Column("likewise the seed of the back's run", 25)]
     reference_epoch: Annotated[int | None, Column("epoch of the reference; empty if unknown", 14)]
     reference_noise_ratio: Annotated[
         float | None, Column("noise ratio of the reference's training labels, likewise", 12)
     ]
+    reference_noise_kind: Annotated[str | None, Column("kind of that noise", 28)]
+    reference_noise_seed: Annotated[int | None, Column("seed of that noise", 29)]
     reference_seed: Annotated[
         int | None, Column("seed of the reference's run; empty if unknown", 13)
     ]
@@ -133,6 +168,13 @@ class StitchingRow(TypedDict):
     ]
     front_layer: Annotated[str, Column("last layer of the front")]
     back_layer: Annotated[str, Column("layer after which the back begins", 11)]
+    front_model: Annotated[str, Column("model spec of the front's network", 31)]
+    back_model: Annotated[str, Column("model spec of the back's network", 32)]
+    data: Annotated[
+        str, Column("data set that the stitching layer was trained and the whole tested on", 30)
+    ]
+    front_epoch: Annotated[int | None, Column("epoch of the front; empty if unknown", 18)]
+    back_epoch: Annotated[int | None, Column("epoch of the back; empty if unknown", 19)]
     front_noise_ratio: Annotated[
         float | None,
         Column("noise ratio of the front's training labels, in [0, 1]; empty if unknown", 8),
@@ -140,6 +182,16 @@ class StitchingRow(TypedDict):
     back_noise_ratio: Annotated[
         float | None, Column("noise ratio of the back's training labels, likewise", 9)
     ]
+    front_noise_kind: Annotated[
+        str | None, Column("kind of the front's noise; empty if there is none", 28)
+    ]
+    back_noise_kind: Annotated[str | None, Column("kind of the back's noise, likewise", 29)]
+    front_noise_seed: Annotated[
+        int | None, Column("seed of the front's noise; empty if there is none", 26)
+    ]
+    back_noise_seed: Annotated[int | None, Column("seed of the back's noise, likewise", 27)]
+    front_seed: Annotated[int | None, Column("seed of the front's run; empty if unknown", 24)]
+    back_seed: Annotated[int | None, Column("seed of the back's run; empty if unknown", 25)]
     connector: Annotated[str, Column("the stitching layer: conv1x1, linear or none", 16)]
     batch_norm: Annotated[
         bool, Column("whether batch norm precedes and follows the stitching layer")
@@ -228,6 +280,13 @@ class FileRow(TypedDict):
     ]
     noise_kind: Annotated[
         str | None, Column("kind of noise: uniform, symmetric, pairflip or matrix", 7)
+    ]
+    noise_seed: Annotated[int | None, Column("seed of the noise", 31)]
+    front_noise_ratio: Annotated[
+        float | None, Column("of a stitched model, the noise ratio of its front, in [0, 1]", 8)
+    ]
+    back_noise_ratio: Annotated[
+        float | None, Column("of a stitched model, the noise ratio of its back, in [0, 1]", 9)
     ]
     seed: Annotated[int | None, Column("seed of the run, or of the noise in a label file", 6)]
     loss: Annotated[float | None, Column("mean cross-entropy on the given labels, in nats", 22)]

@@ -127,6 +127,7 @@ class Run:
             "data": self.dataset.name,
             "noise_ratio": noise["ratio"],
             "noise_kind": noise["kind"],
+            "noise_seed": noise["seed"],
             "seed": self.config.seed,
             **metrics,
         }

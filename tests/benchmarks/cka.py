@@ -140,7 +140,7 @@ def memtool_cka(
     mine, reference = (selection(model, patterns) for model in models)
     settings = CkaSettings(Pairs(pairs), estimator, batch_size=BATCH)
     plan = make_plan([mine], reference, N, settings)
-    rows = compare(plan, reference, images_once, settings, Processes())
+    rows = compare(plan, reference, images_once, "noise", settings, Processes())
     return {(row["layer"], row["reference_layer"]): row["cka"] for row in rows}
 
 

@@ -4,6 +4,9 @@ import csv
 import io
 import json
 
+import pytest
+
+from memtool import tables, tensors
 from memtool.figures import draw, save
 
 from ..figures.examples import stitch_rows, training_rows, with_control
@@ -42,3 +45,64 @@ def test_rows_of_different_tables_are_written_with_the_columns_of_all(run, tmp_p
         ("uniform", "a, b")
     ] * 4
     assert [float(row["loss"]) for row in found] == [row["loss"] for row in clean + noisy]
+
+
+@pytest.fixture(scope="module")
+def stitched(run, runs, tmp_path_factory):
+    """The noisy front on the clean back, the reverse, and the noisy network on itself."""
+    folder = tmp_path_factory.mktemp("stitched")
+    arguments = ("--at", "block3", "--both", "--control", "--epochs", 0, "--save", folder)
+    result = run("stitch", runs.noisy, runs.clean, *arguments, "-q")
+    assert result.code == 0, result.stderr
+    return folder
+
+
+def test_both_ends_of_a_stitched_model_are_on_record(run, runs, stitched, tmp_path):
+    models = sorted(stitched.iterdir())
+    result = run("cka", *models, runs.clean, "--layers", "*block?", "-o", tmp_path / "cka.csv")
+    assert result.code == 0, result.stderr
+    rows = tables.read(tmp_path / "cka.csv")
+    ends = {row["checkpoint"]: (row["front_noise_ratio"], row["back_noise_ratio"]) for row in rows}
+    assert [ends[str(path)] for path in models] == [(0.0, 0.5), (0.5, 0.0), (0.5, 0.5)]
+    assert {(row["data"], row["front_seed"], row["back_seed"]) for row in rows} == {
+        ("digits", 0, 0)
+    }
+    noise = {(r["noise_ratio"], r["front_noise_seed"], r["back_noise_seed"]) for r in rows}
+    assert noise == {(None, None, 0), (None, 0, None), (0.5, 0, 0)}
+    assert {(row["front_layer"], row["back_layer"]) for row in rows} == {("block3", "block3")}
+    assert rows[0]["model"].startswith("stitched(digits-cnn?")
+    assert rows[0]["reference_model"].startswith("digits-cnn?")
+    assert [row["back_noise_ratio"] for row in _info(run, models)] == ["0.5", "0.0", "0.5"]
+    assert run("plot", tmp_path / "cka.csv", "-o", tmp_path / "cka.svg").code == 0
+    for label in ("0 → 50", "50 → 0", "50 → 50"):
+        assert f"<!-- {label} -->" in (tmp_path / "cka.svg").read_text()
+
+
+def _info(run, paths):
+    return list(csv.DictReader(io.StringIO(run("info", *paths).stdout)))
+
+
+def test_a_stitched_model_may_be_stitched_again(run, runs, stitched, tmp_path):
+    first = stitched / "r50--block3--r0.safetensors"
+    twice = ("stitch", first, runs.noisy, "--at", "front.block2=block2", "--epochs", 0)
+    result = run(*twice, "--save", tmp_path)
+    assert result.code == 0, result.stderr
+    (row,) = csv.DictReader(io.StringIO(result.stdout))
+    assert (row["front_noise_ratio"], row["back_noise_ratio"]) == ("", "0.5")
+    (row,) = _info(run, tmp_path.iterdir())
+    assert (row["noise_ratio"], row["front_noise_ratio"], row["back_noise_ratio"]) == (
+        "",
+        "",
+        "0.5",
+    )
+
+
+@pytest.mark.parametrize("field, value", [("noise_ratio", "much"), ("seed", []), ("front", 3)])
+def test_an_end_whose_record_is_no_record_is_refused(run, stitched, tmp_path, field, value):
+    source = stitched / "r50--block3--r0.safetensors"
+    metadata = tensors.read_metadata(source)
+    metadata["training"]["front"][field] = value
+    path = tmp_path / "changed.safetensors"
+    tensors.save_tensors(path, "checkpoint", tensors.load_tensors(source), metadata)
+    result = run("info", path)
+    assert result.code == 1 and "no sensible 'front'" in result.stderr

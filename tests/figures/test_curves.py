@@ -12,7 +12,7 @@ from .examples import bands, convergence_rows
 
 def test_a_curve_is_the_mean_and_the_sample_deviation_at_each_x_in_order():
     points = [(3, 5.0), (1, 1.0), (3, 2.0), (2, 4.0), (3, 2.0)]
-    found = curve([{"x": x, "y": y} for x, y in points], "x", "y")
+    found = curve([{"x": x, "y": y, "seed": i} for i, (x, y) in enumerate(points)], "x", "y")
     assert found.x == [1, 2, 3]
     assert found.mean == [1.0, 4.0, 3.0]
     np.testing.assert_allclose(found.spread, [0, 0, np.sqrt(3)])
@@ -30,7 +30,7 @@ def test_runs_are_ratios_in_order_then_checkpoints():
         for ratio, name in [(None, "b"), (0.675, "c"), (None, "a"), (0.0, "d"), (0.0, "e")]
     ]
     styles = run_styles(rows)
-    assert list(styles) == [0.0, 0.675, "a.safetensors", "b.safetensors"]
+    assert [one.noise for one in styles] == [0.0, 0.675, "a.safetensors", "b.safetensors"]
     assert [style["label"] for style in styles.values()] == ["0", "67.5", "a", "b"]
     assert len({(style["color"], style["marker"]) for style in styles.values()}) == 4
     assert runs_title(styles) == "noise ratio r (%) or checkpoint"
@@ -43,6 +43,55 @@ def test_a_run_without_values_has_no_line_and_one_of_one_seed_no_band():
     draw_runs(axes, [row for row in rows if row["layer"] == "fc"], "epoch", "cka", run_styles(rows))
     assert [line.get_label() for line in axes.lines] == ["0", "67.5"]
     assert bands(axes) == []
+
+
+def test_stitched_models_are_told_apart_by_both_ends_and_no_more_than_needed():
+    def row(front=None, back=None, cut=None, model=None, ratio=None):
+        return {
+            "checkpoint": "s",
+            "noise_ratio": ratio,
+            "front_noise_ratio": front,
+            "back_noise_ratio": back,
+            "front_layer": cut,
+            "back_layer": cut,
+            "model": model,
+        }
+
+    def labels(*rows):
+        return [style["label"] for style in run_styles(rows).values()]
+
+    assert labels(row(0.0, 0.5, "b1"), row(0.0, 0.25, "b1")) == ["0 → 25", "0 → 50"]
+    assert labels(row(0.0, 0.5, "b2"), row(0.0, 0.5, "b1")) == ["0 → 50, b2", "0 → 50, b1"]
+    assert labels(row(0.5, 0.5, "b2"), row(ratio=0.5)) == ["50", "50 → 50"]
+    assert labels(row(ratio=0.5, model="m"), row(ratio=0.5, model="n")) == ["50, m", "50, n"]
+    assert labels(row(ratio=0.5, model="m"), row(ratio=0.0, model="n")) == ["0", "50"]
+    both = run_styles([row(0.0, 0.5), row(ratio=0.5)])
+    assert runs_title(both) == "noise ratio r (%) or noise ratio r (%), front → back"
+
+
+def test_one_value_for_each_seed_and_what_only_repeats_a_row_counts_once():
+    rows = [{"checkpoint": f"s{seed}", "seed": seed, "x": 1, "y": float(seed)} for seed in (0, 2)]
+    assert curve([*rows, *rows, rows[0]], "x", "y").mean == [1.0]
+    assert curve([row | {"seed": 0, "noise_seed": row["seed"]} for row in rows], "x", "y").mean == [
+        1.0
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"checkpoint": "b"}, r"^a and b would become one point.*\(layer fc, epoch 3, seed 7\)"),
+        ({"checkpoint": "b", "y": 0.5}, "^a and b would become one point"),
+        ({"reference": "q"}, "^p and q would become one point"),
+        ({}, r"^a, p: the table has two values of y \(0.5 and 0.25\) for the same seeds"),
+        ({"n": 200}, r"they differ in n \(100 and 200\): make a table for each"),
+    ],
+    ids=["checkpoints", "though equal", "references", "nothing", "a condition"],
+)
+def test_nothing_but_seeds_is_averaged_over(change, message):
+    row = {"checkpoint": "a", "reference": "p", "layer": "fc", "epoch": 3, "seed": 7, "n": 100}
+    with pytest.raises(MemtoolError, match=message):
+        curve([row | {"x": 1, "y": 0.5}, row | {"x": 1, "y": 0.25} | change], "x", "y")
 
 
 def test_an_unknown_epoch_is_refused_by_name():

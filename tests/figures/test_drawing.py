@@ -83,8 +83,8 @@ def test_conditions_that_a_mean_would_hide_are_refused(kind, rows):
 def test_columns_that_are_not_declared_change_nothing(kind, rows):
     """A renamed column breaks the declaration (test_rows.py), so it never breaks just a figure."""
     needs, _ = FIGURES[kind]
+    rows = [row | {"remark": i} for i, row in enumerate(rows)]
     declared = [{name: row[name] for name in needs.names if name in row} for row in rows]
-    assert any(len(a) < len(b) for a, b in zip(declared, rows, strict=True))
     assert recognize(declared) is kind
     assert svg(draw(kind, declared)) == svg(draw(kind, rows))
 

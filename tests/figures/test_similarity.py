@@ -99,6 +99,54 @@ def test_checkpoints_from_elsewhere_are_labelled_by_name():
     assert len(curves(figure.axes[0])) == 2
 
 
+def test_clean_fronts_on_backs_of_different_noise_are_different_curves():
+    rows = [
+        cka_row(layer, ratio, 5, 0)
+        | {"checkpoint": f"r0--fc--r{ratio}", "noise_ratio": None}
+        | {"front_noise_ratio": 0.0, "back_noise_ratio": ratio, "reference": "clean"}
+        for ratio in RATIOS
+        for layer in LAYERS
+    ]
+    assert recognize(rows) == "divergence"
+    figure = draw("divergence", rows)
+    assert legend_labels(figure) == ["0 → 0", "0 → 25", "0 → 67.5"]
+    assert "front → back" in figure.legends[0].get_title().get_text()
+    for ratio, line in zip(RATIOS, curves(figure.axes[0]).values(), strict=True):
+        expected = [similarity(layer, ratio, 5, 0) for layer in LAYERS]
+        np.testing.assert_allclose(line.get_ydata(orig=False), expected)
+
+
+def test_a_stitched_model_is_not_of_the_run_whose_ends_it_has():
+    ends = {"front_noise_ratio": 0.5, "back_noise_ratio": 0.5}
+    rows = convergence_rows(noise_ratio=0.5, reference_noise_ratio=0.5)
+    assert recognize(rows) == "convergence"
+    assert recognize([row | ends for row in rows]) == "divergence"
+    other_noise = [row | {"noise_seed": 0, "reference_noise_seed": 1} for row in rows]
+    assert recognize(other_noise) == "divergence"
+
+
+def test_two_checkpoints_at_one_point_are_an_error_that_names_both():
+    rows = convergence_rows()
+    twin = {"checkpoint": "other.safetensors", "cka": 0.25}
+    twins = [row | twin for row in rows if row["noise_ratio"] == 0.25 and row["epoch"] == 2]
+    both = r"epoch-2\.safetensors and other\.safetensors would become one point"
+    with pytest.raises(MemtoolError, match=both):
+        draw("convergence", rows + twins)
+    labelled = [row | {"noise_kind": "uniform"} for row in rows]
+    labelled += [row | {"noise_kind": "pairflip"} for row in twins]
+    figure = draw("convergence", labelled)
+    assert legend_labels(figure) == ["0, -", "25, uniform", "25, pairflip", "67.5, uniform"]
+
+
+@pytest.mark.parametrize("column, other", [("n", 100), ("data", "svhn"), ("bandwidth", 2.0)])
+def test_a_figure_shows_cka_of_one_kind(column, other):
+    rows = [row | {"data": "digits", "bandwidth": 1.0} for row in convergence_rows()]
+    draw("convergence", rows)
+    rows[-1] |= {column: other}
+    with pytest.raises(MemtoolError, match=f"the rows differ in {column}"):
+        draw("convergence", rows)
+
+
 def test_an_unknown_epoch_among_known_ones_is_refused():
     rows = convergence_rows()
     rows[0]["epoch"] = None

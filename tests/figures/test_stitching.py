@@ -81,6 +81,44 @@ def test_a_cut_between_layers_of_different_names_shows_both():
     assert legend_labels(draw("stitching", rows))[0] == "conv1 → net.conv1"
 
 
+def test_backs_of_several_noise_ratios_are_curves_of_their_own():
+    rows = stitch_rows(["forward"])
+    others = [
+        row
+        | {"back": "s0/r0.1", "back_noise_ratio": 0.1, "test_accuracy": row["test_accuracy"] / 2}
+        for row in rows
+    ]
+    with pytest.raises(
+        MemtoolError, match=r"r0\.0\.safetensors and x\.safetensors would become one"
+    ):
+        draw("stitching", rows + [row | {"back": "x.safetensors"} for row in rows])
+    figure = draw("stitching", rows + others)
+    assert titles(figure) == ["front of r, other back"]
+    lines = curves(figure.axes[0])
+    for end, factor in (("0 %", 1), ("10 %", 0.5)):
+        expected = [factor * stitched("forward", "fc", ratio, 0) for ratio in RATIOS[1:]]
+        found = lines[f"fc, other end {end}"].get_ydata(orig=False)
+        np.testing.assert_allclose(found, expected)
+
+
+def test_fronts_of_several_epochs_are_not_averaged():
+    rows = stitch_rows(["forward"])
+    earlier = [row | {"front": "epoch-1", "front_epoch": 1} for row in rows]
+    with pytest.raises(MemtoolError, match="epoch-1 would become one point"):
+        draw("stitching", rows + earlier)
+
+
+def test_seeds_of_the_networks_count_as_seeds():
+    rows = [
+        row | {"seed": 0, "front_seed": seed, "back_seed": seed}
+        for seed in (0, 1)
+        for row in stitch_rows(["forward"], seeds=(seed,))
+    ]
+    line = curves(draw("stitching", rows).axes[0])["fc"]
+    expected = [stitched("forward", "fc", ratio, 0.5) for ratio in RATIOS[1:]]
+    np.testing.assert_allclose(line.get_ydata(orig=False), expected)
+
+
 def test_stitching_net_of_control_takes_it_off_row_by_row():
     rows = with_control(stitch_rows(seeds=(0, 1)))
     figure = draw("stitching", rows, net_of_control=True)

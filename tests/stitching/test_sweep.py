@@ -36,7 +36,9 @@ def table_of_all(stitch):
 
 
 COLUMNS = """
-front back direction front_layer back_layer front_noise_ratio back_noise_ratio connector batch_norm
+front back direction front_layer back_layer front_model back_model data front_epoch back_epoch
+front_noise_ratio back_noise_ratio front_noise_kind back_noise_kind front_noise_seed back_noise_seed
+front_seed back_seed connector batch_norm
 parameters init optimizer epochs epoch learning_rate batch_size seed n loss test_accuracy
 front_accuracy back_accuracy agreement control_accuracy
 """
