@@ -41,6 +41,7 @@ MAGICS: tuple[tuple[bytes, str, str], ...] = (
     (b"\x28\xb5\x2f\xfd", "a file compressed by zstd", "unpack it: zstd -d {path}"),
     (b"\xfd7zXZ\0", "a file compressed by xz", "unpack it: xz -d {path}"),
     (b"BZh", "a file compressed by bzip2", "unpack it: bunzip2 {path}"),
+    (b"\x78\x9c", "a file compressed by zlib", OTHER),
     (b"\x04\x22\x4d\x18", "a file compressed by lz4", "unpack it: lz4 -d {path}"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "unpack it: 7z x {path}"),
     (b"Rar!", "a RAR archive", "unpack it: unrar x {path}"),
@@ -106,7 +107,7 @@ def _recognized(path: Path) -> Content | None:
             start = file.read(START)
         if _is_safetensors(start):
             return _cut_short(start, path)
-        for recognize in (_by_magic, _archive, _pickle, _protobuf, _text):
+        for recognize in (_by_magic, _archive, _pickle, _protobuf, _text, _short):
             if content := recognize(start, path):
                 return content
     except OSError:
@@ -126,7 +127,7 @@ def _by_magic(start: bytes, path: Path) -> Content | None:
         return Content(
             "a file compressed by gzip", f"unpack it: {'tar -xf' if is_tar else 'gunzip'} {{path}}"
         )
-    if re.match(rb"[\x81-\x8f][\xa1-\xbf][ -~]", start):
+    if re.match(rb"([\x81-\x8f]|\xde..)[\xa1-\xbf][ -~]", start):
         return Content("a MessagePack file (of Flax, say)", PYTORCH)
     if _ends_with_table(path):
         return Content("the index of a TensorFlow checkpoint", PYTORCH)
@@ -237,15 +238,24 @@ def _text(start: bytes, path: Path) -> Content | None:
     text = _decoded(start).strip()
     if not text or not all(char.isprintable() or char in string.whitespace for char in text):
         return None
-    for recognize in (_pointer, _page, _json):
+    for recognize in (_pointer, _page):
         if content := recognize(text, path):
             return content
-    return Content(f"text that begins with {text.splitlines()[0][:60]!r}", f"{OTHER}, or {AGAIN}")
+    kind = "JSON" if re.match(r'\{\s*("|\}|$)|\[\s*[\]\[{"\d-]', text) else "text"
+    beginning = " ".join(text[:200].split())[:60]
+    return Content(f"{kind} that begins with {beginning!r}", f"{OTHER}, or {AGAIN}")
+
+
+def _short(start: bytes, path: Path) -> Content | None:
+    """A file with less than the number by which safetensors begin."""
+    return Content(f"a file of {len(start)} bytes, cut short", AGAIN) if len(start) < 9 else None
 
 
 def _decoded(start: bytes) -> str:
-    """The text that UTF-8 bytes begin with, whose last character may be cut; empty if they are
-    none."""
+    """The text that bytes of UTF-8 (or 16, if they say so) begin with, whose last character may be
+    cut; empty if they are none."""
+    if start.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return start[: len(start) // 2 * 2].decode("utf-16", "ignore")
     for end in range(len(start), max(0, len(start) - 4), -1):
         with suppress(UnicodeDecodeError):
             return start[:end].decode("utf-8-sig")
@@ -274,10 +284,6 @@ def _page(text: str, path: Path) -> Content | None:
         told = " ".join(re.sub(r"<[^>]*>", " ", text).split())[:60]
         return Content(f"XML ({told!r})", AGAIN)
     return None
-
-
-def _json(text: str, path: Path) -> Content | None:
-    return Content("JSON", OTHER) if re.match(r'\{\s*("|\}|$)|\[\s*[\]\[{"\d-]', text) else None
 
 
 # --- Folders --------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import json
 import pickle
 import tarfile
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -87,7 +88,12 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
     ),
     "pickle": (pickle.dumps({}), "a pickle of PyTorch's", "memtool convert"),
     "old pickle": (pickle.dumps({"a": 1}, protocol=0), "a pickle of PyTorch's", "memtool convert"),
-    "JSON": (json.dumps({"num_classes": 3}).encode(), "JSON", "another"),
+    "JSON": (json.dumps({"num_classes": 3}).encode(), "JSON that begins with", "another"),
+    "an error as JSON": (b'{"error":\n "no such file"}', '\'{"error": "no such file"}\'', "copy"),
+    "UTF-16": ("some, text\n".encode("utf-16"), "text that begins with 'some, text'", "another"),
+    "a few bytes": (WEIGHTS[:5], "a file of 5 bytes, cut short", "download"),
+    "large Flax": (b"\xde\0\x28\xa6layer0", "a MessagePack file", "PyTorch"),
+    "zlib": (zlib.compress(b"x" * 99), "a file compressed by zlib", "another"),
     "text": (
         b"Invalid username or password.",
         "text that begins with 'Invalid username or password.'",
@@ -107,7 +113,7 @@ def test_what_a_file_is_and_the_way_out(tmp_path, content, what, way_out):
     path.write_bytes(content)
     told = described(path)
     assert told and what in told.partition(";")[0] and way_out in told.partition(";")[2]
-    assert "\n" not in told and "{" not in told
+    assert "\n" not in told and "{path}" not in told and "{target}" not in told
     assert is_pickle(path) == (told.startswith("a pickle of PyTorch's"))
 
 

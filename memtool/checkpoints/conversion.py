@@ -87,7 +87,10 @@ def unpickle(path: Path) -> dict[str, Tensor]:
     except MemtoolError:
         raise
     except Exception as error:  # whatever is wrong with the bytes of a pickle
-        raise MemtoolError(f"{path}: cannot be read as a pickle ({one_line(error)})") from error
+        raise MemtoolError(
+            f"{path}: cannot be read as a pickle ({one_line(error)}); download or copy it again, "
+            "or save the model's state_dict() where it comes from"
+        ) from error
 
 
 def _tensors(path: Path, archive: Archive) -> dict[str, Tensor]:

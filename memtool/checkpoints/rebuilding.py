@@ -208,8 +208,8 @@ REBUILT: Mapping[str, Rebuild] = {
 
 def entries(value: Any) -> dict[Any, Any] | None:
     """What `value` holds, if it is a container or an object: the tensors of a module by their names
-    in its state_dict, the items of a dict, those of a list or a tuple by their numbers, and the
-    attributes of any other object."""
+    in its state_dict, the items of a dict, those of a list or a tuple by their numbers, else the
+    attributes of an object."""
     if isinstance(value, dict):
         return value
     if isinstance(value, list | tuple):
@@ -218,7 +218,7 @@ def entries(value: Any) -> dict[Any, Any] | None:
         return None
     if is_module(value):
         return dict(_module_tensors(value))
-    return {**_attributes(value), **_items(value)}
+    return _items(value) or _attributes(value)
 
 
 def is_module(value: Any) -> bool:

@@ -14,8 +14,8 @@ def convert(
         Path,
         typer.Argument(
             metavar="FILE",
-            help="Weights as torch.save writes them (.pt, .pth), a safetensors file, or the index of "
-            "several (model.safetensors.index.json)",
+            help="Weights as torch.save writes them (.pt, .pth), a safetensors file, or the index "
+            "of several (model.safetensors.index.json)",
             show_default=False,
         ),
     ],

@@ -292,8 +292,9 @@ def test_calls_that_are_not_as_pytorch_makes_them():
 
 
 def test_entries():
-    call = Call(Name("a", "b"), (), [({"x": 1}, {"y": 2})], {"z": 3})
-    assert entries(call) == {"x": 1, "y": 2, "z": 3}
+    call = Call(Name("a", "b"), (), [({"x": 1}, {"y": 2})])
+    assert entries(call) == {"x": 1, "y": 2}
+    assert entries(Call(Name("a", "b"), (), [{"_metadata": 1}], {"z": 3})) == {"z": 3}
     assert entries(["a"]) == {0: "a"}
     assert entries(3) is entries("text") is entries(Name("a", "b")) is None
     pairs = Call(Name("collections", "OrderedDict"), ([["a", 1], ("b", 2)],), [], {"c": 3})
