@@ -13,7 +13,7 @@ from memtool import MemtoolError
 from memtool.checkpoints.names import misfits, shapes_of
 from memtool.data import normalize
 from memtool.layers import tensors_in, told_names
-from memtool.models import described, logits_of
+from memtool.models import described, logits_of, nearly_equal
 
 logger = logging.getLogger("memtool")
 
@@ -86,16 +86,8 @@ class Network:
                 found = tensors_in(channels_last.run(images[:2]))
             except Exception:  # whatever a model raises that asks for another format
                 return self
-        same = all(map(_nearly_equal, found, expected))
+        same = all(map(nearly_equal, found, expected))
         return channels_last if same else self
-
-
-def _nearly_equal(a: Tensor, b: Tensor) -> bool:
-    """Equal but for rounding, as far as that can be told of two kernels for the same thing."""
-    if a.shape != b.shape or not a.is_floating_point():
-        return torch.equal(a, b)
-    scale = float(b.abs().max()) if b.numel() else 0.0
-    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -3,6 +3,7 @@
 Nothing is traced into a graph and nothing is rewritten, so any model will do.
 """
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -66,6 +67,8 @@ def watching(
         names = {module: name for module, name in names.items() if _gives(name, layers)}
     watch = _Watch(names, taken, see)
     with ExitStack() as attached:
+        if "torch._dynamo" in sys.modules:  # parts that are compiled would not call the hooks
+            attached.enter_context(torch.compiler.set_stance("force_eager"))
         reset = model.register_forward_pre_hook(lambda *_: watch.calls.clear())
         attached.callback(reset.remove)
         for module in names:
@@ -200,7 +203,8 @@ class Back:
     the first image alone, if that gives the very same output, else on all images (a class token
     is expanded to the batch, say). Which of the two is found at the first call.
 
-    The activation may be changed in place, as the model changes its own.
+    The activation is converted to the type of what it replaces, and may be changed in place, as the
+    model changes its own. The images are not changed.
     """
 
     def __init__(self, model: nn.Module, layer: str) -> None:
@@ -241,12 +245,13 @@ class Back:
             reached = True
             paused.close()
             torch.set_grad_enabled(gradients)
-            return activation
+            replaced = first_tensor(output)
+            return activation if replaced is None else activation.to(replaced.dtype)
 
         with paused, torch.no_grad(), watching(self.model, substitute, [self.layer], first=True):
             for watch in others:
                 paused.enter_context(watch.paused())
-            result = self.model(images)
+            result = self.model(images.clone())  # they may be one image, expanded
         if not reached:
             raise _no_layer(self.model, self.layer)
         return result

@@ -7,6 +7,7 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from memtool import MemtoolError
@@ -21,7 +22,7 @@ class Layer:
     `shape` is that of one example. `batch_axis` is the axis of the output that counts the examples:
     0 but for layers that have, say, tokens first; None if there is none, as in layers that see
     windows or never see an image, and then `shape` is empty. `channel_axis` is the axis of `shape`
-    that counts channels, None if it is unclear.
+    that counts channels, None if it is unclear. `dtype` is that of the output.
 
     `is_cut`: all that comes after the layer depends on the input only through it. `same_as` names
     the layer that stands for all whose output is the very same tensor: the outermost block around
@@ -36,6 +37,7 @@ class Layer:
     same_as: str
     batch_axis: int | None = 0
     channel_axis: int | None = None
+    dtype: torch.dtype = torch.float32
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

@@ -42,6 +42,7 @@ class _Seen:
     module: nn.Module
     value: tuple[int, int]
     shape: torch.Size
+    dtype: torch.dtype
     layout: Layout
     node: int | None  # None where the output is no plain tensor, or depends on no image
 
@@ -85,6 +86,7 @@ def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> li
                 same_as=outermost[one.value],
                 batch_axis=batch,
                 channel_axis=channel_axis(shape, axes.told(one.layout), is_square),
+                dtype=one.dtype,
             )
         )
     return layers
@@ -119,7 +121,8 @@ def _observed_pass(
             passed[_identity(tensor)] = value
         kept.append(tensor)
         node = flow.node(tensor) if is_plain else None
-        seen.append(_Seen(name, module, value, tensor.shape, layout_of(tensor), node))
+        shape, dtype = tensor.shape, tensor.dtype
+        seen.append(_Seen(name, module, value, shape, dtype, layout_of(tensor), node))
         return tensor if is_plain else None
 
     with _reading(model, axes), watching(model, see), flow:

@@ -7,6 +7,8 @@ from .outputs import check_classifier as check_classifier
 from .outputs import described as described
 from .outputs import foreign_code as foreign_code
 from .outputs import logits_of as logits_of
+from .outputs import nearly_equal as nearly_equal
+from .outputs import warn_if_random as warn_if_random
 from .outputs import warn_of_batch_statistics as warn_of_batch_statistics
 from .sources import OURS as OURS
 from .sources import accepted_options as accepted_options

@@ -53,10 +53,11 @@ def _build_from_factory(spec: ModelSpec) -> nn.Module:
     options = dict(spec.options)
     if spec.name in ("torchvision:googlenet", "torchvision:inception_v3"):
         options.setdefault("init_weights", True)  # or they warn that the default may change
-    model = factory_of(spec)(**options)
-    if not isinstance(model, nn.Module):
+    model = _unwrapped(factory_of(spec)(**options))
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise MemtoolError(
-            f"model {spec.name!r}: gives a {type(model).__name__}, not a torch.nn.Module"
+            f"model {spec.name!r}: gives a {type(model).__name__}, not a torch.nn.Module whose "
+            "layers run in Python"
         )
     if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
         raise MemtoolError(
@@ -64,6 +65,18 @@ def _build_from_factory(spec: ModelSpec) -> nn.Module:
             "needs layers of known sizes (nn.Linear in place of nn.LazyLinear)"
         )
     return model
+
+
+def _unwrapped(model: Any) -> Any:
+    """The module in what `torch.compile` or a data-parallel wrapper has made of it: hooks on its
+    layers need the module itself."""
+    while True:
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            model = model.module
+        elif type(model).__name__ == "OptimizedModule" and hasattr(model, "_orig_mod"):
+            model = model._orig_mod
+        else:
+            return model
 
 
 def skeleton(spec: ModelSpec, admit: Admit = lambda shape: None) -> nn.Module:

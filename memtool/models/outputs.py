@@ -1,7 +1,7 @@
 """What classifiers return: the logits in it, and whether there are any."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from memtool import MemtoolError
 from memtool.errors import one_line
+from memtool.layers import tensors_in
 from memtool.models.building import build
 from memtool.models.spec import ModelSpec
 
@@ -100,7 +101,7 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, int, int], classes
             model.train(mode == "training")
             what = f"model {spec} in {mode} mode, given 2 images of {image_shape}"
             with foreign_code(what):
-                result = model(images)
+                result = model(images.clone())
             found = _found(result, classes)
             if found is None:
                 raise MemtoolError(
@@ -108,6 +109,7 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, int, int], classes
                     f"(2, {classes}), one for each class"
                 )
             _tell_choice(spec, mode, result, found[0])
+        warn_if_random(lambda: model(images.clone()), f"model {spec}")
     warn_of_batch_statistics(model, f"model {spec}")
 
 
@@ -132,3 +134,21 @@ def warn_of_batch_statistics(model: nn.Module, what: str) -> None:
             f"{what}: batch norm without running statistics ({names[0]}): all values depend on "
             "which images are in a batch together"
         )
+
+
+def warn_if_random(run: Callable[[], Any], what: str) -> None:
+    """Warn if `run`, a forward pass of some images in eval mode, gives other results each time."""
+    first, second = (list(tensors_in(run())) for _ in range(2))
+    if not all(map(nearly_equal, first, second)):
+        logger.warning(
+            f"{what}: gives other results for the same images each time (dropout that is always "
+            "on, or a state that changes?): all values depend on chance"
+        )
+
+
+def nearly_equal(a: Tensor, b: Tensor) -> bool:
+    """Equal but for rounding, as far as that can be told of two kernels for the same thing."""
+    if a.shape != b.shape or not a.is_floating_point():
+        return torch.equal(a, b)
+    scale = float(b.abs().max()) if b.numel() else 0.0
+    return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)

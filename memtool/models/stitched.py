@@ -104,7 +104,9 @@ class StitchingLayer(nn.Module):
         return _laid_out(by_channel.movedim(1, 1 + self.back_axis), activation)
 
     def inputs(self, activation: Tensor) -> Tensor:
-        """The front's activations as the map takes them: (n, inputs) or (n, inputs, positions)."""
+        """The front's activations as the map takes them: (n, inputs) or (n, inputs, positions), of
+        the type of its weights."""
+        activation = activation.to(self.weight.dtype)
         if self.flattens:
             return activation.flatten(1)
         return _by_channel(self._resized(activation), self.front_axis)

@@ -11,6 +11,7 @@ from torch import Tensor
 from memtool.checkpoints import Network
 from memtool.device import Processes, precision
 from memtool.layers import observed
+from memtool.models import warn_if_random
 from memtool.progress import Advance, Progress
 from memtool.similarity.feature_space import FeatureRecorder
 from memtool.similarity.hsic import wide
@@ -177,7 +178,9 @@ class Participant:
     def _recorded(
         selection: Selection, tensors: dict[bool, list[str]], setting: _Setting
     ) -> "Participant":
-        network = selection.checkpoint.network(setting.images.device).fastest(setting.images)
+        network = selection.checkpoint.network(setting.images.device)
+        warn_if_random(lambda: network.run(setting.images[:2]), str(selection.checkpoint.path))
+        network = network.fastest(setting.images)
         recorders: dict[bool, Recorder] = {}
         if names := tensors[False]:
             sigma = setting.sigma(network, selection, names)

@@ -61,7 +61,7 @@ class CachedNetwork:
     """A network with its activations at the cuts.
 
     One forward pass over all images gives the activations at all `layers`; those that fit into
-    `memory` bytes are kept, in float32. The others are computed again, batch by batch, when they
+    `memory` bytes are kept. The others are computed again, batch by batch, when they
     are asked for: these are first of all the layers near the input, which are large and soon
     computed.
     """
@@ -79,7 +79,9 @@ class CachedNetwork:
     def _computed(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
         images = self.examples.images
         kept = {
-            layer.name: torch.empty(len(images), *layer.shape, device=images.device)
+            layer.name: torch.empty(
+                len(images), *layer.shape, dtype=layer.dtype, device=images.device
+            )
             for layer in layers
         }
         for start in range(0, len(images) if kept else 0, FORWARD_BATCH):
@@ -146,7 +148,7 @@ def agreement(predictions: Tensor, others: Tensor) -> float:
 
 
 def fitting(layers: Sequence[Layer], examples: int, memory: int) -> list[Layer]:
-    """Those of the layers, the last ones first, whose float32 activations fit into `memory` bytes
+    """Those of the layers, the last ones first, whose activations fit into `memory` bytes
     together.
 
     >>> a, b = Layer("a", "", (100,), True, "a"), Layer("b", "", (40,), True, "b")
@@ -155,7 +157,7 @@ def fitting(layers: Sequence[Layer], examples: int, memory: int) -> list[Layer]:
     """
     result = []
     for layer in reversed(layers):
-        size = 4 * examples * math.prod(layer.shape)
+        size = layer.dtype.itemsize * examples * math.prod(layer.shape)
         if size <= memory:
             memory -= size
             result.append(layer)

@@ -106,11 +106,13 @@ def connector_between(
 
     Raises MemtoolError with both shapes where there is none: if positions differ in number without
     `resize`, if channels differ in number with nothing to map them, if it is unclear which axis
-    they are, and if a flattened map would take more than `memory` bytes.
+    they are, if there is a map and values are not real numbers, and if a flattened map would take
+    more than `memory` bytes.
     """
     a, b = front.shape, back.shape
     cannot = f"cannot stitch {front.name!r} of shape {a} to {back.name!r} of shape {b}"
     rank = max(len(a), len(b))
+    _check_types(cannot, front, back, wanted)
     chosen = wanted
     if wanted is Connector.auto:
         chosen = Connector.conv1x1 if rank == 3 else Connector.linear
@@ -135,6 +137,17 @@ def connector_between(
             "or cut where the sizes agree (--at FRONT_LAYER=BACK_LAYER)"
         )
     return chosen
+
+
+def _check_types(cannot: str, front: Layer, back: Layer, wanted: Connector) -> None:
+    if wanted is Connector.none and front.dtype == back.dtype:
+        return
+    for layer in (front, back):
+        if not layer.dtype.is_floating_point:
+            raise MemtoolError(
+                f"{cannot}: the values of {layer.name!r} are {layer.dtype}, no real numbers; only "
+                "--connector none, between layers of one type, joins these"
+            )
 
 
 def channel_axes(front: Layer, back: Layer) -> tuple[int, int] | None:

@@ -151,3 +151,44 @@ def test_a_fused_transformer_layer_is_itself_with_its_output_watched():
             assert torch.equal(model(images), expected)
     assert len(seen) == 2 and seen[0] is seen[1]
     assert vars(model.block).keys() == before.keys() and not hasattr(model.block.forward, "watches")
+
+
+class Converting(nn.Module):
+    """Changes its input in place; its middle is in another precision than its ends."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype = dtype
+        self.stem, self.body = nn.Linear(6, 8), nn.Linear(8, 8, dtype=dtype)
+        self.fc = nn.Linear(8, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        images.mul_(2).add_(1)
+        return self.fc(self.body(self.stem(images.flatten(1)).to(self.dtype)).float())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_an_activation_is_handed_on_in_the_type_of_what_it_replaces(dtype):
+    model = Converting(dtype).eval()
+    images = torch.randn(5, 2, 3)
+    expected = model(images.clone())
+    activation = run_to(model, ["body"], images.clone())["body"]
+    assert activation.dtype == dtype
+    one = images[:1].clone()
+    for given in (activation, activation.double(), activation.float().requires_grad_()):
+        assert torch.equal(Back(model, "body")(given, images), expected)
+        assert torch.equal(Back(model, "body")(given, one.expand(5, 2, 3)), expected)
+    assert torch.equal(one, images[:1])
+
+
+def test_hooks_see_the_layers_within_a_part_that_is_compiled():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Sequential(nn.Linear(4, 4), nn.ReLU())).eval()
+    images = torch.randn(3, 4)
+    expected = model(images)
+    model[1] = torch.compile(model[1], backend="eager")
+    with torch.no_grad():
+        model(images)  # compiled by now
+    names = [layer.name for layer in trace(model, images)]
+    assert "0" in names and any(name.endswith(".1") for name in names)
+    activation = run_to(model, ["0"], images)["0"]
+    assert torch.equal(Back(model, "0")(activation, images), expected)

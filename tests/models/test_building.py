@@ -50,3 +50,27 @@ def test_a_skeleton_far_larger_than_what_it_is_for_is_refused():
             models.skeleton(spec, models.size_limit(spec, shapes))
     spec = ModelSpec("resnet18", {"width": 4})
     assert models.skeleton(spec, models.size_limit(spec, shapes))
+
+
+def factories(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "def plain(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
+        "def compiled(): return torch.compile(plain(), backend='eager')\n"
+        "def parallel(): return nn.DataParallel(plain())\n"
+        "def both(): return torch.compile(nn.DataParallel(plain()), backend='eager')\n"
+        "def scripted(): return torch.jit.script(plain())\n"
+    )
+    return f"{tmp_path}/net.py"
+
+
+@pytest.mark.parametrize("name", ["compiled", "parallel", "both"])
+def test_what_is_wrapped_around_a_model_is_taken_off(tmp_path, name):
+    model = models.build(models.parse(f"{factories(tmp_path)}:{name}"))
+    assert type(model) is nn.Sequential and list(model.state_dict()) == ["1.weight", "1.bias"]
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
+def test_a_scripted_model_is_refused(tmp_path):
+    with pytest.raises(MemtoolError, match="gives a RecursiveScriptModule, not a torch.nn.Module"):
+        models.build(models.parse(f"{factories(tmp_path)}:scripted"))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError
-from memtool.models import check_classifier, described, logits_of, parse
+from memtool.models import check_classifier, described, logits_of, parse, warn_if_random
 
 FEATURES, LOGITS = torch.zeros(2, 64), torch.zeros(2, 10)
 Pair = namedtuple("Pair", "logits aux")
@@ -202,3 +202,46 @@ def test_debug_shows_the_traceback(run, code):
     assert plain.code == debugged.code == 1
     assert plain.stderr.count("\n") == 1 and "Traceback" in debugged.stderr
     assert debugged.stderr.endswith(plain.stderr)
+
+
+def test_a_model_that_repeats_itself_but_for_rounding_is_not_random(caplog):
+    images = torch.randn(2, 10)
+    rounded = iter([images, images * (1 + 1e-6)])
+    warn_if_random(lambda: {"logits": next(rounded)}, "it")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("change", [torch.nn.functional.dropout, lambda x: x.add_(1)])
+def test_a_model_that_does_not_repeat_itself_is_told(caplog, change):
+    state = torch.randn(2, 10)
+    warn_if_random(lambda: (None, change(state).clone()), "it")
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith("it: gives other results for the same images each time")
+
+
+ALWAYS_ON = """
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.flatten, self.fc = nn.Flatten(), nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        return self.fc(F.dropout(self.flatten(images), 0.5))
+"""
+
+
+def test_every_command_that_runs_a_random_model_says_so(run, tmp_path):
+    (tmp_path / "net.py").write_text(ALWAYS_ON)
+    path = tmp_path / "r.safetensors"
+    model = ("--model", f"{tmp_path}/net.py:Net")
+    results = [
+        run("train", *model, "--data", "digits", "--epochs", 1, "-o", path, "-q"),
+        run("cka", path, path, *model, "-q"),
+        run("stitch", path, path, *model, "--at", "flatten", "--epochs", 0, "-q"),
+    ]
+    for result in results:
+        assert "gives other results for the same images each time" in result.stderr

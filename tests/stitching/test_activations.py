@@ -1,5 +1,7 @@
 """Networks with the activations at their cuts kept, as far as memory allows."""
 
+import json
+
 import pytest
 import torch
 
@@ -36,3 +38,50 @@ def test_kept_or_computed_again_it_is_the_networks_activation_and_its_logits(run
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     whole = network(examples.images[examples.test_indices]).argmax(1)
     assert cached.accuracy == (whole == examples.test_labels).double().mean().item()
+
+
+TYPES = """
+import torch
+from torch import nn
+
+class Convert(nn.Module):
+    def __init__(self, change):
+        super().__init__()
+        self.change = change
+
+    def forward(self, x):
+        return self.change(x)
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Linear(64, 16)
+        self.wide = Convert(lambda x: x.double() * (1 + 2.0**-40))
+        self.spectrum = Convert(torch.fft.fft)
+        self.real = Convert(lambda x: (x.real + x.imag).float())
+        self.rounded = Convert(lambda x: x.bfloat16())
+        self.levels = Convert(lambda x: (x * 10).long())
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        x = self.real(self.spectrum(self.wide(self.stem(images.flatten(1)))))
+        return self.fc(self.levels(self.rounded(x)) / 10)
+"""
+
+
+@pytest.mark.parametrize("memory", ["4GiB", "1B"])
+def test_activations_of_every_type_resume_the_network_itself(run, tmp_path, memory):
+    (tmp_path / "net.py").write_text(TYPES)
+    path, model = tmp_path / "n.safetensors", ("--model", f"{tmp_path}/net.py:Net")
+    trained = run("train", *model, "--data", "digits", "--epochs", 1, "-o", path, "-q")
+    assert trained.code == 0, trained.stderr
+    command = ("stitch", path, path, *model, "--memory", memory, "--format", "jsonl")
+    result = run(*command, "--connector", "none", "--epochs", 0)
+    assert result.code == 0, result.stderr
+    rows = [json.loads(line) for line in result.stdout.splitlines()]
+    cuts = ["stem", "wide", "spectrum", "real", "rounded", "levels"]
+    assert [row["front_layer"] for row in rows] == cuts
+    (loss,) = {row["loss"] for row in rows}
+    assert {row["agreement"] for row in rows} == {1.0}
+    refused = run(*command, "--at", "spectrum", "--epochs", 0)
+    assert refused.code == 1 and "complex128, no real numbers" in refused.stderr

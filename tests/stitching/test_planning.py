@@ -1,5 +1,7 @@
 """What is done at a cut: connectors between shapes, directions, settings."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
@@ -99,3 +101,21 @@ def test_rows_of_a_cut(connector, curve, rows):
     config = TrainConfig(epochs=3)
     settings = StitchSettings(directions, config, Connector(connector), curve=curve)
     assert settings.rows_per_cut == rows
+
+
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.int64, torch.bool])
+def test_only_real_numbers_are_mapped(dtype):
+    real, other = layer("a", 4, 2, 2), replace(layer("b", 4, 2, 2), dtype=dtype)
+    assert connector_between(other, other, Connector.none, False, GIB) is Connector.none
+    for pair in ((real, other), (other, real), (other, other)):
+        with pytest.raises(MemtoolError, match=f"'b' are {dtype}, no real numbers"):
+            connector_between(*pair, Connector.auto, False, GIB)
+    with pytest.raises(MemtoolError, match="no real numbers"):
+        connector_between(real, other, Connector.none, False, GIB)
+
+
+def test_a_stitching_layer_takes_any_precision():
+    stitching = StitchingLayer(Connector.conv1x1, (3, 2, 2), (5, 2, 2))
+    images = random(4, 3, 2, 2)
+    expected = stitching(images.bfloat16().float())
+    assert torch.equal(stitching(images.bfloat16()), expected)
