@@ -264,6 +264,18 @@ def _stored_in(path: Path) -> dict[str, Stored]:
         }
 
 
+def shared_tensors(path: Path) -> dict[str, str]:
+    """The names that a tensor of the file also has in the model, and the one that it has in the
+    file: `safetensors.torch.save_model` keeps one of several and records the others."""
+    recorded: dict[str, str] = {}
+    names: set[str] = set()
+    for part in files_of(path):
+        with opened(part, "numpy") as file:
+            recorded |= file.metadata() or {}
+            names |= set(file.keys())
+    return {other: name for other, name in recorded.items() if name in names and other not in names}
+
+
 def _check(path: Path, metadata: Metadata) -> None:
     """Raise MemtoolError unless the metadata have the sections of their kind, and every field that
     memtool reads is of the right type."""

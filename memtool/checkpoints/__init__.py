@@ -3,12 +3,13 @@
 Read `checkpoint` first: a `Checkpoint` is what a file's header says, cheap to open; `load` goes
 straight to the `Network`, a torch module in eval mode with the normalization of its images. For
 files that memtool did not write, `recognition` finds the model by the names and shapes of the
-tensors, and `names` undoes what training code does to the names; `conversion` makes checkpoints of
-them and of pickles, which `pickles` reads as inert values, `archives` with their storages, and in
-which `rebuilding` finds tensors. `description` has the rows of `memtool info`.
+tensors, `adapters` undoes what training code does to the names, and `rewriting` reads layouts that
+timm reads; `conversion` makes checkpoints of them and of pickles, which `pickles` reads as inert
+values, `archives` with their storages, and in which `rebuilding` finds tensors. `description` has
+the rows of `memtool info`.
 
-To read the files of other training code, add its prefixes of names to `names.WRAPPERS`, or the keys
-under which it pickles the weights to `conversion.NESTED`.
+To read the files of other training code, add its tokens to `adapters.WRAPPERS` or its spellings to
+`adapters.SPELLINGS`, or the keys under which it pickles the weights to `conversion.NESTED`.
 """
 
 import lazy_loader

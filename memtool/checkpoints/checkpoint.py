@@ -12,9 +12,17 @@ from memtool import MemtoolError, models
 from memtool.checkpoints.names import renamed
 from memtool.checkpoints.provenance import Provenance
 from memtool.checkpoints.recognition import Match, checked_skeleton, identify
+from memtool.checkpoints.rewriting import Rewrite
 from memtool.models import ModelSpec
 from memtool.shards import check_whole
-from memtool.tensors import Metadata, Shape, find_metadata, load_tensors, stored_tensors
+from memtool.tensors import (
+    Metadata,
+    Shape,
+    find_metadata,
+    load_tensors,
+    shared_tensors,
+    stored_tensors,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -65,7 +73,8 @@ class Checkpoint:
 
     `metadata` are the file's own, or what is known of a file that memtool did not write; their
     `data` may be empty. `names` maps the names of the model's tensors to those in the file, and
-    `shapes` has the shapes by the names in the file. `known_by` says how the model is known: by
+    `shapes` to their shapes. Where the file has the layout of other code, `rewrite` makes the
+    model's tensors of those that `names` gives. `known_by` says how the model is known: by
     `metadata`, `--model`, `config.json` or `tensors`.
     """
 
@@ -75,6 +84,7 @@ class Checkpoint:
     names: Mapping[str, str]
     shapes: Mapping[str, Shape]
     known_by: str = "metadata"
+    rewrite: Rewrite | None = None
 
     @staticmethod
     def open(path: Path, model: ModelSpec | None = None, trust: bool = False) -> "Checkpoint":
@@ -88,7 +98,8 @@ class Checkpoint:
         shapes = {name: tensor.shape for name, tensor in stored_tensors(path).items()}
         if metadata is None:
             check_whole(path)
-            return Checkpoint.from_match(path, shapes, identify(path, shapes, model))
+            match = identify(path, shapes, model, shared_tensors(path))
+            return Checkpoint.from_match(path, match)
         recorded = recorded_model(path, metadata)
         if model is None:
             names = {name: name for name in shapes}
@@ -99,16 +110,17 @@ class Checkpoint:
             model = models.complete_for_dataset(model, tuple(data["image_shape"]), classes)
         match = identify(path, shapes, model)
         metadata = {**metadata, "model": match.spec.json()}
-        return replace(Checkpoint.from_match(path, shapes, match), metadata=metadata)
+        return replace(Checkpoint.from_match(path, match), metadata=metadata)
 
     @staticmethod
-    def from_match(path: Path, shapes: Mapping[str, Shape], match: Match) -> "Checkpoint":
+    def from_match(path: Path, match: Match) -> "Checkpoint":
         """The checkpoint in a file without metadata, which was recognized."""
         hints = dict(match.hints)
         # Not in `data`: the images of another data set may be of another shape.
         size = {"image_shape": hints.pop("image_shape")} if "image_shape" in hints else {}
         metadata = {"model": match.spec.json(), "data": hints, "training": {}, **size}
-        return Checkpoint(path, metadata, match.spec, match.names, shapes, match.known_by)
+        known = match.names, match.shapes, match.known_by, match.rewrite
+        return Checkpoint(path, metadata, match.spec, *known)
 
     @property
     def data(self) -> Metadata:
@@ -151,7 +163,7 @@ class Checkpoint:
     def skeleton(self) -> "nn.Module":
         """The model without weights. Raises MemtoolError if it cannot be built, or if the file's
         tensors are not those of the model."""
-        return checked_skeleton(self.path, self.spec, renamed(self.shapes, self.names))
+        return checked_skeleton(self.path, self.spec, self.shapes)
 
     def model(self) -> "nn.Module":
         """The model with its weights, in float32 and eval mode, on the CPU.
@@ -174,7 +186,12 @@ class Checkpoint:
 
     def tensors(self) -> "dict[str, torch.Tensor]":
         """The weights by their names in the model, on the CPU."""
-        return renamed(load_tensors(self.path), self.names)
+        return self.of_model(load_tensors(self.path))
+
+    def of_model(self, stored: "Mapping[str, torch.Tensor]") -> "dict[str, torch.Tensor]":
+        """The tensors of the model, by their names in it, of those in the file, by theirs."""
+        tensors = renamed(stored, self.names)
+        return self.rewrite(tensors) if self.rewrite else tensors
 
     def network(self, device: "torch.device | str" = "cpu") -> "Network":
         """The model with its weights on `device`, and the normalization of its images.
@@ -246,8 +263,7 @@ def trace_all(
     for checkpoint in checkpoints:
         channels, height, width = checkpoint.image_shape
         shape = (channels, image_size or height, image_size or width)
-        tensors = renamed(checkpoint.shapes, checkpoint.names)
-        key = repr((checkpoint.spec, shape, sorted(tensors.items())))
+        key = repr((checkpoint.spec, shape, sorted(checkpoint.shapes.items())))
         if key not in known:
             known[key] = checkpoint.trace(shape)
         result.append(known[key])

@@ -10,7 +10,7 @@ from memtool import MemtoolError
 from memtool.checkpoints import archives
 from memtool.checkpoints.archives import Archive
 from memtool.checkpoints.checkpoint import Checkpoint
-from memtool.checkpoints.names import first_few, renamed
+from memtool.checkpoints.names import first_few
 from memtool.checkpoints.network import load_weights
 from memtool.checkpoints.rebuilding import called, entries, is_array, is_module, is_tensor, tensor
 from memtool.checkpoints.recognition import identify
@@ -57,8 +57,8 @@ def _read(path: Path, model: ModelSpec | None, trust: bool) -> tuple[Checkpoint,
     check_whole(path)
     stored = unpickle(path)
     shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
-    checkpoint = Checkpoint.from_match(path, shapes, identify(path, shapes, model))
-    return checkpoint, renamed(stored, checkpoint.names)
+    checkpoint = Checkpoint.from_match(path, identify(path, shapes, model))
+    return checkpoint, checkpoint.of_model(stored)
 
 
 def _is_pickled(path: Path) -> bool:

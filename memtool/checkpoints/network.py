@@ -1,7 +1,7 @@
 """A network with its weights, ready to classify images, and the loading of weights into a model."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.checkpoints.names import misfits, shapes_of
+from memtool.checkpoints.names import misfits, shapes_of, tied_names
 from memtool.data import normalize
 from memtool.layers import tensors_in, told_names
 from memtool.models import described, logits_of, nearly_equal
@@ -107,11 +107,24 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
                 f"{path}: its tensor {name} is of type {tensor.dtype}, the model's is of "
                 f"{expected[name].dtype}"
             )
+    _check_shared(tied_names(model), tensors, path)
     weights = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
     # In place: this dict also carries the versions of the modules' layouts, which mnasnet needs.
     expected.update(weights)
     model.load_state_dict(expected, assign=True)
     _warn_if_not_finite(weights, path)
+
+
+def _check_shared(
+    tied: Mapping[str, Sequence[str]], tensors: Mapping[str, Tensor], path: Path
+) -> None:
+    """Raise MemtoolError if a tensor that the model has under several names has several values."""
+    for name, others in tied.items():
+        for other in others:
+            if not torch.equal(tensors[name], tensors[other]):
+                raise MemtoolError(
+                    f"{path}: {name} and {other} are one tensor in the model, two that differ here"
+                )
 
 
 def _warn_if_not_finite(weights: Mapping[str, Tensor], path: Path) -> None:

@@ -13,16 +13,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memtool import MemtoolError, models
+from memtool.checkpoints.adapters import Ambiguous, Reading, read_names
 from memtool.checkpoints.names import (
-    Renaming,
     Shapes,
     first_few,
     have_same_names,
     misfits,
     renamed,
-    renamings,
     shapes_of,
+    tied_names,
 )
+from memtool.checkpoints.rewriting import Rewrite, rewriting
 from memtool.models import ModelSpec
 from memtool.tensors import MAX_IMAGE, Shape
 
@@ -47,40 +48,61 @@ MAX_CONFIG = 1_000_000  # bytes
 class Match:
     """The model whose tensors a file holds.
 
-    `names` maps the name of each tensor in the model to that in the file. `known_by` says how the
-    model is known: by `--model`, `config.json` or `tensors`. `hints` are what the config says of
-    the images: `mean` and `std`, and `image_shape`, as far as it does.
+    `names` maps the name of each tensor in the model to that in the file, and `shapes` to its
+    shape. Where the library of the model reads another layout, `rewrite` makes the model's tensors
+    of those that `names` gives. `known_by` says how the model is known: by `--model`, `config.json`
+    or `tensors`. `hints` are what the config says of the images: `mean` and `std`, and
+    `image_shape`, as far as it does.
     """
 
     spec: ModelSpec
     names: Mapping[str, str]
+    shapes: Shapes
     known_by: str
     hints: Mapping[str, Any] = field(default_factory=dict)
+    rewrite: Rewrite | None = None
 
 
-def identify(path: Path, shapes: Shapes, model: ModelSpec | None) -> Match:
+def identify(
+    path: Path, shapes: Shapes, model: ModelSpec | None, same: Mapping[str, str] | None = None
+) -> Match:
     """The model whose tensors `path` holds: `model` if it is given, else the one that a
     `config.json` beside the file names, else the only known one with these names and shapes.
 
-    Raises MemtoolError if the tensors are not those of the model, and if no known model or more
-    than one has them.
+    `same` maps further names of the tensors to those that they have in the file. Raises
+    MemtoolError if the tensors are not those of the model, and if no known model or more than one
+    has them.
     """
+    same = same or {}
+    shapes = {**shapes, **renamed(shapes, same)}
+    try:
+        match = _match(shapes, same, model, path)
+    except MemtoolError as error:
+        raise MemtoolError(f"{path}: {error}") from error
+    return replace(match, names={name: same.get(key, key) for name, key in match.names.items()})
+
+
+def _match(shapes: Shapes, same: Mapping[str, str], model: ModelSpec | None, path: Path) -> Match:
     if model:
-        return _match(path, shapes, model, "--model")
+        return _match_named(path, shapes, same, model, "--model")
     config = _config_beside(path)
     if named := _named_by(config):
-        match = _match(path, shapes, named, "config.json", _hints(config))
+        match = _match_named(path, shapes, same, named, "config.json", _hints(config))
         logger.info(f"{path}: recognized as {named.name} by the config.json beside it")
         return match
-    return _recognize(path, shapes)
+    spec = _recognized(shapes, same)
+    logger.info(f"{path}: recognized as {spec} by the names and shapes of its tensors")
+    _log_doubt(path, spec)
+    return _match_named(path, shapes, same, spec, "tensors")
 
 
 # --- The model is named ---------------------------------------------------------------------------
 
 
-def _match(
+def _match_named(
     path: Path,
     shapes: Shapes,
+    same: Mapping[str, str],
     spec: ModelSpec,
     known_by: str,
     hints: Mapping[str, Any] | None = None,
@@ -89,33 +111,38 @@ def _match(
 
     Raises MemtoolError if the tensors are not those of the model.
     """
-    try:
-        renaming = _closest(spec, shapes)
-        found = renamed(shapes, renaming.names)
-        spec = complete_from_shapes(spec, found)
-    except MemtoolError as error:
-        raise MemtoolError(f"{path}: {error}") from error
-    checked_skeleton(path, spec, found)
-    renaming.log(path)
-    return Match(spec, renaming.names, known_by, hints or {})
+    reading = _read(spec, shapes, same)
+    spec = complete_from_shapes(spec, renamed(shapes, reading.names))
+    reading = _read(spec, shapes, same)
+    found = renamed(shapes, reading.names)
+    if not _fits(spec, found) and (other := rewriting(spec, shapes, complete_from_shapes)):
+        other.log(path)
+        return Match(other.spec, other.names, other.shapes, known_by, hints or {}, other.rewrite)
+    _checked_skeleton(spec, found)
+    reading.log(path)
+    return Match(spec, reading.names, found, known_by, hints or {})
 
 
 def checked_skeleton(path: Path, spec: ModelSpec, shapes: Shapes) -> "nn.Module":
     """The model without weights. Raises MemtoolError, which names `path`, if it cannot be built or
     if `shapes` are not those of its tensors."""
     try:
-        model = models.skeleton(spec, models.size_limit(spec, shapes))
+        return _checked_skeleton(spec, shapes)
     except MemtoolError as error:
         raise MemtoolError(f"{path}: {error}") from error
+
+
+def _checked_skeleton(spec: ModelSpec, shapes: Shapes) -> "nn.Module":
+    model = models.skeleton(spec, models.size_limit(spec, shapes))
     if problems := misfits(shapes_of(model), shapes):
-        raise MemtoolError(f"{path}: its tensors do not fit the model {spec}: {problems}")
+        raise MemtoolError(f"its tensors do not fit the model {spec}: {problems}")
     return model
 
 
-def _closest(spec: ModelSpec, shapes: Shapes) -> Renaming:
-    """The renaming after which most of the names are those of the model's tensors."""
-    expected = _expected(spec, shapes).keys()
-    return max(renamings(list(shapes)), key=lambda renaming: len(expected & renaming.names.keys()))
+def _read(spec: ModelSpec, shapes: Shapes, same: Mapping[str, str]) -> Reading:
+    """The names in a file with these shapes, read as those of the model's tensors."""
+    model = models.skeleton(spec, models.size_limit(spec, shapes))
+    return read_names(list(model.state_dict()), list(shapes), tied_names(model), same)
 
 
 def _expected(spec: ModelSpec, shapes: Shapes) -> dict[str, Shape]:
@@ -135,10 +162,15 @@ def complete_from_shapes(spec: ModelSpec, shapes: Shapes) -> ModelSpec:
         if option in free and (value := _read_off(spec, option, shapes)):
             spec = _with_option(spec, option, value)
     for option, values in TRIED.items():
-        if option in free and not _fits(spec, shapes):
+        if option in free and not _fits(spec, shapes) and _may_tell(option, spec, shapes):
             tried = (_with_option(spec, option, value) for value in values)
             spec = next((other for other in tried if _fits(other, shapes)), spec)
     return spec
+
+
+def _may_tell(option: str, spec: ModelSpec, shapes: Shapes) -> bool:
+    """Whether another value may make the shapes fit: a size of images does not change names."""
+    return option == "aux_logits" or have_same_names(_expected(spec, shapes), shapes)
 
 
 def _with_option(spec: ModelSpec, option: str, value: Any) -> ModelSpec:
@@ -225,25 +257,21 @@ def _positive(values: Sequence[Any]) -> bool:
 # --- Names and shapes alone -----------------------------------------------------------------------
 
 
-def _recognize(path: Path, shapes: Shapes) -> Match:
-    """The match of the tensors with the only model, ours or torchvision's, that has them."""
-    for renaming in renamings(list(shapes)):
-        specs = matching(tuple(renamed(shapes, renaming.names).items()))
-        if len(specs) > 1:
-            raise MemtoolError(
-                f"{path}: its tensors are those of several models; say which: "
-                f"{' or '.join(f'--model {str(spec)!r}' for spec in specs)}"
-            )
-        if specs:
-            renaming.log(path)
-            logger.info(f"{path}: recognized as {specs[0]} by the names and shapes of its tensors")
-            _log_doubt(path, specs[0])
-            return Match(specs[0], renaming.names, "tensors")
-    raise MemtoolError(
-        f"{path}: memtool did not write it, and its {len(shapes)} tensors "
-        f"({first_few(list(shapes))}) are those of no model of ours or of torchvision; "
-        "say what it holds: --model SPEC, as in --model timm:resnet18"
-    )
+def _recognized(shapes: Shapes, same: Mapping[str, str]) -> ModelSpec:
+    """The only model, ours or torchvision's, that has the tensors."""
+    specs = matching(tuple(shapes.items()), tuple(same.items()))
+    if len(specs) > 1:
+        raise MemtoolError(
+            "its tensors are those of several models; say which: "
+            f"{' or '.join(f'--model {str(spec)!r}' for spec in specs)}"
+        )
+    if not specs:
+        raise MemtoolError(
+            f"memtool did not write it, and its {len(shapes)} tensors "
+            f"({first_few(list(shapes))}) are those of no model of ours or of torchvision; "
+            "say what it holds: --model SPEC, as in --model timm:resnet18"
+        )
+    return specs[0]
 
 
 def _log_doubt(path: Path, spec: ModelSpec) -> None:
@@ -257,23 +285,41 @@ def _log_doubt(path: Path, spec: ModelSpec) -> None:
 
 
 @lru_cache(maxsize=16)
-def matching(shapes: tuple[tuple[str, Shape], ...]) -> list[ModelSpec]:
-    """The models, ours and torchvision's, whose tensors have exactly these names and shapes.
+def matching(
+    shapes: tuple[tuple[str, Shape], ...], same: tuple[tuple[str, str], ...] = ()
+) -> list[ModelSpec]:
+    """The models, ours and torchvision's, whose tensors have exactly these names and shapes, as
+    `read_names` reads them: those for which the fewest names are left aside.
 
     Most are given up at their first parameter, so that trying all eighty takes a fraction of a
-    second.
+    second. Raises MemtoolError if a file holds a model several times.
     """
     found = dict(shapes)
-    specs = []
+    specs: dict[int, list[ModelSpec]] = {}
+    ambiguous: Ambiguous | None = None
     for spec in _known_specs():
         try:
             model = models.skeleton(spec, _shapes_limit(spec, found))
+            reading = read_names(list(model.state_dict()), list(found), same=dict(same))
+            completed = _completed(spec, model, renamed(found, reading.names))
+        except Ambiguous as error:
+            ambiguous = error
         except MemtoolError:
             continue
-        if have_same_names(shapes_of(model), found):
-            spec = complete_from_shapes(spec, found)
-            specs += [spec] if _fits(spec, found) else []
-    return specs
+        else:
+            if completed and not reading.others:
+                specs.setdefault(len(reading.beside), []).append(completed)
+    if ambiguous and not specs:
+        raise ambiguous
+    return specs[min(specs)] if specs else []
+
+
+def _completed(spec: ModelSpec, model: "nn.Module", found: Shapes) -> ModelSpec | None:
+    """The spec with the options that the shapes tell, if they are then those of its tensors."""
+    if not have_same_names(model.state_dict(), found):
+        return None
+    spec = complete_from_shapes(spec, found)
+    return spec if _fits(spec, found) else None
 
 
 def _known_specs() -> list[ModelSpec]:

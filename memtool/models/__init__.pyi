@@ -22,3 +22,4 @@ from .spec import ModelSpec as ModelSpec
 from .stitched import StitchedModel as StitchedModel
 from .stitched import StitchingLayer as StitchingLayer
 from .stitched import stitched_spec as stitched_spec
+from .timm_layouts import timm_rewrite as timm_rewrite

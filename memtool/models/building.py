@@ -93,17 +93,17 @@ def skeleton(spec: ModelSpec, admit: Admit = lambda shape: None) -> nn.Module:
     """
     with torch.random.fork_rng(devices=[]):
         try:
-            with _parameters_watched(admit, to_meta=True):
+            with meta_parameters(admit):
                 return build(spec)
         except Refused:
             raise
         except MemtoolError:
-            with _parameters_watched(admit, to_meta=False):
+            with meta_parameters(admit, to_meta=False):
                 return build(spec)
 
 
 @contextmanager
-def _parameters_watched(admit: Admit, to_meta: bool) -> Iterator[None]:
+def meta_parameters(admit: Admit, to_meta: bool = True) -> Iterator[None]:
     """Within the block, call `admit` with the shape of each parameter that a module registers, and
     move it to the meta device: before it has been filled, so that even a huge one takes no memory.
 

@@ -8,7 +8,7 @@ from safetensors.torch import save_file
 
 from memtool import models
 from memtool.checkpoints import Checkpoint
-from memtool.checkpoints.names import misfits, renamings
+from memtool.checkpoints.names import misfits
 
 Tensors = dict[str, torch.Tensor]
 
@@ -71,20 +71,6 @@ def test_a_models_own_prefix_is_not_undone(tmp_path, monkeypatch, caplog):
     path = saved(tmp_path / "own.safetensors", tensors)
     checkpoint = Checkpoint.open(path, models.parse("net.py:make"))
     assert checkpoint.names == {key: key for key in tensors} and not caplog.records
-
-
-def test_nothing_is_removed_that_some_tensor_does_not_have():
-    assert [one.prefixes for one in renamings(["module.a", "b"])] == [()]
-    assert [one.prefixes for one in renamings(["module.a", "step"])] == [(), ("module.",)]
-    assert [one.prefixes for one in renamings(["step", "decay"])] == [()]
-    assert [one.prefixes for one in renamings([])] == [()]
-
-
-def test_what_is_ignored_on_the_way_is_named_as_in_the_file():
-    *_, last = renamings(["module.model.a", "module.ema.a", "module.step", "step"])
-    assert last.names == {"a": "module.model.a"}
-    assert last.prefixes == ("module.", "model.")
-    assert sorted(last.ignored) == ["module.ema.a", "module.step", "step"]
 
 
 def test_tensors_that_fit_leave_nothing_to_say():

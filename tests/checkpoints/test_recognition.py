@@ -80,7 +80,7 @@ def test_an_option_that_tensors_do_not_show_is_told(caplog):
 
 def test_several_candidates_are_listed(tmp_path, monkeypatch):
     twins = [ModelSpec("resnet18", {"width": 4}), ModelSpec("torchvision:resnet18")]
-    monkeypatch.setattr(recognition, "matching", lambda shapes: twins)
+    monkeypatch.setattr(recognition, "matching", lambda *shapes: twins)
     path = saved(tmp_path / "t.safetensors", {"x": torch.zeros(1)})
     with pytest.raises(
         MemtoolError,

@@ -1,0 +1,110 @@
+"""Layouts that timm reads although they are not its model's: it rewrites names and tensors when it
+loads weights, and so does memtool, with the very function that timm has for the model."""
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from memtool import MemtoolError, models
+from memtool.checkpoints.adapters import WRAPPERS
+from memtool.checkpoints.names import Shapes, have_same_names, misfits, shapes_of
+from memtool.models import ModelSpec
+from memtool.tensors import Shape
+
+if TYPE_CHECKING:
+    import torch
+
+logger = logging.getLogger(__name__)
+
+Rewrite = Callable[[Mapping[str, "torch.Tensor"]], dict[str, "torch.Tensor"]]
+
+
+@dataclass(frozen=True)
+class Rewriting:
+    """A model of timm's whose tensors `rewrite` makes of those in a file.
+
+    `names` maps the names that `rewrite` takes to those in the file; `shapes` are those of what it
+    makes, by the names in the model.
+    """
+
+    spec: ModelSpec
+    names: Mapping[str, str]
+    shapes: Shapes
+    rewrite: Rewrite
+
+    def log(self, path: Path) -> None:
+        """Log what is done, for the file at `path`."""
+        logger.info(
+            f"{path}: has the tensors of {self.spec.name} in another layout; rewritten as timm "
+            "does when it loads them"
+        )
+
+
+def rewriting(
+    spec: ModelSpec, shapes: Shapes, complete: Callable[[ModelSpec, Shapes], ModelSpec]
+) -> Rewriting | None:
+    """How timm would make the tensors of its model of those in a file with these shapes; None if it
+    would not, or if the model is not timm's.
+
+    `complete` gives a spec the options that the shapes of the model's tensors tell. No weights are
+    read: timm's function runs on tensors of the meta device. Raises MemtoolError if it would
+    resample a tensor for another size of images.
+    """
+    if not spec.name.startswith("timm:"):
+        return None
+    for names in _stripped(list(shapes)):
+        stored = {name: shapes[key] for name, key in names.items()}
+        if (made := _shapes_made(spec, stored)) is None:
+            continue
+        if not have_same_names(_expected(spec, stored), made[1]):
+            continue
+        completed = complete(spec, made[1])
+        rewrite, result = _shapes_made(completed, stored) or made
+        if not misfits(_expected(completed, stored), result):
+            _refuse_resampling(completed, stored, result)
+            return Rewriting(completed, names, result, rewrite)
+    return None
+
+
+def _expected(spec: ModelSpec, stored: Shapes) -> dict[str, Shape]:
+    return shapes_of(models.skeleton(spec, models.size_limit(spec, stored)))
+
+
+def _shapes_made(spec: ModelSpec, stored: Shapes) -> tuple[Rewrite, dict[str, Shape]] | None:
+    """timm's function for the model, and the shapes of the tensors that it makes of some with the
+    shapes `stored`; None if there is no such function, or if it fails."""
+    import torch
+
+    tensors = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
+    try:
+        rewrite = models.timm_rewrite(spec, models.size_limit(spec, stored))
+        made = rewrite(tensors) if rewrite else {}
+    except Exception:  # whatever it raises for tensors that it does not expect
+        return None
+    return (rewrite, {name: tuple(made[name].shape) for name in made}) if rewrite else None
+
+
+def _refuse_resampling(spec: ModelSpec, stored: Shapes, made: Shapes) -> None:
+    for name in stored.keys() & made.keys():
+        if prod(stored[name]) != prod(made[name]):
+            raise MemtoolError(
+                f"{name} is {stored[name]}, for another size of images than {spec}, whose is "
+                f"{made[name]}; give the size that it was trained with (--model "
+                f"'{spec.name}?img_size=N')"
+            )
+
+
+def _stripped(names: Sequence[str]) -> Iterator[dict[str, str]]:
+    """The names in a file without WRAPPERS, then with one more token in front removed each time,
+    for as long as all have the same; each with the name in the file."""
+    rest = {
+        tuple(token for token in name.split(".") if token not in WRAPPERS): name for name in names
+    }
+    while len(rest) == len(names) and all(rest):
+        yield {".".join(tokens): name for tokens, name in rest.items()}
+        if len({tokens[0] for tokens in rest}) > 1:
+            return
+        rest = {tokens[1:]: name for tokens, name in rest.items()}
