@@ -227,10 +227,11 @@ class Checkpoint:
             with suppress(Exception):  # whatever a model raises that needs real tensors
                 model = self.skeleton().to("meta")
                 return trace(model, torch.zeros(2, *image_shape, device="meta"), output)
-        gray = " (gray ones get 3 channels by --data '...?channels=3')"
+        are_gray = image_shape[0] == 1 and models.image_shape(self.spec)[0] == 3
+        gray = " (gray ones get 3 channels by --data '...?channels=3')" if are_gray else ""
         with models.foreign_code(
             f"{self.path}: its model {self.spec} does not take images of (channels, height, "
-            f"width) = {image_shape}{gray if image_shape[0] == 1 else ''}"
+            f"width) = {image_shape}{gray}"
         ):
             return trace(self.model(), torch.zeros(2, *image_shape), output)
 
