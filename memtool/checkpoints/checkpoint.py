@@ -227,13 +227,18 @@ class Checkpoint:
             with suppress(Exception):  # whatever a model raises that needs real tensors
                 model = self.skeleton().to("meta")
                 return trace(model, torch.zeros(2, *image_shape, device="meta"), output)
-        are_gray = image_shape[0] == 1 and models.image_shape(self.spec)[0] == 3
-        gray = " (gray ones get 3 channels by --data '...?channels=3')" if are_gray else ""
         with models.foreign_code(
             f"{self.path}: its model {self.spec} does not take images of (channels, height, "
-            f"width) = {image_shape}{gray}"
+            f"width) = {image_shape}{self._hint(image_shape)}"
         ):
             return trace(self.model(), torch.zeros(2, *image_shape), output)
+
+    def _hint(self, image_shape: tuple[int, int, int]) -> str:
+        """What may help a model that does not take images of this shape."""
+        with suppress(MemtoolError):  # it is not known at all
+            if image_shape[0] == 1 and models.image_shape(self.spec)[0] == 3:
+                return " (gray ones get 3 channels by --data '...?channels=3')"
+        return ""
 
     def _is_small(self, image_shape: tuple[int, int, int]) -> bool:
         weights = sum(prod(shape) for shape in self.shapes.values())
