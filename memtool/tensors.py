@@ -32,6 +32,7 @@ MAX_METADATA = 32 * 2**20  # characters
 MAX_CONTAINERS = 100_000
 MAX_DEPTH = 100
 MAX_IMAGE = 10_000  # height or width in pixels
+MAX_FEATURES = 500_000  # of a vector; their means and deviations are metadata
 
 Metadata = dict[str, Any]
 Shape = tuple[int, ...]
@@ -52,7 +53,9 @@ def _is_std(value: Any) -> bool:
 
 
 def _is_image_shape(value: Any) -> bool:
-    return _is_list_of(int)(value) and len(value) == 3 and 0 < min(value) <= max(value) <= MAX_IMAGE
+    if not _is_list_of(int)(value) or len(value) not in (1, 3) or min(value) < 1:
+        return False
+    return bool(max(value) <= (MAX_IMAGE if len(value) == 3 else MAX_FEATURES))
 
 
 def _is_training(value: Any) -> bool:

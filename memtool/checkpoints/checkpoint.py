@@ -13,6 +13,7 @@ from memtool.checkpoints.names import renamed
 from memtool.checkpoints.provenance import Provenance
 from memtool.checkpoints.recognition import Match, checked_skeleton, identify
 from memtool.checkpoints.rewriting import Rewrite
+from memtool.data import told_shape
 from memtool.models import ModelSpec
 from memtool.shards import check_whole
 from memtool.tensors import (
@@ -138,12 +139,11 @@ class Checkpoint:
         return Provenance.of(self.training)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of the images on record, else of those that the model is
-        usually given."""
+    def image_shape(self) -> tuple[int, ...]:
+        """(channels, height, width) of the images, or (features,) of the vectors, on record, else
+        of those that the model is usually given."""
         known = self.data.get("image_shape") or self.metadata.get("image_shape")
-        channels, height, width = known or models.image_shape(self.spec)
-        return channels, height, width
+        return tuple(known or models.image_shape(self.spec))
 
     @property
     def classes(self) -> int | None:
@@ -208,8 +208,9 @@ class Checkpoint:
         models.warn_of_batch_statistics(model, str(self.path))
         return Network(model.to(device), self.data["mean"], self.data["std"], self.classes)
 
-    def trace(self, image_shape: tuple[int, int, int]) -> "list[Layer]":
-        """The layers of the model for images of `image_shape`, (channels, height, width).
+    def trace(self, image_shape: tuple[int, ...]) -> "list[Layer]":
+        """The layers of the model for images of `image_shape`, (channels, height, width), or for
+        vectors, (features,).
 
         Runs on the meta device, where the model works there, so that nothing is computed and no
         weights are read; or with weights if images and model are small. Raises MemtoolError if the
@@ -228,19 +229,20 @@ class Checkpoint:
                 model = self.skeleton().to("meta")
                 return trace(model, torch.zeros(2, *image_shape, device="meta"), output)
         with models.foreign_code(
-            f"{self.path}: its model {self.spec} does not take images of (channels, height, "
-            f"width) = {image_shape}{self._hint(image_shape)}"
+            f"{self.path}: its model {self.spec} does not take {told_shape(image_shape)}"
+            f"{self._hint(image_shape)}"
         ):
             return trace(self.model(), torch.zeros(2, *image_shape), output)
 
-    def _hint(self, image_shape: tuple[int, int, int]) -> str:
+    def _hint(self, image_shape: tuple[int, ...]) -> str:
         """What may help a model that does not take images of this shape."""
         with suppress(MemtoolError):  # it is not known at all
-            if image_shape[0] == 1 and models.image_shape(self.spec)[0] == 3:
+            is_gray = len(image_shape) == 3 and image_shape[0] == 1
+            if is_gray and models.image_shape(self.spec)[0] == 3:
                 return " (gray ones get 3 channels by --data '...?channels=3')"
         return ""
 
-    def _is_small(self, image_shape: tuple[int, int, int]) -> bool:
+    def _is_small(self, image_shape: tuple[int, ...]) -> bool:
         weights = sum(prod(shape) for shape in self.shapes.values())
         return prod(image_shape[1:]) <= SMALL_IMAGE and weights <= SMALL_MODEL
 
@@ -267,8 +269,13 @@ def trace_all(
     known: dict[str, list[Layer]] = {}
     result = []
     for checkpoint in checkpoints:
-        channels, height, width = checkpoint.image_shape
-        shape = (channels, image_size or height, image_size or width)
+        shape = checkpoint.image_shape
+        if image_size and len(shape) == 1:
+            raise MemtoolError(
+                f"{checkpoint.path}: takes {told_shape(shape)}; leave out the size of images"
+            )
+        if image_size:
+            shape = (shape[0], image_size, image_size)
         key = repr((checkpoint.spec, shape, sorted(checkpoint.shapes.items())))
         if key not in known:
             known[key] = checkpoint.trace(shape)

@@ -276,14 +276,16 @@ def load_dataset(
 
 def _check_shape(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
     """Raise MemtoolError if `checkpoint` is known to take images of another shape."""
+    from memtool.data import told_shape
+
     shape = tuple(checkpoint.data.get("image_shape") or dataset.image_shape)
     if dataset.image_shape != shape:
         hint = ""
-        if dataset.image_shape[1:] == shape[1:] and shape[0] in (1, 3):
+        if len(shape) == 3 and dataset.image_shape[1:] == shape[1:] and shape[0] in (1, 3):
             hint = f" (--data {with_options(dataset.name, channels=shape[0])!r} makes them so)"
         raise MemtoolError(
-            f"{checkpoint.path}: takes images of (channels, height, width) = "
-            f"{shape}, those of {dataset.name} are {dataset.image_shape}{hint}"
+            f"{checkpoint.path}: takes {told_shape(shape)}, {dataset.name} has "
+            f"{told_shape(dataset.image_shape)}{hint}"
         )
 
 

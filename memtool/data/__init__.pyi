@@ -3,6 +3,7 @@ from .datasets import Split as Split
 from .datasets import load as load
 from .datasets import normalize as normalize
 from .labels import LabelFile as LabelFile
+from .listing import told_shape as told_shape
 from .noise import Matrix as Matrix
 from .noise import NoiseKind as NoiseKind
 from .noise import check_transition_matrix as check_transition_matrix

@@ -2,26 +2,33 @@
 
 They are named `images` and `labels` or, if the data set is split, `train_images`, `train_labels`,
 `test_images` and `test_labels`. Images are (n, c, h, w), (n, h, w, c) or (n, h, w), with c = 1 or
-3; uint8, or whole numbers in 0..255, or floats in [0, 1]. Labels are whole numbers from 0 on, and
-class k is named 'k'.
+3; uint8, or whole numbers in 0..255, or floats in [0, 1]. Where they are (n, d), or are called
+`features`, they are vectors for networks on vectors, of any numbers. Labels are whole numbers,
+names or one-hot; the classes are those that occur.
 """
 
+import logging
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
+from memtool.data.classes import classes_of, values
 from memtool.data.images import check_memory
-from memtool.data.listing import Images, Labels, Listing
+from memtool.data.listing import Images, Listing, Vectors
 from memtool.errors import last_line
+from memtool.tensors import MAX_FEATURES
 
 SUFFIXES = {".npz", ".safetensors"}
-KEYS = ("images", "labels")
-MAX_CLASSES = 100_000  # a label beyond is a mistake, and would become as many names
+KEYS = ("images", "features", "labels")
+# The largest part of a feature's standard deviation by which float32 may change its values.
+ROUNDING = 1e-3
+
+logger = logging.getLogger("memtool")
 
 
 def listed(path: Path) -> Listing:
@@ -30,35 +37,82 @@ def listed(path: Path) -> Listing:
     Raises MemtoolError for arrays that are missing, malformed or ambiguous.
     """
     arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
-    prefixes = _prefixes(arrays, path)
-    images = _bytes({f"{prefix}images": arrays[f"{prefix}images"] for prefix in prefixes}, path)
-    splits = []
-    for prefix in prefixes:
-        pictures = nchw(images[f"{prefix}images"], f"{path}: {prefix}images")
-        labels = _labels(arrays[f"{prefix}labels"], f"{path}: {prefix}labels")
-        if len(pictures) != len(labels) or not pictures.size:
-            raise MemtoolError(
-                f"{path}: {len(pictures)} {prefix}images, {len(labels)} {prefix}labels"
-            )
-        splits.append((pictures, labels))
-    *train, test = splits
-    if train and train[0][0].shape[1:] != test[0].shape[1:]:
+    name, prefixes = _names(arrays, path)
+    items = _items({f"{prefix}{name}": arrays[f"{prefix}{name}"] for prefix in prefixes}, path)
+    labels = [values(arrays[f"{prefix}labels"], f"{path}: {prefix}labels") for prefix in prefixes]
+    for prefix, own, its in zip(prefixes, items, labels, strict=True):
+        if len(own) != len(its) or not own.size:
+            raise MemtoolError(f"{path}: {len(own)} {prefix}{name}, {len(its)} {prefix}labels")
+    if items[0].shape[1:] != items[-1].shape[1:]:
         raise MemtoolError(
-            f"{path}: training images are {train[0][0].shape[1:]}, test images {test[0].shape[1:]}"
+            f"{path}: training {name} are {items[0].shape[1:]}, test {name} {items[-1].shape[1:]}"
         )
-    classes = max(int(labels.max()) for _, labels in splits) + 1
-    return Listing(tuple(map(str, range(classes))), train[0] if train else None, test)
+    classes, numbers = classes_of(labels, f"{path}: labels")
+    *train, test = zip(items, numbers, strict=True)
+    if train and (missing := np.setdiff1d(test[1], train[0][1])).size:
+        logger.warning(
+            f"{path}: class {classes[missing[0]]!r} occurs among the test labels alone; label "
+            "noise may draw it nevertheless"
+        )
+    return Listing(classes, train[0] if train else None, test)
 
 
-def _prefixes(arrays: Mapping[str, NDArray[Any]], path: Path) -> tuple[str, ...]:
-    """What the names of the arrays of each split begin with; the test split comes last."""
+def _names(arrays: Mapping[str, NDArray[Any]], path: Path) -> tuple[str, tuple[str, ...]]:
+    """What the examples are called, and what the names of the arrays of each split begin with; the
+    test split comes last."""
     for prefixes in (("train_", "test_"), ("",)):
-        if all(f"{prefix}{key}" in arrays for prefix in prefixes for key in KEYS):
-            return prefixes
+        for name in ("images", "features"):
+            keys = [f"{prefix}{key}" for prefix in prefixes for key in (name, "labels")]
+            if all(key in arrays for key in keys):
+                return name, prefixes
     raise MemtoolError(
         f"{path}: needs images and labels, or train_images, train_labels, test_images and "
-        f"test_labels (it has: {', '.join(arrays) or 'none of them'})"
+        f"test_labels, or features for images (it has: {', '.join(arrays) or 'none of them'})"
     )
+
+
+def _items(arrays: Mapping[str, NDArray[Any]], path: Path) -> list[NDArray[Any]]:
+    """The images, or vectors, of each split."""
+    if any(name.endswith("features") or array.ndim == 2 for name, array in arrays.items()):
+        return [_vectors(array, f"{path}: {name}") for name, array in arrays.items()]
+    return [nchw(array, f"{path}: {name}") for name, array in _bytes(arrays, path).items()]
+
+
+def _vectors(array: NDArray[Any], what: str) -> Vectors:
+    """Numbers of any type, (n, d), as float32.
+
+    Raises MemtoolError for another shape and for what is not finite; warns if float32 rounds a
+    feature by more than a small part of its standard deviation.
+    """
+    if array.ndim != 2 or not array.shape[1] or array.dtype.kind not in "buif":
+        raise MemtoolError(f"{what} is {array.dtype} {array.shape}, not vectors of numbers (n, d)")
+    if array.shape[1] > MAX_FEATURES:
+        raise MemtoolError(f"{what} has {array.shape[1]} features, more than {MAX_FEATURES}")
+    with np.errstate(over="ignore"):
+        vectors: Vectors = np.ascontiguousarray(array, dtype=np.float32)
+    if (bad := np.argwhere(~np.isfinite(vectors))).size:
+        row, column = bad[0]
+        raise MemtoolError(
+            f"{what}: feature {column} of example {row} is {array[row, column]:g}, not a number "
+            "that float32 holds; leave out such examples or fill the gap"
+        )
+    if array.dtype.kind in "uif" and array.dtype.itemsize > 2 and array.dtype != np.float32:
+        _warn_of_rounding(array, vectors, what)
+    return vectors
+
+
+def _warn_of_rounding(array: NDArray[Any], vectors: Vectors, what: str) -> None:
+    for column in range(array.shape[1]):
+        exact = array[:, column].astype(np.float64)
+        if exact.min() == exact.max():
+            continue
+        spread = exact.std()
+        if abs(vectors[:, column] - exact).max() > ROUNDING * spread:
+            logger.warning(
+                f"{what}: float32 rounds feature {column} by more than {ROUNDING:g} of its "
+                "standard deviation; subtract its mean before you save it"
+            )
+            return
 
 
 def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
@@ -98,7 +152,21 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
 def _read_npy(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any]:
     """One array, not read beyond the size that the archive states, whatever its header claims."""
     with archive.open(member) as stream:
+        array: NDArray[Any] = read_array(stream)
+    return array
+
+
+def read_array(stream: IO[bytes]) -> NDArray[Any]:
+    """An array in NumPy's format; ValueError for one of objects, which would run code."""
+    try:
         array: NDArray[Any] = np.lib.format.read_array(stream, allow_pickle=False)
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(
+            "it is an array of Python objects, which is never opened; save text as "
+            "array.astype(str), numbers as array.astype(int)"
+        ) from error
     return array
 
 
@@ -152,12 +220,3 @@ def nchw(images: NDArray[Any], what: str) -> NDArray[Any]:
             "channels are 1 or 3, height and width something else"
         )
     return images if first else images.transpose(0, 3, 1, 2)
-
-
-def _labels(labels: NDArray[Any], what: str) -> Labels:
-    """Labels of any integer type, (n,) or (n, 1), as int64 (n,)."""
-    if labels.dtype.kind not in "ui" or labels.shape not in ((labels.size,), (labels.size, 1)):
-        raise MemtoolError(f"{what} are {labels.dtype} {labels.shape}, not whole numbers (n,)")
-    if labels.size and not (labels.min() >= 0 and labels.max() < MAX_CLASSES):
-        raise MemtoolError(f"{what} go from {labels.min()} to {labels.max()}; classes count from 0")
-    return labels.reshape(-1).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Data sets: a spec becomes uint8 images and labels. No noise, no models."""
+"""Data sets: a spec becomes images (or vectors) and labels. No noise, no models."""
 
 import hashlib
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.data.images import decoded, resized
-from memtool.data.listing import Images, Labels
+from memtool.data.listing import Images, Labels, Vectors, told_shape
 from memtool.data.sources import listed
 from memtool.data.spec import Options, parse
 from memtool.data.splitting import divided, sampled
@@ -27,10 +27,11 @@ CHUNK = 256  # images whose pixels are counted at a time, since bincount makes i
 class Split:
     """The images of a split, uint8 (n, channels, height, width), and their true labels, int64 (n,).
 
-    Label k is the k-th of the data set's `classes`.
+    Instead of images there may be vectors, float32 (n, features). Label k is the k-th of the data
+    set's `classes`.
     """
 
-    images: Images
+    images: Images | Vectors
     labels: Labels
 
     def __len__(self) -> int:
@@ -60,35 +61,29 @@ class Dataset:
     options: Options = field(default_factory=Options)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of every image."""
-        channels, height, width = self.test.images.shape[1:]
-        return channels, height, width
+    def image_shape(self) -> tuple[int, ...]:
+        """Channels, height and width of every image; of vectors, the number of features alone."""
+        return self.test.images.shape[1:]
 
     @cached_property
     def mean(self) -> list[float]:
-        """The mean of each channel, in units of 255: what the spec says, else that of the training
-        images, or of the test images if there are no training images."""
+        """The mean of each channel, in units of 255, or of each feature of vectors: what the spec
+        says, else that of the training images, or of the test images if there are no training
+        images."""
         return self.options.mean or [mean for mean, _ in self._statistics]
 
     @cached_property
     def std(self) -> list[float]:
-        """The standard deviation of each channel, of the images and in the units of `mean`; 1 if
-        the channel is constant."""
+        """The standard deviation of each channel or feature, of the images and in the units of
+        `mean`; 1 if it is constant."""
         return self.options.std or [std or 1.0 for _, std in self._statistics]
 
     @cached_property
     def _statistics(self) -> list[tuple[float, float]]:
-        """Mean and standard deviation of each channel, from exact counts of the pixel values."""
+        """Mean and standard deviation of each channel or feature; 0 if and only if it is
+        constant."""
         images = (self.train if len(self.train) else self.test).images
-        counts = np.zeros((images.shape[1], 256), dtype=np.int64)
-        for start in range(0, len(images), CHUNK):
-            for channel, pixels in enumerate(images[start : start + CHUNK].swapaxes(0, 1)):
-                counts[channel] += np.bincount(pixels.ravel(), minlength=256)
-        values = np.arange(256) / 255
-        means = counts @ values / counts.sum(axis=1)
-        spread = (counts * (values - means[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)
-        return list(zip(means.tolist(), np.sqrt(spread).tolist(), strict=True))
+        return channel_statistics(images) if images.ndim == 4 else feature_statistics(images)
 
     @cached_property
     def fingerprint(self) -> str:
@@ -112,6 +107,35 @@ class Dataset:
             "std": self.std,
             "fingerprint": self.fingerprint,
         }
+
+
+def channel_statistics(images: NDArray[Any]) -> list[tuple[float, float]]:
+    """Mean and standard deviation of each channel of uint8 images, (n, c, h, w), in units of 255.
+
+    They come from exact counts of the pixel values, so that the deviation is 0 if and only if the
+    channel is constant.
+    """
+    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
+    for start in range(0, len(images), CHUNK):
+        for channel, pixels in enumerate(images[start : start + CHUNK].swapaxes(0, 1)):
+            counts[channel] += np.bincount(pixels.ravel(), minlength=256)
+    values = np.arange(256) / 255
+    means = counts @ values / counts.sum(axis=1)
+    spread = (counts * (values - means[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)
+    spread[(counts > 0).sum(axis=1) == 1] = 0  # no rounding noise of some 1e-34
+    return list(zip(means.tolist(), np.sqrt(spread).tolist(), strict=True))
+
+
+def feature_statistics(vectors: NDArray[Any]) -> list[tuple[float, float]]:
+    """Mean and standard deviation of each feature of vectors, (n, d), in float64; the latter is 0
+    if and only if the feature is constant."""
+    chunks = [vectors[start : start + CHUNK] for start in range(0, len(vectors), CHUNK)]
+    total = sum(chunk.sum(axis=0, dtype=np.float64) for chunk in chunks)
+    means = np.asarray(total) / len(vectors)
+    squares = sum(((chunk - means) ** 2).sum(axis=0) for chunk in chunks)
+    spread = np.sqrt(np.asarray(squares) / len(vectors))
+    spread[vectors.min(axis=0) == vectors.max(axis=0)] = 0
+    return list(zip(means.tolist(), spread.tolist(), strict=True))
 
 
 def load(
@@ -151,6 +175,9 @@ def load(
         )
     test, test_labels = listing.test
     train, train_labels = listing.train or (test[:0], test_labels[:0])
+    for items, labels in ((train, train_labels), (test, test_labels)):
+        if len(items) != len(labels):  # the border between the splits would move
+            raise MemtoolError(f"{spec}: has {len(items)} images, but {len(labels)} labels of them")
     images = _with_channels(_images([train, test], spec, options, progress), options.channels)
     _check_channels(spec, options, images)
     border = len(train_labels)
@@ -163,10 +190,18 @@ def load(
     )
 
 
-def _images(parts: list[NDArray[Any]], spec: str, options: Options, progress: Progress) -> Images:
-    """All images of the parts one after another, (n, c, h, w), read and resized as needed."""
+def _images(
+    parts: list[NDArray[Any]], spec: str, options: Options, progress: Progress
+) -> NDArray[Any]:
+    """All images of the parts one after another, (n, c, h, w), read and resized as needed; vectors
+    (n, d) as they are."""
     items = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
     size = options.image_size
+    if items.ndim == 2:
+        for name in ("image_size", "channels", "orient", "bits"):
+            if getattr(options, name) is not None:
+                raise MemtoolError(f"{spec}: {name} is for images, these are vectors; leave it out")
+        return np.ascontiguousarray(items)
     if items.dtype == object:
         with progress(f"reading {spec}", len(items)) as advance:
             return decoded(list(items), spec, options, advance)
@@ -179,7 +214,7 @@ def _images(parts: list[NDArray[Any]], spec: str, options: Options, progress: Pr
         return resized(items, size, advance)
 
 
-def _with_channels(images: Images, channels: int | None) -> Images:
+def _with_channels(images: NDArray[Any], channels: int | None) -> NDArray[Any]:
     """Images (n, c, h, w) with this many channels, 1 or 3; None leaves them as they are.
 
     Gray is 0.299 R + 0.587 G + 0.114 B, rounded as PIL does it.
@@ -196,26 +231,38 @@ def _with_channels(images: Images, channels: int | None) -> Images:
     return gray
 
 
-def _check_channels(spec: str, options: Options, images: Images) -> None:
+def _check_channels(spec: str, options: Options, images: NDArray[Any]) -> None:
     """Raise MemtoolError unless the mean and std that a spec gives have a value per channel."""
+    have = f"the images {images.shape[1]} channels"
+    if images.ndim == 2:
+        have = f"the vectors {images.shape[1]} features"
     for name, values in (("mean", options.mean), ("std", options.std)):
         if values and len(values) != images.shape[1]:
-            raise MemtoolError(
-                f"{spec}: {name} has {len(values)} values, the images {images.shape[1]} channels"
-            )
+            raise MemtoolError(f"{spec}: {name} has {len(values)} values, {have}")
 
 
 def normalize(images: "torch.Tensor", mean: list[float], std: list[float]) -> "torch.Tensor":
     """uint8 images (n, c, h, w) as float32: (images / 255 - mean) / std, channel by channel.
 
+    Vectors, float32 (n, d), become (vectors - mean) / std, feature by feature. Raises MemtoolError
+    for another number of channels or features.
+
     >>> import torch
     >>> normalize(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), [0.5], [0.25]).unique()
     tensor([2.])
+    >>> normalize(torch.tensor([[7.0, 8.0]]), [5.0, 5.0], [2.0, 1.0])
+    tensor([[1., 3.]])
     """
     import torch
 
-    shape = (1, -1, 1, 1)
+    if images.shape[1] != len(mean) or len(mean) != len(std):
+        raise MemtoolError(
+            f"{told_shape(images.shape[1:])} cannot be normalized by a mean of {len(mean)} numbers "
+            f"and a standard deviation of {len(std)}"
+        )
+    unit = 255 if images.ndim == 4 else 1
+    shape = (1, -1, *[1] * (images.ndim - 2))
     # Made on the host and sent without waiting: this runs in every training step.
-    offset = torch.tensor(mean).mul(255).view(shape).to(images.device, non_blocking=True)
-    scale = torch.tensor(std).mul(255).view(shape).to(images.device, non_blocking=True)
-    return images.float().sub_(offset).div_(scale)
+    offset = torch.tensor(mean).mul(unit).view(shape).to(images.device, non_blocking=True)
+    scale = torch.tensor(std).mul(unit).view(shape).to(images.device, non_blocking=True)
+    return images.to(torch.float32, copy=True).sub_(offset).div_(scale)

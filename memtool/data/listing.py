@@ -1,5 +1,6 @@
 """What a data set holds before any image file is read, and the types that this wing shares."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -7,7 +8,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 Images = NDArray[np.uint8]  # (n, channels, height, width)
+Vectors = NDArray[np.float32]  # (n, features), what networks on vectors take for images
 Labels = NDArray[np.int64]  # (n,), from 0 on
+
+
+def told_shape(shape: Sequence[int]) -> str:
+    """What images, or vectors, of this shape are called in messages.
+
+    >>> told_shape((3, 32, 32)), told_shape((64,))
+    ('images of (channels, height, width) = (3, 32, 32)', 'vectors of 64 features')
+    """
+    if len(shape) == 1:
+        return f"vectors of {shape[0]} features"
+    return f"images of (channels, height, width) = {tuple(shape)}"
 
 
 @dataclass(frozen=True)
@@ -15,8 +28,9 @@ class Listing:
     """The classes of a data set and its examples, whose images may still be files.
 
     `train` and `test` are pairs of items and labels of equal length. Items are images, uint8
-    (n, channels, height, width), or the paths of image files, str in an object array (n,). `train`
-    is None for a data set that is not split: all of its examples are in `test`.
+    (n, channels, height, width), vectors, float32 (n, features), or the paths of image files, str
+    in an object array (n,). `train` is None for a data set that is not split: all of its examples
+    are in `test`.
     """
 
     classes: tuple[str, ...]

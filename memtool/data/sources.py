@@ -5,6 +5,7 @@ returns a `Listing`; a line in `listed`; and its name in `spec.NAMES`. One that 
 needs a line in `spec.TORCHVISION` only.
 """
 
+import hashlib
 import io
 import logging
 import os
@@ -118,7 +119,35 @@ def _downloaded(name: str, kind: Any, folder: Path) -> list[Any]:
         raise MemtoolError(
             f"{name}: neither in {folder} nor to be downloaded ({last_line(error)}); put there "
             f"{', '.join(_files(kind))}, or say where they are (--data-dir or MEMTOOL_DATA)"
+            f"{_other_content(kind, folder)}"
         ) from error
+
+
+def _other_content(kind: Any, folder: Path) -> str:
+    """Which files of one of torchvision's data sets are there with other content than they should
+    have, for the end of an error message."""
+    wrong = []
+    for name, expected in _checksums(kind).items():
+        path = folder / name
+        if path.is_file() and (found := _md5(path)) != expected:
+            wrong.append(f"{path} has the MD5 sum {found}, not {expected}")
+    return f"; {'; '.join(wrong)} (cut short, or another version)" if wrong else ""
+
+
+def _md5(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+
+
+def _checksums(kind: Any) -> dict[str, str]:
+    """The MD5 sums that torchvision knows of a data set's files, by their paths in its folder."""
+    if hasattr(kind, "split_list"):
+        return {kind.split_list[part][1]: kind.split_list[part][2] for part in ("train", "test")}
+    if hasattr(kind, "resources"):
+        return {f"{kind.__name__}/raw/{name}": md5 for name, md5 in kind.resources}
+    unpacked = {f"{kind.base_folder}/{name}": md5 for name, md5 in kind.train_list + kind.test_list}
+    meta = {f"{kind.base_folder}/{kind.meta['filename']}": kind.meta["md5"]}
+    return {kind.filename: kind.tgz_md5, **unpacked, **meta}
 
 
 @contextmanager

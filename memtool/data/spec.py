@@ -7,7 +7,7 @@ A spec is a source and options, as in `folder:photos/?image_size=64&split_at=80%
 - `folder:PATH` with PATH/train/CLASS/** and PATH/test/CLASS/** (or val/ for test/), or with
   PATH/CLASS/**, where ** are image files and folders of them; or Tiny ImageNet as it is;
 - `FILE.npz` or `FILE.safetensors` with the arrays `images` and `labels`, or `train_images`,
-  `train_labels`, `test_images` and `test_labels`.
+  `train_labels`, `test_images` and `test_labels`; `features` for `images` where they are vectors.
 
 A folder or a file that does not tell training images from test images holds test images only,
 unless `split_at` divides it.
@@ -39,7 +39,7 @@ NAMES = ("digits", *TORCHVISION, "folder:PATH", "FILE.npz", "FILE.safetensors")
 class Options:
     """What may follow the source of a data set, as `?key=value&key=value`; None where it does not.
 
-    `mean` and `std` hold one number per channel.
+    `mean` and `std` hold one number per channel, or per feature of vectors, in their own units.
     """
 
     image_size: int | None = None

@@ -87,10 +87,10 @@ def foreign_code(what: str) -> Iterator[None]:
         raise MemtoolError(f"{what}: {one_line(error)} (--debug shows where)") from error
 
 
-def check_classifier(spec: ModelSpec, image_shape: tuple[int, int, int], classes: int) -> None:
+def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int) -> None:
     """Raise MemtoolError unless a model of this spec can be trained to tell the classes apart:
-    unless it takes two images of `image_shape`, (channels, height, width), in training and in eval
-    mode, and returns logits of that many classes.
+    unless it takes two images of `image_shape`, (channels, height, width), or vectors, (features,),
+    in training and in eval mode, and returns logits of that many classes.
 
     A note says which part of the result is taken for the logits, where there are several.
     """

@@ -245,20 +245,21 @@ def channels_option(names: Sequence[str]) -> str:
     return "in_chans" if "in_chans" in names else "channels"
 
 
-def complete_for_dataset(
-    spec: ModelSpec, image_shape: tuple[int, int, int], classes: int
-) -> ModelSpec:
+def complete_for_dataset(spec: ModelSpec, image_shape: tuple[int, ...], classes: int) -> ModelSpec:
     """`spec` with the options that a data set determines, where it does not give them itself and
     the model has them: the number of classes, and the channels and the size of the images.
 
-    `image_shape` is (channels, height, width). Raises MemtoolError for images that are not square,
-    or do not have three channels, where the model needs that.
+    `image_shape` is (channels, height, width), or (features,) of vectors, for which a factory may
+    have the option `in_features`. Raises MemtoolError for images that are not square, or do not
+    have three channels, where the model needs that, and for vectors where it takes images.
 
     >>> str(complete_for_dataset(ModelSpec("resnet18", {"width": 16}), (1, 8, 8), 10))
     'resnet18?channels=1&num_classes=10&width=16'
     """
-    channels, height, width = image_shape
     names = accepted_options(spec) or []
+    if len(image_shape) == 1:
+        return _complete_for_vectors(spec, names, image_shape[0], classes)
+    channels, height, width = image_shape
     sizes = {"image_size": height, "img_size": height, "input_size": [height, width]}
     if height != width and {"image_size", "img_size"} & set(names):
         raise MemtoolError(f"model {spec.name!r} takes square images, these are {width}x{height}")
@@ -268,6 +269,20 @@ def complete_for_dataset(
             f"gray one (--data '...?channels=3'), or take one of ours ({', '.join(OURS)})"
         )
     determined = {"num_classes": classes, channels_option(names): channels, **sizes}
+    known = {key: value for key, value in determined.items() if key in names}
+    return replace(spec, options={**known, **spec.options})
+
+
+def _complete_for_vectors(
+    spec: ModelSpec, names: Sequence[str], features: int, classes: int
+) -> ModelSpec:
+    if spec.name in OURS or spec.name.startswith(("torchvision:", "timm:")):
+        raise MemtoolError(
+            f"model {spec.name!r} takes images, the data set has vectors of {features} numbers; "
+            "name a network on vectors (FILE.py:FACTORY), or save images as (n, channels, height, "
+            "width)"
+        )
+    determined = {"num_classes": classes, "in_features": features}
     known = {key: value for key, value in determined.items() if key in names}
     return replace(spec, options={**known, **spec.options})
 

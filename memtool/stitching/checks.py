@@ -112,7 +112,8 @@ def _block_around(network: Network, layer: str, images: Tensor) -> str | None:
 @torch.no_grad()
 def is_cut(network: Network, layer: str, images: Tensor) -> bool:
     """Whether the network, given one activation at `layer`, returns the same whatever its input."""
-    given, other = network.normalized(images), network.normalized(~images)
+    others = 1 - images if images.is_floating_point() else ~images
+    given, other = network.normalized(images), network.normalized(others)
     try:
         activation = run_to(network.model, [layer], given)[layer]
         rest = Back(network.model, layer)

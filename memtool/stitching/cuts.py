@@ -6,6 +6,7 @@ from pathlib import Path
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, trace_all
+from memtool.data import told_shape
 from memtool.layers import Layer, select
 from memtool.stitching.planning import Cut
 
@@ -29,8 +30,8 @@ def chosen_cuts(
     for front in fronts:
         if front.image_shape != back.image_shape:
             raise MemtoolError(
-                f"{front.path}: takes images of (channels, height, width) = {front.image_shape}, "
-                f"but {back.path} takes {back.image_shape}; stitch networks for images of one size"
+                f"{front.path}: takes {told_shape(front.image_shape)}, but {back.path} takes "
+                f"{told_shape(back.image_shape)}; stitch networks for images of one size"
             )
     *ours, theirs = trace_all([*fronts, back])
     return {

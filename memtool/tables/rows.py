@@ -266,7 +266,10 @@ class FileRow(TypedDict):
     train: Annotated[int | None, Column("number of training images", 20)]
     test: Annotated[int | None, Column("number of test images", 19)]
     classes: Annotated[int | None, Column("number of classes", 21)]
-    image_shape: Annotated[str | None, Column("shape of an image: channels x height x width", 25)]
+    image_shape: Annotated[
+        str | None,
+        Column("shape of an image: channels x height x width, or length of a vector", 25),
+    ]
     mean: Annotated[
         str | None,
         Column("mean of each channel, used to normalize images with pixels in [0, 1]", 29),

@@ -57,17 +57,14 @@ def test_arrays_that_are_split(tmp_path: Path, saved) -> None:
     [
         (PIXELS[..., :3], LABELS, "may be (n, c, h, w) or (n, h, w, c)"),
         (PIXELS[:, :2], LABELS, "is neither"),
-        (PIXELS[0, 0], LABELS, "is neither"),
+        (PIXELS[0, 0], LABELS, "5 images, 6 labels"),
+        (PIXELS[:, 0, 0, 0], LABELS, "is neither"),
         (PIXELS - np.float32(1), LABELS, "values from -1"),
         (PIXELS * np.float32(np.nan), LABELS, "values from nan"),
         (PIXELS / 100, LABELS, "fractions"),
         (PIXELS > 9, LABELS, "is bool"),
         (PIXELS, LABELS[:5], "6 images, 5 labels"),
         (PIXELS[:0], LABELS[:0], "0 images"),
-        (PIXELS, LABELS - 1, "from -1 to 1"),
-        (PIXELS, LABELS * 10**12, "to 2000000000000"),
-        (PIXELS, LABELS / 2, "not whole numbers"),
-        (PIXELS, np.eye(6, dtype=np.int64), "not whole numbers"),
     ],
 )
 def test_arrays_that_could_mean_anything_are_refused(

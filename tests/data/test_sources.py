@@ -1,5 +1,6 @@
 """Where data sets come from: the digits, torchvision, and names that are unknown."""
 
+import hashlib
 import io
 import os
 import pickle
@@ -10,10 +11,11 @@ from urllib.error import URLError
 
 import numpy as np
 import pytest
+import torchvision
 
 from memtool import data
-from memtool.data.sources import default_folder
-from memtool.data.spec import NAMES
+from memtool.data.sources import _checksums, default_folder
+from memtool.data.spec import NAMES, TORCHVISION
 
 DIGITS = "2fe6cbdd6dbeba3067b006f6ae10f8d4395174f3d3035313dfcf1b2c317ec18c"
 
@@ -132,6 +134,47 @@ def test_without_network_the_files_are_named(
     assert file in result.stderr and str(tmp_path) in result.stderr
     assert "no route to host" in result.stderr and "MEMTOOL_DATA" in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("cifar10", "cifar-10-python.tar.gz"),
+        ("cifar100", "cifar-100-python/train"),
+        ("mnist", "MNIST/raw/t10k-labels-idx1-ubyte.gz"),
+        ("svhn", "test_32x32.mat"),
+    ],
+)
+def test_files_of_other_content_are_named_with_both_sums(
+    tmp_path: Path, monkeypatch, refused, name: str, file: str
+) -> None:
+    def offline(*args: object, **options: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("memtool.data.sources.find_spec", lambda name: name)
+    for module in ("cifar", "mnist"):
+        target = f"torchvision.datasets.{module}.download_and_extract_archive"
+        monkeypatch.setattr(target, offline)
+    monkeypatch.setattr("torchvision.datasets.svhn.download_url", offline)
+    path = tmp_path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(b"cut short")
+    kind = getattr(torchvision.datasets, TORCHVISION[name])
+    sums = _checksums(kind)
+    told = refused(name, folder=tmp_path)
+    found = hashlib.md5(b"cut short").hexdigest()
+    assert f"{path} has the MD5 sum {found}, not {sums[file]}" in told
+    assert len(sums[file]) == 32 and told.count("MD5 sum") == 1
+
+
+def test_fewer_labels_than_images_are_refused(tmp_path: Path, refused) -> None:
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    pixels = np.zeros((20, 28, 28), dtype=np.uint8)
+    for part, count in (("train", 18), ("t10k", 20)):
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(np.arange(count, dtype=np.uint8) % 10))
+    assert "mnist: has 20 images, but 18 labels" in refused("mnist", folder=tmp_path)
 
 
 def test_downloads_to_one_folder_wait_for_each_other(tmp_path: Path, monkeypatch, refused) -> None:

@@ -1,0 +1,116 @@
+"""Labels as other people's arrays have them (numbers, names, one-hot rows), and their classes."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memtool import MemtoolError
+from memtool.data.listing import Labels
+
+Values = NDArray[Any]  # one label per example as it is called, int64 or str, (n,)
+MAX_CLASSES = 100_000  # more are a mistake: row numbers, or what a regression predicts
+
+logger = logging.getLogger("memtool")
+
+
+def values(labels: NDArray[Any], what: str) -> Values:
+    """Labels of any kind as one value per example, int64 or str (n,).
+
+    They are whole numbers of any type or names, (n,) or (n, 1); or one-hot, (n, classes), which a
+    note tells. Raises MemtoolError, which calls them `what`, for anything else.
+
+    >>> values(np.array([[1.0], [5.0]]), "labels"), values(np.array(["bee ", "ant"]), "labels")
+    (array([1, 5]), array(['bee', 'ant'], dtype='<U4'))
+    """
+    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "buif":
+        return _hot_columns(labels, what)
+    if labels.shape not in ((labels.size,), (labels.size, 1)):
+        raise MemtoolError(f"{what} are {labels.dtype} {labels.shape}, not one per example (n,)")
+    flat = labels.reshape(-1)
+    if flat.dtype.kind in "US":
+        return _names(flat, what)
+    if flat.dtype.kind not in "buif" or not _are_whole(flat):
+        raise MemtoolError(f"{what} are {labels.dtype} {labels.shape}, not whole numbers or names")
+    return flat.astype(np.int64)
+
+
+def _are_whole(numbers: NDArray[Any]) -> bool:
+    """Whether all are whole numbers that int64 holds."""
+    with np.errstate(invalid="ignore"):
+        if numbers.dtype.kind == "f" and not (numbers == np.rint(numbers)).all():
+            return False
+    return not numbers.size or -(2.0**63) <= float(numbers.min()) <= float(numbers.max()) < 2.0**63
+
+
+def _names(labels: NDArray[Any], what: str) -> Values:
+    try:
+        names = np.char.strip(
+            np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
+        )
+    except UnicodeDecodeError as error:
+        raise MemtoolError(f"{what} are bytes, but not UTF-8 ({error})") from error
+    if (empty := np.flatnonzero(names == "")).size:
+        raise MemtoolError(f"{what}: that of example {empty[0]} is empty")
+    return names
+
+
+def _hot_columns(labels: NDArray[Any], what: str) -> Values:
+    """The column of the one 1 in each row, int64 (n,)."""
+    if ((labels != 0) & (labels != 1)).any():
+        raise MemtoolError(
+            f"{what} {labels.shape} are neither one per example nor one-hot (a 1 in each row, else "
+            "0); of soft labels, save the most likely ones, labels.argmax(1)"
+        )
+    ones = np.count_nonzero(labels, axis=1)
+    if (wrong := np.flatnonzero(ones != 1)).size:
+        raise MemtoolError(
+            f"{what} {labels.shape} are not one-hot: row {wrong[0]} has {ones[wrong[0]]} ones; one "
+            "class per example is needed"
+        )
+    logger.info(f"{what} {labels.shape} are one-hot; the column of the 1 is the class")
+    columns: Labels = labels.argmax(axis=1).astype(np.int64)
+    return columns
+
+
+def classes_of(parts: Sequence[Values], what: str) -> tuple[tuple[str, ...], list[Labels]]:
+    """The names of the classes that occur in the parts of a data set, sorted, and the labels of
+    each part, int64 (n,) from 0 on.
+
+    Whole numbers are sorted as such, also where they are text. A note tells of numbers that do not
+    count from 0. Raises MemtoolError, which calls the labels `what`, for absurdly many classes, for
+    numbers beside names, and for negative numbers that are not the -1 and 1 of two classes.
+
+    >>> classes_of([np.array([5, 1, 5]), np.array([10])], "labels")
+    (('1', '5', '10'), [array([1, 0, 1]), array([2])])
+    """
+    if len({part.dtype.kind for part in parts}) > 1:
+        raise MemtoolError(f"{what} are numbers in one part and names in another")
+    found, inverse = np.unique(np.concatenate(parts), return_inverse=True)
+    if len(found) > MAX_CLASSES:
+        raise MemtoolError(f"{what} have {len(found)} different values, too many for classes")
+    if found.dtype.kind == "i":
+        _check_numbers(found, what)
+    names = found.astype(str).tolist()
+    order = np.argsort([int(name) for name in names]) if _all_numbers(names) else range(len(names))
+    ranks = np.argsort(order)
+    labels = ranks[inverse.reshape(-1)].astype(np.int64)
+    borders = np.cumsum([len(part) for part in parts])[:-1]
+    return tuple(names[index] for index in order), np.split(labels, borders)
+
+
+def _all_numbers(names: Sequence[str]) -> bool:
+    return all(name.isdecimal() and name.isascii() for name in names)
+
+
+def _check_numbers(found: NDArray[np.int64], what: str) -> None:
+    if found[0] < 0 and found.tolist() != [-1, 1]:
+        raise MemtoolError(
+            f"{what} go from {found[0]} to {found[-1]}; classes are not negative (if {found[0]} "
+            "means unlabelled, leave those examples out)"
+        )
+    if found[-1] != len(found) - 1:
+        shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        logger.info(f"{what} are {shown}: {len(found)} classes, of which these are the names")
