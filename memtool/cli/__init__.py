@@ -11,6 +11,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Callable
+from io import TextIOWrapper
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -118,9 +119,12 @@ def _memtool(
 def main(arguments: list[str] | None = None) -> None:
     """The console script. SIGTERM ends it as Ctrl-C does: temporary files are removed."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    for stream in ("stdout", "stderr"):
-        if getattr(sys, stream) is None:  # closed, as by >&-: print would take the other one
-            setattr(sys, stream, open(os.devnull, "w"))
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:  # closed, as by >&-: print would take the other one
+            setattr(sys, name, open(os.devnull, "w"))
+        elif isinstance(stream, TextIOWrapper):  # names in a script that its encoding lacks
+            stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="memtool")
     except SystemExit as done:
