@@ -10,4 +10,7 @@ from .noise import check_transition_matrix as check_transition_matrix
 from .noise import redraw as redraw
 from .noise import transition_matrix as transition_matrix
 from .spec import NAMES as NAMES
+from .spec import RESIZING as RESIZING
+from .spec import is_value as is_value
+from .spec import with_defaults as with_defaults
 from .spec import with_options as with_options

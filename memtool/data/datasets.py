@@ -13,7 +13,7 @@ from memtool import MemtoolError
 from memtool.data.images import decoded, resized
 from memtool.data.listing import Images, Labels, Vectors, told_shape
 from memtool.data.sources import listed
-from memtool.data.spec import Options, parse
+from memtool.data.spec import RESIZING, Options, parse
 from memtool.data.splitting import divided, sampled
 from memtool.progress import Progress, silent
 
@@ -198,7 +198,7 @@ def _images(
     items = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
     size = options.image_size
     if items.ndim == 2:
-        for name in ("image_size", "channels", "orient", "bits"):
+        for name in ("image_size", *RESIZING, "channels", "orient", "bits"):
             if getattr(options, name) is not None:
                 raise MemtoolError(f"{spec}: {name} is for images, these are vectors; leave it out")
         return np.ascontiguousarray(items)
@@ -208,10 +208,10 @@ def _images(
     for name in ("orient", "bits"):
         if getattr(options, name) is not None:
             raise MemtoolError(f"{spec}: {name} is for folders of image files; leave it out")
-    if size is None or items.shape[2:] == (size, size):
+    if size is None or (items.shape[2:] == (size, size) and not options.follows_timm):
         return np.ascontiguousarray(items)
     with progress(f"resizing {spec}", len(items)) as advance:
-        return resized(items, size, advance)
+        return resized(items, options, advance)
 
 
 def _with_channels(images: NDArray[Any], channels: int | None) -> NDArray[Any]:

@@ -14,7 +14,8 @@ import numpy as np
 
 from memtool import MemtoolError
 from memtool.data.listing import Images
-from memtool.data.pictures import Picture, Remark, read, square
+from memtool.data.pictures import Picture, Remark, read
+from memtool.data.resizing import fitted
 from memtool.data.spec import Options
 from memtool.progress import Advance
 
@@ -39,21 +40,27 @@ def check_memory(size: int, what: str) -> None:
         )
 
 
-def resized(images: Images, size: int, advance: Advance) -> Images:
-    """Images (n, c, h, w), c being 1 or 3, as (n, c, size, size): the shorter side is resized to
-    `size` pixels and the middle square cropped. `advance` is told of n images."""
+def resized(images: Images, options: Options, advance: Advance) -> Images:
+    """Images (n, c, h, w), c being 1 or 3, as (n, c, size, size), made by `fitted`, which may bring
+    them into color. `advance` is told of n images. Raises MemtoolError as `fitted` does."""
     from PIL import Image
 
-    result = _allocated(len(images), images.shape[1], size, size)
+    size = options.image_size
+    assert size
+    result: Images | None = None
     for index, image in enumerate(_counted(images, advance)):
         picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
-        pixels = np.asarray(square(picture, size))
-        result[index] = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+        pixels = np.atleast_3d(np.asarray(fitted(picture, options))).transpose(2, 0, 1)
+        if result is None:
+            result = _allocated(len(images), len(pixels), size, size)
+        result[index] = pixels
+    assert result is not None
     return result
 
 
 def decoded(paths: list[str], name: str, options: Options, advance: Advance) -> Images:
-    """The images in n files, (n, c, h, w), as `image_size`, `orient` and `bits` of `options` say.
+    """The images in n files, (n, c, h, w), read as `options` say: `orient`, `bits`, and resized by
+    `fitted`.
 
     They have one channel if all are gray, else three. Of files with more than 8 bits per value, 0
     becomes 0 and 2**bits - 1 becomes 255; by default that is for the bits which the largest value
@@ -64,7 +71,7 @@ def decoded(paths: list[str], name: str, options: Options, advance: Advance) -> 
     differ in size.
     """
     album = _Album(paths)
-    reading = partial(read, size=options.image_size, orient=bool(options.orient))
+    reading = partial(read, options=options)
     with _strict(), _mapped(reading, paths) as pictures:
         for index, picture in enumerate(_counted(pictures, advance)):
             album.add(index, picture)
@@ -152,7 +159,8 @@ class _Album:
                 f"TIFF in color, and no image has values above {peak}; save it as PNG"
             )
         for index, picture in self.deep.items():
-            self._place(index, np.rint(picture.pixels * (255 / top)).astype(np.uint8))
+            pixels = np.rint(picture.pixels * (255 / top)).clip(0, 255)  # beyond by interpolation
+            self._place(index, pixels.astype(np.uint8))
         self.told[
             f"have more than 8 bits per value; their values go up to {peak}, and 0..{top} becomes "
             "0..255 (bits=N says how many bits they have)"

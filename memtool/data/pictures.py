@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from memtool.data.resizing import fitted
+from memtool.data.spec import Options
 from memtool.errors import last_line
 
 if TYPE_CHECKING:
@@ -54,10 +56,10 @@ class Picture(NamedTuple):
     peak: int | None = None
 
 
-def read(path: str, size: int | None, orient: bool) -> Picture | str:
+def read(path: str, options: Options) -> Picture | str:
     """One image, or, as text, why it cannot be read.
 
-    With `size`, it is resized as by `square`; with `orient`, its EXIF orientation is applied.
+    It is resized as by `fitted`; with `orient`, its EXIF orientation is applied.
     """
     from PIL import Image, UnidentifiedImageError
 
@@ -65,7 +67,7 @@ def read(path: str, size: int | None, orient: bool) -> Picture | str:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a named pipe would wait forever
             return "not a regular file"
         with Image.open(path, formats=FORMATS) as image:
-            return _picture(image, path, size, orient)
+            return _picture(image, path, options)
     except UnidentifiedImageError:
         return f"not one of {', '.join(FORMATS)}"
     except OSError as error:
@@ -74,30 +76,32 @@ def read(path: str, size: int | None, orient: bool) -> Picture | str:
         return last_line(error)
 
 
-def _picture(image: "Image.Image", path: str, size: int | None, orient: bool) -> Picture:
+def _picture(image: "Image.Image", path: str, options: Options) -> Picture:
     remarks = set()
     if getattr(image, "is_animated", False) and image.format != "MPO":  # a phone's JPEG
         remarks.add(Remark.frames)
     raw, scaled = _raw_mode(image), _is_scaled(image)
     image.load()
     orientation = image.getexif().get(ORIENTATION, 1)
-    if orientation in UPRIGHT and not orient:
+    if orientation in UPRIGHT and not options.orient:
         remarks.add(Remark.oriented)
     deep = _deep(image, raw, path, remarks)
     if deep is None:
         bands = [_eight_bits(image, remarks)]
     else:
+        if options.crop_mode == "border":
+            raise ValueError("has more than 8 bits per value, and no border is made for such")
         bands = _bands(deep)
-    if orient and orientation in UPRIGHT:
+    if options.orient and orientation in UPRIGHT:
         bands = [_upright(band, orientation) for band in bands]
-    if size:
-        bands = [square(band, size) for band in bands]
+    bands = [fitted(band, options) for band in bands]
     arrays = [np.asarray(band) for band in bands]
     pixels = arrays[0] if len(arrays) == 1 else np.stack(arrays, axis=-1)
     if deep is None:
         return Picture(pixels, frozenset(remarks))
     peak = 65535 if scaled else int(deep.max())
-    return Picture(np.rint(pixels).astype(np.uint16), frozenset(remarks), peak)
+    # A bicubic curve leaves the range of the values that it goes through.
+    return Picture(np.rint(pixels).clip(0, 65535).astype(np.uint16), frozenset(remarks), peak)
 
 
 def _raw_mode(image: "Image.Image") -> str:
@@ -194,13 +198,3 @@ def _upright(image: "Image.Image", orientation: int) -> "Image.Image":
     from PIL import Image
 
     return image.transpose(Image.Transpose[UPRIGHT[orientation]])
-
-
-def square(image: "Image.Image", size: int) -> "Image.Image":
-    """The middle square of the image, of the length of its shorter side, resized with antialiasing.
-
-    The outermost pixels take in a little of what is cut off, as if it were cut after resizing.
-    """
-    from PIL import Image, ImageOps
-
-    return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)

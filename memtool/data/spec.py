@@ -14,7 +14,7 @@ unless `split_at` divides it.
 """
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -34,6 +34,11 @@ TORCHVISION = {
 # Every source there is, as help texts and error messages list them.
 NAMES = ("digits", *TORCHVISION, "folder:PATH", "FILE.npz", "FILE.safetensors")
 
+# The options that say how images get their `image_size`, and what two of them may be.
+RESIZING = ("crop_pct", "crop_mode", "interpolation")
+CROP_MODES = ("center", "squash", "border")
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+
 
 @dataclass(frozen=True)
 class Options:
@@ -44,6 +49,13 @@ class Options:
 
     image_size: int | None = None
     """Resize each image to this many pixels on its shorter side, and crop the middle square."""
+    crop_pct: float | None = None
+    """Resize to `image_size` divided by this, then crop; as timm does, as with the two below."""
+    crop_mode: str | None = None
+    """What is resized: the shorter side (`center`), both sides, out of proportion (`squash`), or
+    the longer side, the rest being of the color `mean` (`border`)."""
+    interpolation: str | None = None
+    """How it is resized: by one of PIL's filters."""
     split_at: float | None = None
     """How many images are for training: a fraction in (0, 1), or a whole number of images."""
     channels: int | None = None
@@ -60,11 +72,17 @@ class Options:
     std: list[float] | None = None
     """Normalize with this standard deviation, in units of 255 and positive, likewise."""
 
+    @property
+    def follows_timm(self) -> bool:
+        """Whether images are resized as timm does it, not to the middle square alone."""
+        return any(getattr(self, name) is not None for name in RESIZING)
+
 
 def parse(spec: str) -> tuple[str, Options]:
     """The source in a data set spec and its options.
 
-    Raises MemtoolError for an option that does not exist or has a value out of range.
+    Raises MemtoolError for an option that does not exist, has a value out of range, or makes no
+    sense without another.
 
     >>> source, options = parse("folder:photos?image_size=64&split_at=80%")
     >>> source, options.image_size, options.split_at
@@ -77,7 +95,20 @@ def parse(spec: str) -> tuple[str, Options]:
             raise MemtoolError(
                 f"data set {spec!r} has no option {key!r} (there are: {', '.join(known)})"
             )
-    return source, Options(**{key: _value(spec, key, text) for key, text in texts.items()})
+    options = Options(**{key: _value(spec, key, text) for key, text in texts.items()})
+    if wanting := _wanting(options):
+        raise MemtoolError(f"data set {spec!r}: {wanting}")
+    return source, options
+
+
+def _wanting(options: Options) -> str | None:
+    """What is to be said of an option that makes no sense without another one."""
+    for name in RESIZING:
+        if options.image_size is None and getattr(options, name) is not None:
+            return f"{name} is for resizing; say to what size (image_size=224)"
+    if options.crop_mode == "border" and options.mean is None:
+        return "crop_mode=border makes a border of the color mean; say what that is (mean=0.5)"
+    return None
 
 
 def with_options(spec: str, **options: object) -> str:
@@ -91,6 +122,27 @@ def with_options(spec: str, **options: object) -> str:
     source, texts = specs.split(spec, "data set")
     texts |= {key: str(value) for key, value in options.items() if value is not None}
     return specs.join(source, texts) if texts else spec
+
+
+def with_defaults(spec: str, **options: object) -> str:
+    """`spec` with those options added that it does not have.
+
+    >>> with_defaults("folder:photos?image_size=64", image_size=224, crop_pct=0.875)
+    'folder:photos?image_size=64&crop_pct=0.875'
+    """
+    _, texts = specs.parse(spec, "data set")
+    return with_options(spec, **{key: its for key, its in options.items() if key not in texts})
+
+
+def is_value(key: str, value: object) -> bool:
+    """Whether an option may have this value, a number or a text.
+
+    >>> is_value("crop_pct", 0.875), is_value("crop_mode", "middle")
+    (True, False)
+    """
+    with suppress(ValueError):
+        return VALUES.get(key, WHOLE)[1](str(value)) is not None
+    return False
 
 
 def _value(spec: str, key: str, text: str) -> Any:
@@ -116,8 +168,18 @@ def _part(text: str) -> float | int | None:
     return fraction if 0 < fraction < 1 else None
 
 
+def _among(names: Sequence[str]) -> Callable[[str], str | None]:
+    return lambda text: text if text in names else None
+
+
 def _whole(text: str, least: int = 1, most: float = math.inf) -> int | None:
     return number if least <= (number := int(text)) <= most else None
+
+
+def _share(text: str) -> float | None:
+    """A number in [0.1, 2]; timm has models with more than 1, whose images get a black border."""
+    share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    return share if 0.1 <= share <= 2 else None
 
 
 # What each option takes, in words and as a function that gives None or raises ValueError for
@@ -130,6 +192,9 @@ VALUES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
         partial(_numbers, positive=True),
     ),
     "split_at": ("the part or the number of images to train on, such as 80%, 0.8 or 1000", _part),
+    "crop_pct": ("a number from 0.1 to 2, such as 0.875", _share),
+    "crop_mode": (", ".join(CROP_MODES), _among(CROP_MODES)),
+    "interpolation": (", ".join(INTERPOLATIONS), _among(INTERPOLATIONS)),
     "channels": ("1 or 3", {"1": 1, "3": 3}.get),
     "orient": ("true or false", {"true": True, "false": False}.get),
     "bits": ("a whole number from 8 to 16", partial(_whole, least=8, most=16)),

@@ -35,6 +35,14 @@ def test_split_at_is_a_part_or_a_number(text: str, value: float) -> None:
         ("mean=0.5,x", "separated by commas"),
         ("std=0", "positive"),
         ("size=3", "there are: image_size"),
+        ("image_size=8&crop_pct=0", "from 0.1 to 2"),
+        ("image_size=8&crop_pct=nan", "from 0.1 to 2"),
+        ("image_size=8&crop_pct=87", "from 0.1 to 2"),
+        ("image_size=8&crop_mode=middle", "crop_mode is center, squash, border, not 'middle'"),
+        ("image_size=8&interpolation=random", "nearest, bilinear, bicubic"),
+        ("crop_pct=0.9", "crop_pct is for resizing; say to what size"),
+        ("interpolation=bicubic", "interpolation is for resizing; say to what size"),
+        ("image_size=8&crop_mode=border", "say what that is (mean=0.5)"),
     ],
 )
 def test_options_out_of_range_are_refused(query: str, told: str, refused) -> None:

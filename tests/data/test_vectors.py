@@ -107,7 +107,9 @@ def test_numbers_that_float32_rounds_away_are_warned_of(tmp_path: Path, saved, c
     assert "float32 rounds feature 8" in told
 
 
-@pytest.mark.parametrize("option", ["image_size=4", "channels=3", "orient=true", "bits=12"])
+@pytest.mark.parametrize(
+    "option", ["image_size=4", "image_size=4&crop_pct=0.9", "channels=3", "orient=true", "bits=12"]
+)
 def test_options_for_images_are_refused(tmp_path: Path, saved, refused, option: str) -> None:
     path = saved(tmp_path / "x.npz", features=VECTORS, labels=LABELS)
     told = refused(f"{path}?{option}")
