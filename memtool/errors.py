@@ -25,8 +25,17 @@ def last_line(error: BaseException) -> str:
 
     Libraries that chain several messages end with the one that matters.
     """
-    said = (str(error).strip() or type(error).__name__).splitlines()[-1]
-    return said if len(said) <= 120 else said[:117] + "..."
+    return shortened((str(error).strip() or type(error).__name__).splitlines()[-1], 120)
+
+
+def shortened(text: object, most: int = 60) -> str:
+    """The beginning of a text, in at most so many characters.
+
+    >>> shortened("a cell of a table", 10)
+    'a cell ...'
+    """
+    said = str(text)
+    return said if len(said) <= most else said[: most - 3] + "..."
 
 
 def some(names: Sequence[str]) -> str:

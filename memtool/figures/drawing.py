@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 
 from memtool import MemtoolError
 from memtool.figures import heatmap, similarity, stitching, training
-from memtool.figures.rows import Needs, Rows, common_columns
+from memtool.figures.rows import Needs, Rows, common_columns, listed
 from memtool.figures.style import LOOK
 
 
@@ -45,13 +45,13 @@ def recognize(rows: Rows) -> Kind:
     for kind in (Kind.stitching, Kind.training):
         if kind in kinds:
             return kind
-    if Kind.heatmap in kinds and similarity.several_reference_layers(rows):
+    if Kind.heatmap in kinds and similarity.several_reference_layers(heatmap.NEEDS.select(rows)):
         return Kind.heatmap
     if Kind.convergence in kinds:
         same_run = all(map(similarity.same_run, similarity.NEEDS.select(rows)))
         return Kind.convergence if same_run else Kind.divergence
     raise MemtoolError(
-        f"no figure for a table with the columns {', '.join(sorted(columns)) or '(none)'}; "
+        f"no figure for a table with the columns {listed(sorted(columns)) or '(none)'}; "
         f"the kinds are {', '.join(Kind)}: name one to see which columns it lacks"
     )
 

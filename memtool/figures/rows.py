@@ -2,9 +2,10 @@
 
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from memtool import MemtoolError, tables
+from memtool.errors import shortened
 from memtool.tables import Row
 
 Rows = Sequence[Row]
@@ -36,8 +37,24 @@ class Needs:
         return (*self.columns, *self.conditions, *self.optional)
 
     def select(self, rows: Rows) -> list[Row]:
-        """The rows with the declared columns alone; None in those that a row lacks."""
-        return [{name: row.get(name) for name in self.names} for row in rows]
+        """The rows with the declared columns alone, their cells of the types that the table
+        declares; None in those that a row lacks.
+
+        Raises MemtoolError, naming line and column, for a cell of another type, but in a condition.
+        """
+        return [
+            {name: self._cell(row, name, number) for name in self.names}
+            for number, row in enumerate(rows, 1)
+        ]
+
+    def _cell(self, row: Row, column: str, number: int) -> Any:
+        try:
+            return tables.checked(self.row_type, column, row.get(column))
+        except ValueError as error:
+            if column in self.conditions:  # whatever it is, it may only not differ
+                return shortened(row[column])
+            place = getattr(row, "place", f"row {number}")
+            raise MemtoolError(f"{place}, column {column}: {error}") from error
 
     def check(self, rows: Rows, kind: str) -> None:
         """Raise MemtoolError if a column is missing or if a condition differs between rows.
@@ -48,14 +65,14 @@ class Needs:
         if missing := [name for name in self.columns if name not in present]:
             raise MemtoolError(
                 f"{kind}: the table has no column {', '.join(missing)} "
-                f"(it has {', '.join(sorted(present)) or 'no rows'})"
+                f"(it has {listed(sorted(present)) or 'no rows'})"
             )
         selected = self.select(rows)
         for name in self.conditions:
             values = _values(selected, name)
             if len(values) > 1:
                 raise MemtoolError(
-                    f"{kind}: the rows differ in {name} ({', '.join(values)}), and a figure shows "
+                    f"{kind}: the rows differ in {name} ({listed(values)}), and a figure shows "
                     "one of them; make a table for each"
                 )
 
@@ -66,6 +83,12 @@ def _values(rows: Rows, condition: str) -> list[str]:
         # A run without noise has no kind of noise, but its row may name one all the same.
         rows = [row for row in rows if row["noise_ratio"] != 0]
     return sorted({str(row[condition]) for row in rows if row[condition] is not None})
+
+
+def listed(values: Sequence[str]) -> str:
+    """The first of the values, each shortened: an error message has no room for all."""
+    shown = [shortened(value, 30) for value in values[:10]]
+    return ", ".join([*shown, *(["..."] if len(values) > 10 else [])])
 
 
 def common_columns(rows: Rows) -> set[str]:

@@ -6,6 +6,7 @@ from .rows import FindingRow as FindingRow
 from .rows import LayerRow as LayerRow
 from .rows import StitchingRow as StitchingRow
 from .rows import TrainingRow as TrainingRow
+from .rows import checked as checked
 from .rows import columns as columns
 from .rows import type_of as type_of
 from .terminal import render as render

@@ -5,8 +5,15 @@ are an interface. The writer takes its header from here and refuses a row with a
 column; figures declare which of these columns they need; man pages print the meanings.
 """
 
+import math
+import re
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, TypedDict, get_args, get_type_hints
+from functools import cache
+from numbers import Integral, Real
+from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
+
+from memtool.errors import shortened
 
 
 @dataclass(frozen=True)
@@ -37,9 +44,98 @@ def type_of(row_type: type, column: str) -> str:
     >>> type_of(LayerRow, "cut")
     'true or false'
     """
-    hint: Any = get_type_hints(row_type)[column]
-    (kind,) = [part for part in get_args(hint) or (hint,) if part is not type(None)]
-    return {str: "text", int: "whole number", float: "number", bool: "true or false"}[kind]
+    return WORDS[_kinds(row_type)[column]]
+
+
+WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
+
+
+def _kinds(row_type: type) -> dict[str, type]:
+    """The type of each column's cells: str, int, float or bool."""
+
+    def kind(hint: Any) -> type:
+        (found,) = [part for part in get_args(hint) or (hint,) if part is not type(None)]
+        return cast(type, found)
+
+    return {column: kind(hint) for column, hint in get_type_hints(row_type).items()}
+
+
+LARGEST = 1e30  # of numbers that can be drawn
+LONGEST = 5000  # letters; names are paths, or model specs of stitched models
+
+
+def checked(row_type: type, column: str, cell: Any) -> Any:
+    """A cell as the column declares it: str, int, float or bool; None if it is empty.
+
+    Numbers may be text, and numbers of NumPy; NaN is an empty cell. Raises ValueError, which tells
+    the cell in short, for anything else.
+
+    >>> checked(LayerRow, "layer", 3), checked(CkaRow, "epoch", "4.0")
+    ('3', 4)
+    >>> checked(CkaRow, "cka", "n/a")
+    Traceback (most recent call last):
+    ValueError: 'n/a' is no number
+    """
+    kind = _kinds_of(row_type)[column]
+    if cell is None or isinstance(cell, str) and not cell.strip():
+        return None
+    try:
+        return CHECKS[kind](cell)
+    except (ValueError, OverflowError) as error:
+        raise ValueError(f"{shortened(repr(cell))} is no {WORDS[kind]}{error}") from error
+
+
+_kinds_of = cache(_kinds)
+PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
+
+def _number(cell: Any) -> int | float | None:
+    if isinstance(cell, str):
+        cell = cell.strip()
+        if cell.lower() in ("nan", "na"):
+            return None
+        if not PLAIN_NUMBER.fullmatch(cell):
+            comma = PLAIN_NUMBER.fullmatch(cell.replace(",", ".", 1))
+            raise ValueError(
+                "; a decimal comma needs semicolons or tabs between cells" if comma else ""
+            )
+    elif isinstance(cell, bool) or not isinstance(cell, Real):
+        raise ValueError("")
+    value = float(cell)
+    if math.isnan(value):
+        return None
+    if abs(value) > LARGEST:
+        raise ValueError(f" up to {LARGEST:g}")
+    return int(cell) if isinstance(cell, Integral) else value
+
+
+def _whole_number(cell: Any) -> int | None:
+    value = _number(cell)
+    if value is None or value == int(value):
+        return None if value is None else int(value)
+    raise ValueError("")
+
+
+def _text(cell: Any) -> str:
+    if isinstance(cell, bool) or not isinstance(cell, str | Real):
+        raise ValueError("")
+    if len(text := str(cell)) > LONGEST:
+        raise ValueError(f" of at most {LONGEST} letters")
+    return text
+
+
+def _truth(cell: Any) -> bool:
+    if str(cell).lower() not in ("true", "false"):
+        raise ValueError("")
+    return str(cell).lower() == "true"
+
+
+CHECKS: dict[type, Callable[[Any], Any]] = {
+    str: _text,
+    int: _whole_number,
+    float: _number,
+    bool: _truth,
+}
 
 
 class TrainingRow(TypedDict):
@@ -320,3 +416,8 @@ class FindingRow(TypedDict):
     least: Annotated[float, Column("lowest value that is expected")]
     most: Annotated[float, Column("highest value that is expected")]
     holds: Annotated[bool, Column("whether the value lies between the two")]
+
+
+TABLES = (TrainingRow, CkaRow, StitchingRow, FileRow, LayerRow, FindingRow)
+# The type of each column's cells, which is the same in all tables.
+KINDS = {column: kind for table in TABLES for column, kind in _kinds(table).items()}
