@@ -48,6 +48,11 @@ def _is_list_of(*types: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, list) and all(isinstance(part, types) for part in value)
 
 
+def _is_dict_of(*types: type) -> Callable[[Any], bool]:
+    """A test for dicts whose values are all of these types."""
+    return lambda value: isinstance(value, dict) and _is_list_of(*types)([*value.values()])
+
+
 def _is_std(value: Any) -> bool:
     return _is_list_of(int, float)(value) and 0 not in value
 
@@ -81,6 +86,7 @@ FIELDS: Mapping[str, tuple[Sequence[str], Callable[[Any], bool]]] = {
     "classes": (["data.classes"], _is_list_of(str)),
     "mean": (["data.mean"], _is_list_of(int, float)),
     "std": (["data.std"], _is_std),
+    "preprocessing": (["data.preprocessing"], _is_dict_of(int, float, str)),
     "image_shape": (["data.image_shape", "image_shape"], _is_image_shape),
     "epoch": (["training.epoch"], _is(int, NoneType)),
     "seed": (["training.seed", "noise.seed"], _is(int, NoneType)),

@@ -5,8 +5,9 @@ straight to the `Network`, a torch module in eval mode with the normalization of
 files that memtool did not write, `recognition` finds the model by the names and shapes of the
 tensors, `adapters` undoes what training code does to the names, and `rewriting` reads layouts that
 timm reads; `conversion` makes checkpoints of them and of pickles, which `pickles` reads as inert
-values, `archives` with their storages, and in which `rebuilding` finds tensors. `description` has
-the rows of `memtool info`.
+values, `archives` with their storages, and in which `rebuilding` finds tensors. `preprocessing`
+reads what the configuration beside weights says of their images. `description` has the rows of
+`memtool info`.
 
 To read the files of other training code, add its tokens to `adapters.WRAPPERS` or its spellings to
 `adapters.SPELLINGS`, or the keys under which it pickles the weights to `conversion.NESTED`.

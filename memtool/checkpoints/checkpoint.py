@@ -1,5 +1,6 @@
 """Checkpoints: what the header of a file says of its model, its data set and its training."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -10,10 +11,11 @@ from typing import TYPE_CHECKING
 
 from memtool import MemtoolError, models
 from memtool.checkpoints.names import renamed
+from memtool.checkpoints.preprocessing import told_by
 from memtool.checkpoints.provenance import Provenance
-from memtool.checkpoints.recognition import Match, checked_skeleton, identify
+from memtool.checkpoints.recognition import Match, checked_skeleton, identify, json_beside
 from memtool.checkpoints.rewriting import Rewrite
-from memtool.data import told_shape
+from memtool.data import RESIZING, told_shape
 from memtool.models import ModelSpec
 from memtool.shards import check_whole
 from memtool.tensors import (
@@ -33,6 +35,10 @@ if TYPE_CHECKING:
     from memtool.data import Dataset
     from memtool.layers import Layer
 
+logger = logging.getLogger("memtool")
+
+# What most weights of torchvision and timm take, as a spec has it.
+IMAGENET = "mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
 # Up to these, running a model costs less than importing what the meta device needs.
 SMALL_IMAGE = 64 * 64  # pixels
 SMALL_MODEL = 2**25  # weights
@@ -64,7 +70,10 @@ def load(
     """
     spec = models.parse(model) if model else None
     checkpoint = Checkpoint.open(Path(path), spec, trust)
-    return (checkpoint.with_dataset(dataset) if dataset else checkpoint).network()
+    if dataset:
+        checkpoint.warn_of_preparation(dataset)
+        checkpoint = checkpoint.with_dataset(dataset)
+    return checkpoint.network()
 
 
 @dataclass(frozen=True)
@@ -111,21 +120,33 @@ class Checkpoint:
             model = models.complete_for_dataset(model, tuple(data["image_shape"]), classes)
         match = identify(path, shapes, model)
         metadata = {**metadata, "model": match.spec.json()}
-        return replace(Checkpoint.from_match(path, match), metadata=metadata)
+        known = match.names, match.shapes, match.known_by, match.rewrite
+        return Checkpoint(path, metadata, match.spec, *known)
 
     @staticmethod
     def from_match(path: Path, match: Match) -> "Checkpoint":
-        """The checkpoint in a file without metadata, which was recognized."""
-        hints = dict(match.hints)
+        """The checkpoint in a file without metadata, which was recognized. How its images are
+        prepared is what a `config.json` or a `preprocessor_config.json` beside it says."""
+        configs = (json_beside(path, name) for name in ("config.json", "preprocessor_config.json"))
+        told = told_by(*configs)
+        for doubt in told.doubts:
+            logger.warning(
+                f"{path}: the configuration beside it asks for what is not done: {doubt}"
+            )
+        data: Metadata = dict(told.statistics)
+        if told.resizing:
+            size = told.resizing.get("image_size") or models.image_shape(match.spec)[-1]
+            data["preprocessing"] = {**told.resizing, "image_size": size}
         # Not in `data`: the images of another data set may be of another shape.
-        size = {"image_shape": hints.pop("image_shape")} if "image_shape" in hints else {}
-        metadata = {"model": match.spec.json(), "data": hints, "training": {}, **size}
+        shape = {"image_shape": told.image_shape} if told.image_shape else {}
+        metadata = {"model": match.spec.json(), "data": data, "training": {}, **shape}
         known = match.names, match.shapes, match.known_by, match.rewrite
         return Checkpoint(path, metadata, match.spec, *known)
 
     @property
     def data(self) -> Metadata:
-        """What the network was trained on; may be empty, or have no more than `mean` and `std`."""
+        """What the network was trained on; may be empty, or have no more than `mean`, `std` and
+        `preprocessing`, the options by which a data set prepares its images."""
         return dict(self.metadata["data"])
 
     @property
@@ -151,14 +172,61 @@ class Checkpoint:
         option, known = self.spec.options.get("num_classes"), self.data.get("classes")
         return option if isinstance(option, int) else len(known) if known else None
 
+    @property
+    def preprocessing(self) -> dict[str, object]:
+        """The options by which a data set prepares the images of this network, where its
+        configuration gives them; `mean` and `std` are among them where pixels depend on them."""
+        recorded = self.data.get("preprocessing", {})
+        options = {key: recorded[key] for key in ("image_size", *RESIZING) if key in recorded}
+        needed = ("mean", "std") if options.get("crop_mode") == "border" else ()
+        return options | {key: self.data[key] for key in needed if key in self.data}
+
     def with_dataset(self, dataset: "Dataset") -> "Checkpoint":
         """This checkpoint with `dataset` as what it was trained on, unless that is on record.
 
-        A mean and a standard deviation on record are kept.
+        A mean and a standard deviation on record are kept, unless the spec of `dataset` gives
+        others; a note says so, and which ones are taken where none are known.
         """
         if "fingerprint" in self.data:
             return self
-        return replace(self, metadata={**self.metadata, "data": dataset.metadata() | self.data})
+        options = {"mean": dataset.options.mean, "std": dataset.options.std}
+        given = {name: values for name, values in options.items() if values}
+        self._log_statistics(given, dataset)
+        data = dataset.metadata() | self.data | given
+        return replace(self, metadata={**self.metadata, "data": data})
+
+    def _log_statistics(self, given: Mapping[str, list[float]], dataset: "Dataset") -> None:
+        """Note which mean and std are taken, `given` by a spec or not, if it is not simply those on
+        record."""
+        for name, values in given.items():
+            if values != self.data.get(name, values):
+                logger.info(
+                    f"{self.path}: the {name} {values} that {dataset.name} says is taken instead "
+                    f"of {self.data[name]}, which its configuration says"
+                )
+        if unknown := sorted({"mean", "std"} - self.data.keys() - given.keys()):
+            split = "training" if len(dataset.train) else "test"
+            is_library = self.spec.name.startswith(("torchvision:", "timm:"))
+            hint = f"; ImageNet's are {IMAGENET}" if is_library else ""
+            logger.info(
+                f"{self.path}: does not say how its images are normalized; took the "
+                f"{' and '.join(unknown)} of the {split} images of {dataset.name} "
+                f"(--data '...?mean=...&std=...' gives others{hint})"
+            )
+
+    def warn_of_preparation(self, dataset: "Dataset") -> None:
+        """Warn if this network's configuration would have the images of `dataset` prepared
+        otherwise."""
+        others = {
+            key: value
+            for key, value in self.preprocessing.items()
+            if value != getattr(dataset.options, key)
+        }
+        if others:
+            logger.warning(
+                f"{self.path}: its configuration would prepare the images of {dataset.name} "
+                f"otherwise: {', '.join(f'{key}={value}' for key, value in others.items())}"
+            )
 
     def skeleton(self) -> "nn.Module":
         """The model without weights. Raises MemtoolError if it cannot be built, or if the file's

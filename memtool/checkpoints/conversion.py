@@ -1,6 +1,7 @@
 """Conversion of weights that memtool did not write to checkpoints."""
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,18 +33,23 @@ MAX_NESTED = 10  # dicts in dicts
 
 
 def convert(
-    path: Path, model: ModelSpec | None, output: Path, dataset: Dataset | None, trust: bool
+    path: Path,
+    model: ModelSpec | None,
+    output: Path,
+    dataset_for: Callable[[Checkpoint], Dataset] | None,
+    trust: bool,
 ) -> None:
     """Write a checkpoint, `output`, with the weights in `path`, a pickle or a safetensors file.
 
     They are of `model` if it is given, else of the model that is recognized or, for a checkpoint,
-    on record. The metadata record `dataset` as what the network was trained on. With `trust`, the
+    on record. The metadata record the data set that `dataset_for` gives as what the network was
+    trained on. With `trust`, the
     code that the metadata of a checkpoint name may run. Raises MemtoolError unless the weights are
     exactly those of the model.
     """
     checkpoint, tensors = _read(path, model, trust)
-    if dataset:
-        checkpoint = checkpoint.with_dataset(dataset)
+    if dataset_for:
+        checkpoint = checkpoint.with_dataset(dataset_for(checkpoint))
     network = checkpoint.skeleton()
     load_weights(network, tensors, path)
     save_tensors(output, "checkpoint", network.state_dict(), checkpoint.metadata)

@@ -5,9 +5,8 @@ Everything here works on names and shapes, as a file's header gives them: no wei
 
 import json
 import logging
-import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +24,7 @@ from memtool.checkpoints.names import (
 )
 from memtool.checkpoints.rewriting import Rewrite, rewriting
 from memtool.models import ModelSpec
-from memtool.tensors import MAX_IMAGE, Shape
+from memtool.tensors import Shape
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,7 +58,6 @@ class Match:
     names: Mapping[str, str]
     shapes: Shapes
     known_by: str
-    hints: Mapping[str, Any] = field(default_factory=dict)
     rewrite: Rewrite | None = None
 
 
@@ -85,9 +83,9 @@ def identify(
 def _match(shapes: Shapes, same: Mapping[str, str], model: ModelSpec | None, path: Path) -> Match:
     if model:
         return _match_named(path, shapes, same, model, "--model")
-    config = _config_beside(path)
+    config = json_beside(path, "config.json")
     if named := _named_by(config):
-        match = _match_named(path, shapes, same, named, "config.json", _hints(config))
+        match = _match_named(path, shapes, same, named, "config.json")
         logger.info(f"{path}: recognized as {named.name} by the config.json beside it")
         return match
     spec = _recognized(shapes, same)
@@ -105,7 +103,6 @@ def _match_named(
     same: Mapping[str, str],
     spec: ModelSpec,
     known_by: str,
-    hints: Mapping[str, Any] | None = None,
 ) -> Match:
     """The match of the tensors with `spec`, completed by options that their shapes tell.
 
@@ -117,10 +114,10 @@ def _match_named(
     found = renamed(shapes, reading.names)
     if not _fits(spec, found) and (other := rewriting(spec, shapes, complete_from_shapes)):
         other.log(path)
-        return Match(other.spec, other.names, other.shapes, known_by, hints or {}, other.rewrite)
+        return Match(other.spec, other.names, other.shapes, known_by, other.rewrite)
     _checked_skeleton(spec, found)
     reading.log(path)
-    return Match(spec, reading.names, found, known_by, hints or {})
+    return Match(spec, reading.names, found, known_by)
 
 
 def checked_skeleton(path: Path, spec: ModelSpec, shapes: Shapes) -> "nn.Module":
@@ -208,9 +205,9 @@ def _read_off(spec: ModelSpec, option: str, shapes: Shapes) -> int | None:
 # --- A config.json beside the file ----------------------------------------------------------------
 
 
-def _config_beside(path: Path) -> dict[str, Any]:
-    """The content of a Hugging Face model's `config.json`; empty if there is none to be read."""
-    file = path.with_name("config.json")
+def json_beside(path: Path, name: str) -> dict[str, Any]:
+    """The content of a JSON file beside `path`; empty if there is none to be read."""
+    file = path.with_name(name)
     try:
         if file.stat().st_size > MAX_CONFIG:
             return {}
@@ -230,28 +227,6 @@ def _named_by(config: Mapping[str, Any]) -> ModelSpec | None:
                 options.setdefault("num_classes", classes)
             return ModelSpec(f"timm:{name}", options)
     return None
-
-
-def _hints(config: Mapping[str, Any]) -> dict[str, Any]:
-    """`mean` and `std`, and `image_shape`, where a `config.json` gives sensible ones."""
-    section = config.get("pretrained_cfg")
-    section = section if isinstance(section, dict) else config
-    hints: dict[str, Any] = {}
-    match section.get("mean"), section.get("std"):
-        case [list(mean), list(std)] if len(mean) == len(std) and _positive(std) and _finite(mean):
-            hints |= {"mean": mean, "std": std}
-    match section.get("input_size"):
-        case [int(), int(), int()] as size if all(0 < part <= MAX_IMAGE for part in size):
-            hints["image_shape"] = size
-    return hints
-
-
-def _finite(values: Sequence[Any]) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
-
-
-def _positive(values: Sequence[Any]) -> bool:
-    return _finite(values) and all(value > 0 for value in values)
 
 
 # --- Names and shapes alone -----------------------------------------------------------------------

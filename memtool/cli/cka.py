@@ -136,7 +136,12 @@ def cka(
     where = choose(device)
     opened = options.open_checkpoints(checkpoints, model, model_reference, trust)
     set_ = options.load_dataset(
-        dataset, opened[-1], data_dir, image_size=image_size, samples=samples
+        dataset,
+        opened[-1],
+        data_dir,
+        image_size=image_size,
+        samples=samples,
+        others=opened[:-1],
     )
     opened = [checkpoint.with_dataset(set_) for checkpoint in opened]
     *compared, reference = selections(

@@ -1,5 +1,6 @@
 """memtool convert"""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -62,5 +63,5 @@ def convert(
     options.check_file(output)
     check_writable(output)
     spec = options.model_spec(model)
-    set_ = options.load_data(dataset, None) if dataset else None
-    checkpoints.convert(file, spec, output, set_, trust)
+    dataset_for = partial(options.load_dataset, dataset, folder=None) if dataset else None
+    checkpoints.convert(file, spec, output, dataset_for, trust)

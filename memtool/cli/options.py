@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memtool import MemtoolError, tables
-from memtool.cli.console import be_debugging, be_quiet, progress
-from memtool.data import NAMES, with_options
+from memtool.cli.console import be_debugging, be_quiet, logger, progress
+from memtool.data import NAMES, with_defaults, with_options
 from memtool.models import OURS
 from memtool.tables import Format
 
@@ -54,7 +54,9 @@ Data = Annotated[
     typer.Option(
         "--data",
         metavar="DATASET",
-        help=f"{DATASETS}; else the one in the last checkpoint's metadata",
+        help=f"{DATASETS}; else the one in the last checkpoint's metadata; options as in "
+        "folder:PATH?image_size=224&crop_pct=0.875&interpolation=bicubic, by default those in the "
+        "config.json beside the last checkpoint",
         show_default=False,
     ),
 ]
@@ -250,9 +252,13 @@ def load_dataset(
     split_at: str | None = None,
     samples: int | None = None,
     training: bool = False,
+    others: "Sequence[Checkpoint]" = (),
 ) -> "Dataset":
     """The data set that was typed, else the one that `checkpoint` was trained on, with the flags as
-    options of its spec.
+    options of its spec, and those by which `checkpoint` prepares its images.
+
+    `others` are checkpoints that get the same images: a warning names one that prepares them
+    differently.
 
     Raises MemtoolError if there is neither, if the images are not of the shape that the model
     takes, or if the data set in the checkpoint's metadata has changed since; with `training`, also
@@ -265,13 +271,27 @@ def load_dataset(
             f"{checkpoint.path}: does not say what it was trained on; name a data set (--data)"
         )
     full = with_options(name, image_size=image_size, split_at=split_at, samples=samples)
+    if spec is not None:
+        full = _prepared(full, checkpoint)
     dataset = load_data(full, folder, training)
+    for other in others:
+        other.warn_of_preparation(dataset)
     _check_shape(checkpoint, dataset)
     if training:
         _check_classes(checkpoint, dataset)
     if full == recorded and spec is None:
         _check_unchanged(checkpoint, dataset)
     return dataset
+
+
+def _prepared(spec: str, checkpoint: "Checkpoint") -> str:
+    """`spec` with the options by which `checkpoint` prepares its images, where it has none."""
+    full = with_defaults(spec, **checkpoint.preprocessing)
+    if full != spec:
+        logger.info(
+            f"{checkpoint.path}: its configuration says how its images are prepared: {full}"
+        )
+    return full
 
 
 def _check_shape(checkpoint: "Checkpoint", dataset: "Dataset") -> None:

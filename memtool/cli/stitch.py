@@ -185,7 +185,13 @@ def stitch(
     )
     opened = options.open_checkpoints(checkpoints, model, model_back, trust)
     set_ = options.load_dataset(
-        dataset, opened[-1], data_dir, image_size=image_size, split_at=split_at, training=True
+        dataset,
+        opened[-1],
+        data_dir,
+        image_size=image_size,
+        split_at=split_at,
+        training=True,
+        others=opened[:-1],
     )
     *fronts, back = [checkpoint.with_dataset(set_) for checkpoint in opened]
     chosen = chosen_cuts(fronts, back, options.comma_separated(at))

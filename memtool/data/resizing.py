@@ -53,7 +53,7 @@ def _shorter_side(image: "Image.Image", size: int, options: Options) -> "Image.I
 
 def _bordered(image: "Image.Image", size: int, scale: int, options: Options) -> "Image.Image":
     """The image with `scale` pixels on its longer side, on a square of the mean color."""
-    fill = [round(255 * value) for value in options.mean or [0]]
+    fill = [min(max(round(255 * value), 0), 255) for value in options.mean or [0]]
     if len(fill) == 3 and len(image.getbands()) == 1:
         image = image.convert("RGB")
     width, height = image.size

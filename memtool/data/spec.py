@@ -120,8 +120,12 @@ def with_options(spec: str, **options: object) -> str:
     'folder:photos?split_at=80%&image_size=64'
     """
     source, texts = specs.split(spec, "data set")
-    texts |= {key: str(value) for key, value in options.items() if value is not None}
+    texts |= {key: _text(value) for key, value in options.items() if value is not None}
     return specs.join(source, texts) if texts else spec
+
+
+def _text(value: object) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def with_defaults(spec: str, **options: object) -> str:
@@ -134,24 +138,23 @@ def with_defaults(spec: str, **options: object) -> str:
     return with_options(spec, **{key: its for key, its in options.items() if key not in texts})
 
 
-def is_value(key: str, value: object) -> bool:
-    """Whether an option may have this value, a number or a text.
+def option_value(key: str, text: str) -> Any:
+    """The value of an option, read from a text; None if it is out of range.
 
-    >>> is_value("crop_pct", 0.875), is_value("crop_mode", "middle")
-    (True, False)
+    >>> option_value("crop_pct", "87.5%"), option_value("crop_mode", "middle")
+    (0.875, None)
     """
     with suppress(ValueError):
-        return VALUES.get(key, WHOLE)[1](str(value)) is not None
-    return False
+        return VALUES.get(key, WHOLE)[1](text)
+    return None
 
 
 def _value(spec: str, key: str, text: str) -> Any:
     """The value of an option; raises MemtoolError if it is out of range."""
-    wanted, read = VALUES.get(key, WHOLE)
-    with suppress(ValueError):
-        if (value := read(text)) is not None:
-            return value
-    raise MemtoolError(f"data set {spec!r}: {key} is {wanted}, not {text!r}")
+    if (value := option_value(key, text)) is None:
+        wanted, _ = VALUES.get(key, WHOLE)
+        raise MemtoolError(f"data set {spec!r}: {key} is {wanted}, not {text!r}")
+    return value
 
 
 def _numbers(text: str, positive: bool = False) -> list[float] | None:

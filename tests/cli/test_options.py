@@ -91,7 +91,7 @@ def test_a_data_set_that_changed_is_noticed(folder_run: Path, run) -> None:
 
 def test_a_checkpoint_without_a_data_set_asks_for_one() -> None:
 
-    unknown = SimpleNamespace(path=Path("a.safetensors"), data={})
+    unknown = SimpleNamespace(path=Path("a.safetensors"), data={}, preprocessing={})
     with pytest.raises(MemtoolError, match="a.safetensors: .*--data"):
         options.load_dataset(None, unknown, None)
     found = options.load_dataset("digits", unknown, None, samples=30)
