@@ -185,7 +185,8 @@ class Checkpoint:
         """This checkpoint with `dataset` as what it was trained on, unless that is on record.
 
         A mean and a standard deviation on record are kept, unless the spec of `dataset` gives
-        others; a note says so, and which ones are taken where none are known.
+        others; a note says so, and which ones are taken where none are known. Raises MemtoolError
+        if they are not those of as many channels as the images have.
         """
         if "fingerprint" in self.data:
             return self
@@ -193,7 +194,19 @@ class Checkpoint:
         given = {name: values for name, values in options.items() if values}
         self._log_statistics(given, dataset)
         data = dataset.metadata() | self.data | given
+        self._check_channels(data["mean"], dataset)
         return replace(self, metadata={**self.metadata, "data": data})
+
+    def _check_channels(self, mean: Sequence[float], dataset: "Dataset") -> None:
+        """Raise MemtoolError unless `mean` has a number for each channel of the images."""
+        channels = dataset.image_shape[0]
+        if len(mean) != channels:
+            gray = channels == 1 and len(mean) == 3
+            hint = " (gray ones get 3 channels by --data '...?channels=3')" if gray else ""
+            raise MemtoolError(
+                f"{self.path}: its images are normalized by {len(mean)} means, those of "
+                f"{dataset.name} have channels: {channels}{hint}"
+            )
 
     def _log_statistics(self, given: Mapping[str, list[float]], dataset: "Dataset") -> None:
         """Note which mean and std are taken, `given` by a spec or not, if it is not simply those on

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memtool import MemtoolError, tables
+from memtool import MemtoolError, specs, tables
 from memtool.cli.console import be_debugging, be_quiet, logger, progress
 from memtool.data import NAMES, with_defaults, with_options
 from memtool.models import OURS
@@ -287,6 +287,9 @@ def load_dataset(
 def _prepared(spec: str, checkpoint: "Checkpoint") -> str:
     """`spec` with the options by which `checkpoint` prepares its images, where it has none."""
     full = with_defaults(spec, **checkpoint.preprocessing)
+    if specs.parse(full, "data set")[1].get("crop_mode") == "border":  # which has the mean's color
+        known = {key: checkpoint.data[key] for key in ("mean", "std") if key in checkpoint.data}
+        full = with_defaults(full, **known)
     if full != spec:
         logger.info(
             f"{checkpoint.path}: its configuration says how its images are prepared: {full}"

@@ -274,6 +274,25 @@ def test_a_border_has_the_color_of_the_config(vit: Path, photos: Path, run) -> N
     assert corner.tolist() == [128, 102, 76]
 
 
+def test_a_border_that_is_typed_has_the_color_of_the_config(vit: Path, photos: Path, run) -> None:
+    spec = f"folder:{photos}?crop_mode=border"
+    row = json.loads(run("cka", vit, vit, "--data", spec, *CKA).stdout)
+    assert row["data"].startswith(f"{spec}&image_size=32&crop_pct=0.9&interpolation=bilinear&mean=")
+    assert data.load(row["data"]).options.mean == MEAN
+
+
+def test_gray_images_for_statistics_of_three_channels_are_refused(vit: Path, run) -> None:
+    output = vit.parent / "converted.safetensors"
+    told = "normalized by 3 means, those of digits?"
+    for command in (("cka", vit, vit), ("convert", vit, "-o", output)):
+        result = run(*command, "--data", "digits")
+        assert result.code == 1 and told in result.stderr and "channels=3" in result.stderr
+    assert not output.exists()
+    result = run("convert", vit, "-o", output, "--data", "digits?channels=3")
+    assert result.code == 0, result.stderr
+    assert Checkpoint.open(output).data["image_shape"] == [3, 32, 32]
+
+
 def test_a_config_without_a_size_takes_that_of_the_model(vit: Path, photos: Path, run) -> None:
     config = {**CONFIG, "pretrained_cfg": {"crop_pct": 0.9, "mean": MEAN, "std": STD}}
     vit.with_name("config.json").write_text(json.dumps(config))
