@@ -106,6 +106,8 @@ def _wanting(options: Options) -> str | None:
     for name in RESIZING:
         if options.image_size is None and getattr(options, name) is not None:
             return f"{name} is for resizing; say to what size (image_size=224)"
+    if (options.image_size or 1) < (options.crop_pct or 1):
+        return f"image_size={options.image_size} divided by crop_pct={options.crop_pct} is no pixel"
     if options.crop_mode == "border" and options.mean is None:
         return "crop_mode=border makes a border of the color mean; say what that is (mean=0.5)"
     return None

@@ -40,6 +40,7 @@ def test_split_at_is_a_part_or_a_number(text: str, value: float) -> None:
         ("image_size=8&crop_pct=87", "from 0.1 to 2"),
         ("image_size=8&crop_mode=middle", "crop_mode is center, squash, border, not 'middle'"),
         ("image_size=8&interpolation=random", "nearest, bilinear, bicubic"),
+        ("image_size=1&crop_pct=1.1", "image_size=1 divided by crop_pct=1.1 is no pixel"),
         ("crop_pct=0.9", "crop_pct is for resizing; say to what size"),
         ("interpolation=bicubic", "interpolation is for resizing; say to what size"),
         ("image_size=8&crop_mode=border", "say what that is (mean=0.5)"),
