@@ -31,7 +31,7 @@ def make_noisy(
         ),
     ],
     ratio: Annotated[
-        list[str],
+        list[str] | None,
         typer.Option(
             "-r",
             "--ratio",
@@ -39,7 +39,18 @@ def make_noisy(
             help="Noise ratio in [0, 1] or in percent; repeat it or separate them by commas",
             show_default=False,
         ),
-    ],
+    ] = None,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--from",
+            metavar="FILE[:KEY]",
+            help="Take labels that others made, in place of random ones: an array (.npy; one of "
+            "several in .npz, .safetensors, .pt) or a column of a table (.csv, .tsv, .txt), one "
+            "class for each training example, by its name or its number from 0",
+            show_default=False,
+        ),
+    ] = None,
     kind: Annotated[
         NoiseKind,
         typer.Option(
@@ -66,24 +77,31 @@ def make_noisy(
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Replace part of a data set's training labels by random ones
+    """Replace part of a data set's training labels
 
-    Exactly round(RATIO * n) training examples have their label redrawn. One seed gives nested
-    sets: what is mislabelled at 5 % is so at 10 %, with the same given label.
+    Exactly round(RATIO * n) training examples have their label redrawn at random. One seed gives
+    nested sets: what is mislabelled at 5 % is so at 10 %, with the same given label. With --from,
+    the labels are those in a file.
 
     \b
     Examples:
       memtool make-noisy digits -r 25% -o labels/r25.safetensors
       memtool make-noisy digits -r 0,5%,50% -o 'labels/r{ratio}.safetensors'
+      memtool make-noisy cifar10 --from CIFAR-10_human.pt:worse_label \\
+          -o labels/worse.safetensors
     """
     import json
 
     from memtool.data import LabelFile
     from memtool.files import check_writable
 
-    ratios = [options.fraction(text) for text in options.comma_separated(ratio)]
-    if not ratios:
-        raise typer.BadParameter("no ratio given", param_hint="-r")
+    ratios = [options.fraction(text) for text in options.comma_separated(ratio or [])]
+    if source is not None and (ratio or matrix or kind is not NoiseKind.uniform):
+        raise typer.BadParameter(
+            "it takes the place of -r, --kind and --matrix", param_hint="--from"
+        )
+    if source is None and not ratios:
+        raise typer.BadParameter("no ratio given, nor --from FILE", param_hint="-r")
     if matrix is not None and kind is NoiseKind.uniform:  # the default
         kind = NoiseKind.matrix
     if (matrix is None) == (kind is NoiseKind.matrix):
@@ -93,23 +111,30 @@ def make_noisy(
             "several ratios need {ratio} in the name, as in 'r{ratio}.safetensors'", param_hint="-o"
         )
     options.check_file(output)
-    paths = [Path(str(output).replace("{ratio}", f"{100 * value:.10g}")) for value in ratios]
     spec = options.dataset_spec(dataset, image_size, split_at)
     set_ = options.load_data(spec, data_dir, training=True)
     transition = _read_matrix(matrix, len(set_.classes)) if matrix else None
-    for path in paths:
+    if source is not None:
+        made = {output: LabelFile.given_by(set_, source)}
+    else:
+        made = {
+            Path(str(output).replace("{ratio}", f"{100 * value:.10g}")): LabelFile.noisy(
+                set_, kind, value, seed, transition
+            )
+            for value in ratios
+        }
+    for path in made:
         check_writable(path)
-    for path, value in zip(paths, ratios, strict=True):
-        labels = LabelFile.noisy(set_, kind, value, seed, transition)
+    for path, labels in made.items():
         if dry_run:
             print(json.dumps({"output": str(path), "data": set_.name, **labels.metadata["noise"]}))
             continue
         labels.save(path)
         examples = len(labels.given)
-        logger.info(
-            f"{path}: {round(value * examples)} redrawn, "
-            f"{labels.mislabelled.sum()} of {examples} mislabelled"
+        redrawn = (
+            "" if source else f"{round(labels.metadata['noise']['ratio'] * examples)} redrawn, "
         )
+        logger.info(f"{path}: {redrawn}{labels.mislabelled.sum()} of {examples} mislabelled")
 
 
 def _read_matrix(path: Path, classes: int) -> "Matrix":

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.data.datasets import Dataset
+from memtool.data.label_sources import OF_OTHERS, given_labels, split
 from memtool.data.listing import Labels
 from memtool.data.noise import Matrix, NoiseKind, redraw, transition_matrix
 from memtool.tensors import Metadata, encoded, opened, read_metadata, replacing_safetensors
@@ -25,8 +26,8 @@ RECORDED = {"data": ("name", "train", "fingerprint"), "noise": ("ratio", "kind",
 class LabelFile:
     """The given and the true labels of a data set's training split, int64 (n,) each.
 
-    `metadata` describes the data set (`data`) and how the given labels were drawn (`noise`: ratio,
-    kind, seed and, for `NoiseKind.matrix`, the matrix).
+    `metadata` describes the data set (`data`) and how the given labels were made (`noise`: ratio,
+    kind, seed and, for `NoiseKind.matrix`, the matrix; the source of those that others made).
 
     >>> from memtool.data import load
     >>> labels = LabelFile.noisy(load("digits"), NoiseKind.uniform, ratio=0.25, seed=0)
@@ -72,6 +73,19 @@ class LabelFile:
         given = redraw(true, matrix, ratio, seed)
         return LabelFile(given, true, {"data": dataset.metadata(), "noise": noise})
 
+    @staticmethod
+    def given_by(dataset: Dataset, source: str) -> "LabelFile":
+        """Labels of `dataset` that others made, from `source`, a `FILE` or `FILE:KEY`.
+
+        The ratio on record is the part that is mislabelled, the kind `given`. Raises MemtoolError
+        as `label_sources.given_labels` does.
+        """
+        true = dataset.train.labels
+        given, recorded = given_labels(source, dataset.classes, true)
+        ratio = float(np.mean(given != true))
+        noise = {"ratio": ratio, "kind": "given", "seed": None, "source": recorded}
+        return LabelFile(given, true, {"data": dataset.metadata(), "noise": noise})
+
     def save(self, path: Path) -> None:
         """Write the file, whole or not at all. Raises MemtoolError if that is not possible."""
         from safetensors.numpy import save_file
@@ -83,6 +97,11 @@ class LabelFile:
     @staticmethod
     def load(path: Path) -> "LabelFile":
         """Read a label file. Raises MemtoolError if `path` is not one."""
+        if split(str(path))[0].suffix.lower() in OF_OTHERS:
+            raise MemtoolError(
+                f"{path}: labels that others made become a label file first: memtool make-noisy "
+                f"DATASET --from {path} -o FILE.safetensors"
+            )
         metadata = read_metadata(path, "labels")
         for section, keys in RECORDED.items():
             if missing := set(keys) - metadata[section].keys():

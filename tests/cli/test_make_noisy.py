@@ -1,9 +1,13 @@
-"""memtool make-noisy: dry runs, transition matrices from files."""
+"""memtool make-noisy: dry runs, transition matrices and labels from files."""
+
+import hashlib
+import json
 
 import numpy as np
 import pytest
 
-from memtool.data import LabelFile
+from memtool.data import LabelFile, load
+from memtool.tensors import read_metadata
 
 
 def test_a_matrix_file_is_used_and_recorded(run, tmp_path):
@@ -53,3 +57,51 @@ def test_a_dry_run_checks_the_settings_and_writes_nothing(run, tmp_path, monkeyp
         '{"output": "labels/r37.5.safetensors", "data": "digits", "ratio": 0.375, '
         '"kind": "uniform", "seed": 3}\n'
     )
+
+
+@pytest.fixture
+def others(tmp_path):
+    """The true labels of the digits and some that others made, of which 130 differ."""
+    true = load("digits").train.labels
+    given = true.copy()
+    given[:130] = (true[:130] + 1) % 10
+    np.savez(tmp_path / "others.npz", given=given, true=true)
+    return tmp_path / "others.npz", given
+
+
+def test_labels_that_others_made_are_taken_and_recorded(run, tmp_path, others):
+    source, given = others
+    labels, trained = tmp_path / "l.safetensors", tmp_path / "r.safetensors"
+    result = run("make-noisy", "digits", "--from", f"{source}:given", "-o", labels)
+    assert (result.code, result.stdout) == (0, "")
+    assert result.stderr == f"{labels}: 130 of 1297 mislabelled\n"
+    file = LabelFile.load(labels)
+    assert (file.given == given).all() and file.mislabelled.sum() == 130
+    noise = file.metadata["noise"]
+    assert (noise["ratio"], noise["kind"], noise["seed"]) == (130 / 1297, "given", None)
+    digest = hashlib.sha256(source.read_bytes()).hexdigest()
+    assert noise["source"] == {"file": "others.npz", "key": "given", "sha256": digest}
+    options = ("--model", "digits-cnn", "--labels", labels, "--epochs", 1, "-o", trained)
+    rows = run("train", *options, "--format", "jsonl").stdout
+    assert '"noise_kind": "given"' in rows and f'"noise_ratio": {130 / 1297}' in rows
+    assert read_metadata(trained)["training"]["noise_source"] == noise["source"]
+    assert "given" in run("info", labels, trained).stdout
+    assert run("cka", trained, trained, "--layers", "fc").code == 0
+
+
+def test_labels_that_others_made_take_the_place_of_random_ones(run, tmp_path, others):
+    source = f"{others[0]}:given"
+    target = tmp_path / "l.safetensors"
+    for more in (["-r", "5%"], ["--kind", "pairflip"], ["--matrix", "m.txt"]):
+        result = run("make-noisy", "digits", "--from", source, *more, "-o", target)
+        assert result.code == 2 and "--from" in result.stderr
+    dry = run("make-noisy", "digits", "--from", source, "-o", target, "--dry-run")
+    assert json.loads(dry.stdout)["source"]["key"] == "given" and not target.exists()
+
+
+def test_train_says_what_to_do_with_labels_that_others_made(run, tmp_path, others):
+    options = ("--model", "digits-cnn", "-o", tmp_path / "r.safetensors")
+    for source in (others[0], f"{others[0]}:given"):
+        result = run("train", *options, "--labels", source)
+        assert result.code == 1
+        assert f"memtool make-noisy DATASET --from {source} -o" in result.stderr

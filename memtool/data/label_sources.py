@@ -1,0 +1,283 @@
+"""Given labels that others made, in the files that they publish them in.
+
+A source is `FILE` or `FILE:KEY`: a NumPy array (.npy), several by name (.npz, .safetensors), a
+dict of arrays that PyTorch saved (.pt, .pth), or a table (.csv, .tsv, .txt) with or without a
+header. `given_labels` makes of it one label per training example.
+"""
+
+import csv
+import io
+import logging
+import re
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from hashlib import sha256
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memtool import MemtoolError
+from memtool.data.classes import Values, values
+from memtool.data.listing import Labels
+from memtool.errors import last_line
+
+logger = logging.getLogger("memtool")
+
+Arrays = Mapping[str, NDArray[Any]]
+ARRAYS, PYTORCH, TABLES = (
+    (".npy", ".npz", ".safetensors"),
+    (".pt", ".pth"),
+    (".csv", ".tsv", ".txt"),
+)
+SUFFIXES = (*ARRAYS, *PYTORCH, *TABLES)
+OF_OTHERS = set(SUFFIXES) - {".safetensors"}  # certainly no label files of memtool's
+FRACTION = re.compile(r"(?<=\d)\.0*$")  # that spreadsheets add to whole numbers
+WHOLE = ""  # the key of a file that holds a single array
+
+
+def given_labels(
+    source: str, classes: Sequence[str], true: Labels
+) -> tuple[Labels, dict[str, str | None]]:
+    """The labels in a source, int64 (n,), numbered as `classes` are, and what to record of it: the
+    name of the file, the key and the file's SHA-256.
+
+    There must be one for each of the n `true` labels, in their order: the name of a class, or its
+    number from 0 on. Raises MemtoolError, which names the file, if the labels are not so, and if
+    there are several columns and no key.
+
+    A warning tells if they agree with the true labels no more often than in another order.
+    """
+    path, key = split(source)
+    arrays = _read(path, len(true))
+    chosen = _chosen(arrays, key, len(true), str(path))
+    what = f"{path}: its labels {chosen!r}" if chosen else f"{path}: its labels"
+    given = numbered(values(arrays[chosen], what), classes, what)
+    if len(given) != len(true):
+        raise MemtoolError(
+            f"{what} are {len(given)}, the data set has {len(true)} training examples"
+        )
+    _warn_of_another_order(given, true, len(classes), what)
+    digest = sha256(path.read_bytes()).hexdigest()
+    return given, {"file": path.name, "key": chosen or None, "sha256": digest}
+
+
+def split(source: str) -> tuple[Path, str | None]:
+    """The file and the key in `FILE` or `FILE:KEY`.
+
+    >>> split("labels.pt:worse_label")
+    (PosixPath('labels.pt'), 'worse_label')
+    """
+    path = Path(source).expanduser()
+    if ":" in source and not path.exists():
+        file, _, key = source.rpartition(":")
+        return Path(file).expanduser(), key
+    return path, None
+
+
+def numbered(labels: Values, classes: Sequence[str], what: str) -> Labels:
+    """Labels as they are called, int64 or str (n,), as numbers of the `classes`, int64 (n,).
+
+    Text is the name of a class, a number is one too if all classes are called by numbers; else it
+    counts the classes from 0. Raises MemtoolError, which calls the labels `what`, for one that is
+    neither.
+
+    >>> numbered(np.array(["bee", "ant"]), ["ant", "bee"], "labels")
+    array([1, 0])
+    >>> numbered(np.array([5, 1]), ["1", "5", "7"], "labels")
+    array([1, 0])
+    """
+    names = {name: number for number, name in enumerate(classes)}
+    found, inverse = np.unique(labels, return_inverse=True)
+    called = [str(one) for one in found.tolist()]
+    if all(name in names for name in called):
+        numbers = [names[name] for name in called]
+    elif all(name.isdecimal() and int(name) < len(classes) for name in called):
+        numbers = [int(name) for name in called]
+    else:
+        raise _no_class(labels, called, classes, what)
+    result: Labels = np.array(numbers, np.int64)[inverse.reshape(-1)]
+    return result
+
+
+def _no_class(
+    labels: Values, called: Sequence[str], classes: Sequence[str], what: str
+) -> MemtoolError:
+    count = len(classes)
+    if set(called) == set(map(str, range(1, count + 1))):
+        return MemtoolError(
+            f"{what} count the classes from 1 to {count}; subtract 1, they count from 0"
+        )
+    valid = {*classes, *map(str, range(count))}
+    wrong = next((name for name in called if name not in valid), called[0])
+    example = np.flatnonzero(labels.astype(str) == wrong)[0]
+    shown = ", ".join(classes[:5]) + (", ..." if count > 5 else "")
+    return MemtoolError(
+        f"{what}: that of example {example} is {wrong!r:.40}; it should be a class ({shown}), or, "
+        f"in all labels, the number of one (0 to {count - 1})"
+    )
+
+
+def _warn_of_another_order(given: Labels, true: Labels, classes: int, what: str) -> None:
+    if not len(true):
+        return
+    shares = [np.bincount(labels, minlength=classes) / len(true) for labels in (given, true)]
+    by_chance = 1 - float(shares[0] @ shares[1])
+    share = float((given != true).mean())
+    if by_chance > 0 and share > 0.9 * by_chance:
+        logger.warning(
+            f"{what} differ from the true ones for {100 * share:.1f} % of the examples, as they "
+            "would in another order; are they in that of the data set?"
+        )
+
+
+def _chosen(arrays: Arrays, key: str | None, n: int, file: str) -> str:
+    """The key of the labels among what a file holds; columns that number the examples are none."""
+    numberings = {name: _numbering(array, n) for name, array in arrays.items()}
+    if len(arrays) > 1 and False in numberings.values():
+        name = next(name for name, in_order in numberings.items() if in_order is False)
+        raise MemtoolError(
+            f"{file}: its {name!r} numbers the examples, but not in their order; sort by it"
+        )
+    if key is not None and key not in arrays:
+        raise MemtoolError(f"{file}: has no {key!r} (it has {_listed(arrays)})")
+    candidates = [name for name, in_order in numberings.items() if in_order is None] or [*arrays]
+    if key is None and len(candidates) > 1:
+        raise MemtoolError(
+            f"{file}: holds several ({_listed(candidates)}); say which one: {file}:{candidates[0]}"
+        )
+    return candidates[0] if key is None else key
+
+
+def _numbering(array: NDArray[Any], n: int) -> bool | None:
+    """Whether an array numbers n examples, from 0 or 1 on, in their order; None if it does not
+    number them. Few examples may have as many classes."""
+    if array.shape != (n,) or n < 20:
+        return None
+    if array.dtype.kind == "U" and np.char.isdecimal(array).all():
+        array = array.astype(np.int64)
+    if array.dtype.kind not in "iu":
+        return None
+    for first in (0, 1):
+        if np.array_equal(np.sort(array), np.arange(first, n + first)):
+            return bool((np.diff(array) == 1).all())
+    return None
+
+
+def _listed(arrays: Iterable[str]) -> str:
+    names = [name or "one array" for name in arrays]
+    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") or "nothing"
+
+
+# --- Files ----------------------------------------------------------------------------------------
+
+
+def _read(path: Path, n: int) -> Arrays:
+    """The arrays that a file holds, by name; n examples are expected."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise MemtoolError(f"{path}: labels are read from {', '.join(SUFFIXES)} (FILE or FILE:KEY)")
+    if not path.is_file():
+        raise MemtoolError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    try:
+        if path.suffix.lower() in TABLES:
+            return _columns(path, n)
+        return _torch_arrays(path) if path.suffix.lower() in PYTORCH else _numpy_arrays(path)
+    except MemtoolError:
+        raise
+    except Exception as error:  # of libraries that read what may be anything
+        raise MemtoolError(f"{path}: cannot be read as labels ({last_line(error)})") from error
+
+
+def _numpy_arrays(path: Path) -> Arrays:
+    if path.suffix.lower() == ".safetensors":
+        from safetensors.numpy import load_file
+
+        return dict(load_file(path))
+    with open(path, "rb") as file:
+        try:
+            content = np.load(file, allow_pickle=False)
+        except ValueError as error:
+            raise MemtoolError(
+                f"{path}: is no array of numbers or of text ({last_line(error)}); save it as one: "
+                "numpy.save(FILE, numpy.asarray(labels, dtype=int))"
+            ) from error
+        if isinstance(content, np.ndarray):
+            return {WHOLE: content}
+        try:
+            return {name: content[name] for name in content.files}
+        except (ValueError, zipfile.BadZipFile) as error:
+            raise MemtoolError(f"{path}: cannot be read as labels ({last_line(error)})") from error
+
+
+def _torch_arrays(path: Path) -> Arrays:
+    """The tensors, arrays and lists of numbers in what PyTorch saved; nothing in it runs."""
+    import torch
+
+    try:
+        with torch.serialization.safe_globals(_globals_of_numpy()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise MemtoolError(
+            f"{path}: holds other objects than arrays of numbers or names, which are not loaded; "
+            "save the labels alone: numpy.save(FILE, labels)"
+        ) from error
+    named = content if isinstance(content, dict) else {WHOLE: content}
+    arrays = {str(name): _as_array(value) for name, value in named.items()}
+    found = {name: array for name, array in arrays.items() if array is not None}
+    if not found:
+        raise MemtoolError(f"{path}: holds no arrays of labels, but a {type(content).__name__}")
+    return found
+
+
+def _globals_of_numpy() -> list[Any]:
+    """What pickles of arrays name, by old and new names; each makes numbers and no more."""
+    import codecs
+
+    from numpy._core.multiarray import _reconstruct, scalar
+
+    codes = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f4", "f8", "?", "U1", "S1")
+    types = [type(np.dtype(code)) for code in codes]
+    return [
+        *(np.ndarray, np.dtype, codecs.encode, *types),
+        *((_reconstruct, f"numpy.{core}.multiarray._reconstruct") for core in ("core", "_core")),
+        *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    ]
+
+
+def _as_array(value: Any) -> NDArray[Any] | None:
+    """A tensor, an array, or a list of numbers or names, as an array; None for anything else."""
+    if hasattr(value, "detach"):
+        return np.asarray(value.detach().float() if value.is_floating_point() else value)
+    if isinstance(value, np.ndarray | list | tuple) and len(value):
+        array = np.asarray(value)
+        return array if array.dtype.kind in "buifUS" and array.ndim else None
+    return None
+
+
+def _columns(path: Path, n: int) -> Arrays:
+    """The columns of a table by the names in its header; without one, by numbers from 1 on.
+
+    Of n + 1 rows, the first is a header."""
+    content = path.read_bytes()
+    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    delimiter = max(",;\t ", key=first.strip().count)
+    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
+    rows = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
+    if len(rows) not in (n, n + 1):
+        raise MemtoolError(
+            f"{path}: has {len(rows)} rows, the data set has {n} training examples (one row for "
+            "each, and at most a header)"
+        )
+    names = rows.pop(0) if len(rows) == n + 1 else [str(i + 1) for i in range(len(rows[0]))]
+    for number, row in enumerate(rows):
+        if len(row) != len(names):
+            raise MemtoolError(
+                f"{path}: has {len(row)} cells for example {number}, not {len(names)}"
+            )
+    if len(set(names)) < len(names):
+        raise MemtoolError(f"{path}: two of its columns have one name ({', '.join(names)})")
+    columns = zip(names, zip(*rows, strict=True), strict=True)
+    return {name: np.array([FRACTION.sub("", cell) for cell in cells]) for name, cells in columns}

@@ -1,0 +1,184 @@
+"""Given labels that others made."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from memtool import MemtoolError
+from memtool.data.label_sources import given_labels, numbered, split
+
+CLASSES = ("ant", "bee", "cat")
+TRUE = np.arange(60, dtype=np.int64) % 3
+GIVEN = np.where(np.arange(60) < 6, (TRUE + 1) % 3, TRUE)
+NAMES = np.array(CLASSES)[GIVEN]
+
+
+def found(source):
+    given, recorded = given_labels(str(source), CLASSES, TRUE)
+    assert given.dtype == np.int64 and given.tolist() == GIVEN.tolist()
+    assert len(recorded["sha256"]) == 64
+    return recorded["file"], recorded["key"]
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        GIVEN,
+        GIVEN.astype(np.uint8),
+        GIVEN.astype(np.float32),
+        GIVEN.astype(str),
+        GIVEN[:, None],
+        NAMES,
+        NAMES.astype("S"),
+        np.eye(3)[GIVEN],
+    ],
+    ids=["int", "uint8", "float", "digits", "column", "names", "bytes", "one-hot"],
+)
+def test_an_array_of_any_type(tmp_path, array):
+    np.save(tmp_path / "y.npy", array)
+    assert found(tmp_path / "y.npy") == ("y.npy", None)
+
+
+def test_one_of_several_arrays_is_chosen_by_its_key(tmp_path):
+    arrays = {"clean": TRUE, "worse": GIVEN, "index": np.arange(60)}
+    np.savez(tmp_path / "y.npz", **arrays)
+    save_file(arrays, tmp_path / "y.safetensors")
+    torch.save({**arrays, "info": "text", "shape": torch.Size([3])}, tmp_path / "y.pt")
+    torch.save(arrays, tmp_path / "z.pth", _use_new_zipfile_serialization=False)
+    torch.save({key: torch.from_numpy(value) for key, value in arrays.items()}, tmp_path / "t.pt")
+    for name in ("y.npz", "y.safetensors", "y.pt", "z.pth", "t.pt"):
+        assert found(f"{tmp_path / name}:worse") == (name, "worse")
+        with pytest.raises(MemtoolError, match=f"holds several .*say which one: .*{name}:"):
+            found(tmp_path / name)
+        with pytest.raises(MemtoolError, match="has no 'other' .it has .*worse"):
+            found(f"{tmp_path / name}:other")
+    np.savez(tmp_path / "one.npz", index=np.arange(60), labels=GIVEN)
+    assert found(tmp_path / "one.npz") == ("one.npz", "labels")
+
+
+def rows(*columns, separator=",", end="\n"):
+    return "".join(separator.join(map(str, cells)) + end for cells in zip(*columns, strict=True))
+
+
+@pytest.mark.parametrize(
+    "text, key",
+    [
+        (rows(GIVEN), "1"),
+        (rows(NAMES), "1"),
+        ("label\n" + rows(NAMES), "label"),
+        ("id,label\n" + rows(range(60), GIVEN), "label"),
+        (rows(range(1, 61), NAMES), "2"),
+        ("sample;label\r\n" + rows(range(60), NAMES, separator=";", end="\r\n"), "label"),
+        ("id\tlabel\n\n" + rows(range(60), GIVEN, separator="\t"), "label"),
+        ("label\n" + rows([f"{n}.0" for n in GIVEN]) + "\n", "label"),
+        ('"label"\n' + rows([f'"{name}"' for name in NAMES]), "label"),
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_tables_with_and_without_a_header(tmp_path, text, key, encoding):
+    (tmp_path / "y.csv").write_text(text, encoding=encoding, newline="")
+    assert found(tmp_path / "y.csv") == ("y.csv", key)
+
+
+def test_a_table_in_another_order_is_refused(tmp_path):
+    order = np.random.default_rng(0).permutation(60)
+    (tmp_path / "y.csv").write_text("id,label\n" + rows(order, GIVEN[order]))
+    for source in ("y.csv", "y.csv:label"):
+        with pytest.raises(MemtoolError, match="'id' numbers the examples, but not in their order"):
+            found(tmp_path / source)
+
+
+def test_labels_as_in_another_order_get_a_warning(tmp_path, caplog):
+    np.save(tmp_path / "y.npy", np.random.default_rng(0).permutation(TRUE))
+    given_labels(str(tmp_path / "y.npy"), CLASSES, TRUE)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and "as they would in another order" in record.message
+    caplog.clear()
+    np.save(tmp_path / "y.npy", GIVEN)
+    found(tmp_path / "y.npy")
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "array, problem",
+    [
+        (GIVEN[:-1], "are 59, the data set has 60 training examples"),
+        (np.repeat(GIVEN, 2), "are 120, the data set has 60"),
+        (GIVEN + 1, "count the classes from 1 to 3; subtract 1"),
+        (np.where(GIVEN == 2, 99, GIVEN), "that of example 1 is '99'; it should be a class"),
+        (np.where(GIVEN == 2, -1, GIVEN), "that of example 1 is '-1'"),
+        (np.where(GIVEN == 2, np.nan, GIVEN), "not whole numbers or names"),
+        (GIVEN + 0.5, "not whole numbers or names"),
+        (np.where(NAMES == "cat", "cow", NAMES), "that of example 1 is 'cow'"),
+        (np.full((60, 3), 1 / 3), "neither one per example nor one-hot"),
+        (np.zeros((60, 2, 2)), "not one per example"),
+        (GIVEN * 1j, "not whole numbers or names"),
+        (GIVEN.astype(object), "is no array of numbers or of text"),
+        (np.zeros(0, int), "are 0, the data set has 60"),
+    ],
+)
+def test_what_are_no_labels_of_the_data_set_is_told(tmp_path, array, problem):
+    np.save(tmp_path / "y.npy", array)
+    with pytest.raises(MemtoolError, match=problem) as caught:
+        found(tmp_path / "y.npy")
+    assert str(caught.value).startswith(str(tmp_path / "y.npy"))
+
+
+@pytest.mark.parametrize(
+    "name, content, problem",
+    [
+        ("y.json", b"[0]", "labels are read from .npy, .npz"),
+        ("y.npy", b"", "cannot be read|no array"),
+        ("y.npz", b"PK\x03\x04 and no more", "cannot be read|no array"),
+        ("y.pt", b"<html>", "are not loaded|cannot be read"),
+        ("y.safetensors", b"{}", "cannot be read"),
+        ("y.csv", b"", "has 0 rows, the data set has 60"),
+        ("y.csv", b"\xff\xfe\x00", "cannot be read"),
+        ("y.csv", rows(GIVEN[:50]).encode(), "has 50 rows"),
+        ("y.csv", ("a,a\n" + rows(GIVEN, GIVEN)).encode(), "two of its columns have one name"),
+        ("y.csv", ("a,b\n" + rows(GIVEN)).encode(), "has 1 cells for example 0, not 2"),
+    ],
+)
+def test_other_files_are_one_error(tmp_path, name, content, problem):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(MemtoolError, match=problem) as caught:
+        found(tmp_path / name)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders(tmp_path):
+    with pytest.raises(MemtoolError, match="none.npy: no such file"):
+        found(tmp_path / "none.npy")
+    (tmp_path / "y.npy").mkdir()
+    with pytest.raises(MemtoolError, match="y.npy: is a folder"):
+        found(tmp_path / "y.npy")
+
+
+class Evil:
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def test_nothing_in_a_pickle_runs(tmp_path):
+    torch.save({"labels": GIVEN, "more": Evil(tmp_path / "ran")}, tmp_path / "y.pt")
+    with pytest.raises(MemtoolError, match="holds other objects than arrays"):
+        found(f"{tmp_path / 'y.pt'}:labels")
+    assert not (tmp_path / "ran").exists()
+
+
+def test_a_name_with_a_colon_is_a_file_if_there_is_one(tmp_path):
+    np.save(tmp_path / "a:b.npy", GIVEN)
+    assert split(f"{tmp_path}/a:b.npy") == (tmp_path / "a:b.npy", None)
+    assert found(tmp_path / "a:b.npy") == ("a:b.npy", None)
+
+
+def test_numbers_are_names_where_all_classes_are_called_by_numbers():
+    assert numbered(np.array([1, 2]), ("1", "2", "3"), "labels").tolist() == [0, 1]
+    assert numbered(np.array([0, 2]), ("1", "2", "3"), "labels").tolist() == [0, 2]
+    assert numbered(np.array(["7", "1"]), ("1", "5", "7"), "labels").tolist() == [2, 0]
