@@ -1,5 +1,6 @@
 """The one exception meant for users, and other people's exceptions in one line."""
 
+import re
 from collections.abc import Sequence
 
 # How errors and warnings begin on stderr.
@@ -36,6 +37,20 @@ def shortened(text: object, most: int = 60) -> str:
     """
     said = str(text)
     return said if len(said) <= most else said[: most - 3] + "..."
+
+
+# Controls, halves of characters (bytes of a file name that are no text), ends of lines and
+# reversals of the direction.
+UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: str) -> str:
+    """The text with what would act on a terminal, or cannot be written, as escapes.
+
+    >>> printable("a\\x1b[2J\\n\\udcff")
+    'a\\\\x1b[2J\\\\n\\\\udcff'
+    """
+    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
 def some(names: Sequence[str]) -> str:

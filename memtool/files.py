@@ -49,6 +49,8 @@ def check_writable(path: Path) -> None:
 
     Raises MemtoolError if it cannot be written, or is a folder.
     """
+    if path.suffix == ".safetensors":
+        check_name(path)
     try:
         if path.is_dir():
             raise MemtoolError(f"{path}: is a folder; name a file")
@@ -61,6 +63,16 @@ def check_writable(path: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise _not_written(path, error) from error
+
+
+def check_name(path: Path) -> None:
+    """Raise MemtoolError if safetensors could not open a file of this name: it is not UTF-8."""
+    try:
+        os.fsencode(path).decode()
+    except UnicodeDecodeError as error:
+        raise MemtoolError(
+            f"{path}: a name that is not UTF-8, which safetensors cannot open; rename it"
+        ) from error
 
 
 def _not_written(path: Path, error: OSError) -> MemtoolError:

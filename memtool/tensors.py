@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from memtool import MemtoolError
 from memtool.contents import described, is_pickle
-from memtool.files import replacing
+from memtool.files import check_name, replacing
 from memtool.shards import check_shard, is_index, shards_of
 
 if TYPE_CHECKING:
@@ -105,6 +105,7 @@ def opened(path: Path, framework: str) -> Iterator[Any]:
 
     `framework` says what its tensors become: "pt" or "numpy".
     """
+    check_name(path)
     try:
         with safe_open(path, framework=framework) as file:
             yield file

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__
 from memtool.cli.console import is_debugging, stderr, telling
-from memtool.errors import ERROR
+from memtool.errors import ERROR, printable
 from memtool.tables import discard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -55,7 +55,7 @@ class Group(TyperGroup):
 
 def _tell(error: object) -> None:
     """An error in one line, whatever the libraries put into it."""
-    stderr.print(f"{ERROR}{' '.join(str(error).splitlines())}")
+    stderr.print(f"{ERROR}{printable(' '.join(str(error).splitlines()))}")
 
 
 class Command(TyperCommand):

@@ -23,7 +23,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from memtool.errors import WARNING
+from memtool.errors import WARNING, printable
 from memtool.progress import Advance
 from memtool.tables import discard
 
@@ -51,7 +51,7 @@ class _Handler(logging.Handler):
         self._told: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = record.getMessage()
+        text = "\n".join(map(printable, record.getMessage().split("\n")))
         if record.levelno >= logging.WARNING:
             stderr.print(f"{WARNING}{text}")
         elif text not in self._told:

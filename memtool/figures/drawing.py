@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from memtool import MemtoolError
 from memtool.figures import heatmap, similarity, stitching, training
+from memtool.figures.letters import families, warn_of_escapes
 from memtool.figures.rows import Needs, Rows, common_columns, listed
 from memtool.figures.style import LOOK
 
@@ -116,5 +117,8 @@ def draw(kind: Kind | str, rows: Rows, *, net_of_control: bool = False) -> Figur
             raise MemtoolError(f"{kind} has no control")
         draw_rows = stitching.draw_net_of_control
     needs.check(rows, kind)
-    with matplotlib.rc_context(LOOK):
-        return draw_rows(needs.select(rows))
+    rows = needs.select(rows)
+    with matplotlib.rc_context(LOOK | {"font.family": families(rows)}):
+        figure = draw_rows(rows)
+        warn_of_escapes(figure, rows)
+    return figure

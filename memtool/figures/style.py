@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from memtool import MemtoolError
+from memtool.figures.letters import drawable
 
 Style = dict[str, Any]  # keyword arguments of Axes.plot
 Key = TypeVar("Key", bound=Hashable)
@@ -57,6 +58,7 @@ SAVING: dict[Any, Any] = {
     "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's default, Type 3
     "svg.hashsalt": "memtool",  # without it, the ids in an SVG are random
 }
+MOST_PIXELS = 2**16  # along a side of a PNG
 METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
     "png": {},
@@ -77,7 +79,7 @@ def save(figure: Figure, stream: BinaryIO, format: str) -> None:
         format: "pdf", "png" or "svg".
 
     Raises:
-        MemtoolError: If the format is another one.
+        MemtoolError: If the format is another one, or the figure too large for a PNG.
 
     >>> import io
     >>> from matplotlib.figure import Figure
@@ -88,6 +90,12 @@ def save(figure: Figure, stream: BinaryIO, format: str) -> None:
     """
     if format not in METADATA:
         raise MemtoolError(f"no figure format {format!r}; there are {', '.join(METADATA)}")
+    width, height = figure.get_size_inches()
+    if format == "png" and max(width, height) * SAVING["savefig.dpi"] >= MOST_PIXELS:
+        raise MemtoolError(
+            f"a figure of {width:.0f} x {height:.0f} inches is too large for a PNG; leave rows out "
+            "of the table, or write a PDF or an SVG"
+        )
     # LOOK is needed again, since matplotlib makes ticks only when it draws them.
     with matplotlib.rc_context(LOOK | SAVING):
         figure.savefig(stream, format=format, metadata=METADATA[format])
@@ -101,7 +109,7 @@ def styles_of(keys: Sequence[Key], labels: Sequence[str], colors: str) -> dict[K
     """
     shades = matplotlib.colormaps[colors](np.linspace(0, LIGHTEST, len(keys)))
     return {
-        key: {"color": tuple(shade), "marker": MARKERS[i % len(MARKERS)], "label": label}
+        key: {"color": tuple(shade), "marker": MARKERS[i % len(MARKERS)], "label": drawable(label)}
         for i, (key, shade, label) in enumerate(zip(keys, shades, labels, strict=True))
     }
 
@@ -114,7 +122,7 @@ def panel_grid(
     lines = math.ceil(len(titles) / columns)
     width = (COLUMN_WIDTH if columns == 1 else PAGE_WIDTH) / columns
     size = 8 if columns <= 4 else 6.5  # points; a letter is about 0.62 times as wide
-    titles = [_wrap(title, int(72 * width / (0.62 * size))) for title in titles]
+    titles = [_wrap(drawable(title), int(72 * width / (0.62 * size))) for title in titles]
     height = 0.2 + 0.7 * width + 0.12 * max(title.count("\n") + 1 for title in titles)
     figure = Figure(figsize=(columns * width, lines * height), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
@@ -166,12 +174,17 @@ def layer_ticks(axis: Axis, layers: Sequence[str], length: float) -> None:
     pitch = 72 * length / len(layers)  # points from one layer to the next
     every = math.ceil(5.5 / pitch)
     shown = range(0, len(layers), every)
-    axis.set_ticks(shown, [layers[i] for i in shown], fontsize=min(7, max(5, pitch / 1.2)))
+    axis.set_ticks(
+        shown,
+        [drawable(layers[i]) for i in shown],
+        fontsize=min(7, max(5, pitch / 1.2)),
+        fontfamily=matplotlib.rcParams["font.family"],  # ticks may be made again without it
+    )
 
 
 def names_length(names: Iterable[str]) -> float:
     """Inches that the longest of the names takes at about 5 points."""
-    return 0.034 * max(map(len, names))
+    return 0.034 * max(len(drawable(name)) for name in names)
 
 
 def short_name(checkpoint: str) -> str:
@@ -182,7 +195,7 @@ def short_name(checkpoint: str) -> str:
     >>> short_name("a/folder/of/experiments/r25/epoch-0004.safetensors")
     '…of/experiments/r25/epoch-0004'
     """
-    name = checkpoint.removesuffix(".safetensors")
+    name = drawable(checkpoint.removesuffix(".safetensors"))
     return name if len(name) <= 30 else f"…{name[-29:]}"
 
 

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from memtool.errors import printable
 from memtool.tables.rows import Column
 
 Row = Mapping[str, Any]
@@ -21,16 +22,17 @@ def render(
     columns: Mapping[str, Column],
     width: int | None = None,
     styled: bool = False,
+    encoding: str = "utf-8",
 ) -> str:
     """Rows as a table for a terminal, `width` characters wide (the terminal's own by default), its
-    titles in bold if `styled`.
+    titles in bold if `styled`. Letters that `encoding` lacks, and controls, are escaped.
 
     Numbers have four digits and checkpoints lose their suffix. A column that holds one value
     throughout is told once, above the table. Where it would be too wide, minor columns are left
     out, which is told below it. A single row becomes a list, one line for each of its values.
     """
     if len(rows) == 1:
-        return _list(rows[0], columns)
+        return _encodable(_list(rows[0], columns), encoding)
     from rich.console import Console
     from rich.table import Table
 
@@ -43,7 +45,10 @@ def render(
         markup=False,
         emoji=False,
     )
-    cells = {column: [_short(row.get(column)) for row in rows] for column in columns}
+    cells = {
+        column: [_encodable(_short(row.get(column)), encoding) for row in rows]
+        for column in columns
+    }
     constant = [column for column in columns if len(set(cells[column])) == 1]
     if told := [f"{_title(name)} {cells[name][0]}" for name in constant if cells[name][0]]:
         console.print(", ".join(told) + "\n")
@@ -73,6 +78,10 @@ def render(
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
+def _encodable(text: str, encoding: str) -> str:
+    return text.encode(encoding, "backslashreplace").decode(encoding)
+
+
 def _list(row: Row, columns: Iterable[str]) -> str:
     """The values of one row, those that are not empty, each below the other."""
     values = {_title(column): _whole(row.get(column)) for column in columns}
@@ -86,7 +95,9 @@ def _title(column: str) -> str:
 
 def _widest(column: str, cells: Mapping[str, Sequence[str]]) -> int:
     """The least width of a column that breaks neither a cell nor a word of its title."""
-    return max(map(len, [*cells[column], *column.split("_")]))
+    from rich.cells import cell_len  # Chinese characters, for one, are two cells wide
+
+    return max(map(cell_len, [*cells[column], *column.split("_")]))
 
 
 def _width(columns: Sequence[str], cells: Mapping[str, Sequence[str]]) -> int:
@@ -95,7 +106,7 @@ def _width(columns: Sequence[str], cells: Mapping[str, Sequence[str]]) -> int:
 
 def _whole(value: Any) -> str:
     """A value with room enough: only numbers are shortened."""
-    return _short(value) if isinstance(value, bool | float) else cell(value)
+    return _short(value) if isinstance(value, bool | float) else printable(cell(value))
 
 
 def _short(value: Any) -> str:
@@ -103,4 +114,4 @@ def _short(value: Any) -> str:
         return "yes" if value else ""
     if isinstance(value, float):
         return f"{value:.4f}" if 1e-4 <= abs(value) < 1e4 and value % 1 else f"{value:.4g}"
-    return cell(value).removesuffix(".safetensors")
+    return printable(cell(value).removesuffix(".safetensors"))

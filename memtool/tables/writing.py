@@ -76,7 +76,9 @@ def writer(
         stream = sys.stdout
         if path:
             temporary = stack.enter_context(replacing(path))
-            stream = stack.enter_context(open(temporary, "w", encoding="utf-8", newline=""))
+            # Bytes of a file name that are no text are escaped, as on stdout.
+            file = open(temporary, "w", encoding="utf-8", newline="", errors="backslashreplace")
+            stream = stack.enter_context(file)
         target = _Leaky(stream) if byproduct else stream
         yield stack.enter_context(_writer_to(target, declared, format))
 
@@ -90,7 +92,7 @@ class _Leaky:
     """A stream whose reader may leave: what is written after that is lost, without an error."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream, self.isatty = stream, stream.isatty
+        self.stream, self.isatty, self.encoding = stream, stream.isatty, stream.encoding
 
     def write(self, text: str, /) -> None:
         self._unless_closed(lambda: self.stream.write(text))
@@ -113,7 +115,9 @@ def _writer_to(stream: Stream, declared: Mapping[str, Column], format: Format) -
             yield lambda row: rows.append(_checked(row, declared))
         finally:  # what there is, even if the work was stopped
             if rows:
-                stream.write(render(rows, declared, styled=stream.isatty()))
+                encoding = getattr(stream, "encoding", None) or "utf-8"
+                styled = stream.isatty()
+                stream.write(render(rows, declared, styled=styled, encoding=encoding))
                 stream.flush()
         return
     # csv writes \r\n unless told otherwise, and cut and awk would see the stray character.

@@ -205,7 +205,6 @@ def damaged(draw):
     return bytes(data)
 
 
-@pytest.mark.filterwarnings("ignore:Glyph")
 @given(content=damaged())
 @settings(
     max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
