@@ -7,6 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from memtool import MemtoolError
+from memtool.errors import shortened
 from memtool.figures.rows import Rows, groups
 from memtool.figures.style import NOISE_COLORS, NOISE_RATIO, Style, short_name, styles_of
 from memtool.tables import Row
@@ -84,12 +85,13 @@ def _check_repeats(first: Row, row: Row, y: str) -> None:
     for column in NETWORKS:
         if first.get(column) != row.get(column):
             raise MemtoolError(
-                f"{first[column]} and {row[column]} would become one point, although they do not "
+                f"{shortened(first[column], 100)} and {shortened(row[column], 100)} would become one "
+                "point, although they do not "
                 f"differ in a seed ({_conditions(row)}); leave one of them out of the table, or "
                 "tell them apart in its columns"
             )
     if first[y] != row[y]:
-        named = ", ".join(str(row[column]) for column in NETWORKS if row.get(column))
+        named = ", ".join(shortened(row[column], 100) for column in NETWORKS if row.get(column))
         other = {c: (first[c], row[c]) for c in row if c != y and first[c] != row[c]}
         differing = ", ".join(f"{c} ({a} and {b})" for c, (a, b) in other.items())
         raise MemtoolError(
@@ -102,7 +104,7 @@ def _check_repeats(first: Row, row: Row, y: str) -> None:
 def _conditions(row: Row) -> str:
     shown = ("layer", "front_layer", "epoch", "noise_ratio", "seed")
     return ", ".join(
-        f"{column.replace('_', ' ')} {row[column]}"
+        f"{column.replace('_', ' ')} {shortened(row[column])}"
         for column in shown
         if row.get(column) is not None
     )

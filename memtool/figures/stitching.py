@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
+from memtool.errors import shortened
 from memtool.figures.curves import curve, cut_name
 from memtool.figures.rows import Needs, Rows, groups, usable
 from memtool.figures.style import CUT_COLORS, NOISE_RATIO, Style, finish, panel_grid, styles_of
@@ -103,7 +104,9 @@ def _directions(rows: Rows) -> dict[str, list[Row]]:
     """The rows by direction; raises MemtoolError if one is not known."""
     directions = groups(rows, lambda row: str(row["direction"]))
     if unknown := [name for name in directions if name not in TITLES]:
-        raise MemtoolError(f"no direction {unknown[0]!r}; there are {', '.join(TITLES)}")
+        raise MemtoolError(
+            f"no direction {shortened(repr(unknown[0]))}; there are {', '.join(TITLES)}"
+        )
     return directions
 
 

@@ -99,3 +99,10 @@ def test_an_unknown_epoch_is_refused_by_name():
     require_epoch(rows[:1])
     with pytest.raises(MemtoolError, match="^b: its epoch is unknown"):
         require_epoch(rows)
+
+
+def test_a_message_about_names_without_end_is_short():
+    row = {"checkpoint": "a" * 4000, "layer": "b" * 4000, "x": 1, "y": 0.5}
+    with pytest.raises(MemtoolError) as error:
+        curve([row, row | {"checkpoint": "c" * 4000}], "x", "y")
+    assert len(str(error.value)) < 500
