@@ -85,8 +85,8 @@ def _check_repeats(first: Row, row: Row, y: str) -> None:
     for column in NETWORKS:
         if first.get(column) != row.get(column):
             raise MemtoolError(
-                f"{shortened(first[column], 100)} and {shortened(row[column], 100)} would become one "
-                "point, although they do not "
+                f"{shortened(first[column], 100)} and {shortened(row[column], 100)} would become "
+                "one point, although they do not "
                 f"differ in a seed ({_conditions(row)}); leave one of them out of the table, or "
                 "tell them apart in its columns"
             )
