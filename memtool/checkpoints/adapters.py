@@ -19,7 +19,7 @@ from pathlib import Path
 from memtool import MemtoolError
 from memtool.checkpoints.names import UNCOUNTED, first_few
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("memtool")
 
 
 class Ambiguous(MemtoolError):

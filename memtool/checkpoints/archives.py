@@ -19,7 +19,7 @@ from torch import Tensor
 
 from memtool.checkpoints.pickles import Name, Reference, read
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("memtool")
 
 MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of an old file holds
 VERSION = 1001

@@ -22,7 +22,7 @@ from memtool.models import ModelSpec
 from memtool.shards import check_shard, check_whole, is_index, shards_of
 from memtool.tensors import save_tensors
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("memtool")
 
 # The keys under which training code saves the weights, and then those of averages of them.
 NESTED = (

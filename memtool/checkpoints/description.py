@@ -13,7 +13,7 @@ from memtool.models import ModelSpec
 from memtool.tables import FileRow, LayerRow
 from memtool.tensors import Metadata, Stored, files_of, find_metadata, stored_tensors
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("memtool")
 
 # The names of tensors that normalization layers and swin keep beside their parameters.
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "relative_coords_table")

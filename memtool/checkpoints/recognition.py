@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
     from memtool.models import Admit
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("memtool")
 
 # Sizes of images to try where the shapes depend on them: those of the usual data sets and models.
 IMAGE_SIZES = (

@@ -17,7 +17,7 @@ from memtool.tensors import Shape
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("memtool")
 
 Rewrite = Callable[[Mapping[str, "torch.Tensor"]], dict[str, "torch.Tensor"]]
 

@@ -17,7 +17,7 @@ from memtool.similarity.planning import Plan
 from memtool.similarity.settings import CkaSettings, Kernel
 from memtool.tables import CkaRow
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("memtool")
 
 TOLERANCE = 0.001  # by which a lower precision may change CKA
 
