@@ -5,137 +5,9 @@ are an interface. The writer takes its header from here and refuses a row with a
 column; figures declare which of these columns they need; man pages print the meanings.
 """
 
-import math
-import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
-from numbers import Integral, Real
-from typing import Annotated, Any, TypedDict, cast, get_args, get_type_hints
+from typing import Annotated, TypedDict
 
-from memtool.errors import shortened
-
-
-@dataclass(frozen=True)
-class Column:
-    """The meaning of a column, with its unit or range.
-
-    On a terminal too narrow for a table, columns with the largest `minor` are left out first, and
-    columns with 0 never.
-    """
-
-    meaning: str
-    minor: int = 0
-
-
-def columns(row_type: type) -> dict[str, Column]:
-    """The columns of a table by name, in order.
-
-    >>> list(columns(LayerRow))
-    ['checkpoint', 'layer', 'type', 'shape', 'cut', 'same_as']
-    """
-    hints = get_type_hints(row_type, include_extras=True)
-    return {name: get_args(hint)[1] for name, hint in hints.items()}
-
-
-def type_of(row_type: type, column: str) -> str:
-    """The type of a column's cells, in words; they may be empty where the meaning says so.
-
-    >>> type_of(LayerRow, "cut")
-    'true or false'
-    """
-    return WORDS[_kinds(row_type)[column]]
-
-
-WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
-
-
-def _kinds(row_type: type) -> dict[str, type]:
-    """The type of each column's cells: str, int, float or bool."""
-
-    def kind(hint: Any) -> type:
-        (found,) = [part for part in get_args(hint) or (hint,) if part is not type(None)]
-        return cast(type, found)
-
-    return {column: kind(hint) for column, hint in get_type_hints(row_type).items()}
-
-
-LARGEST = 1e30  # of numbers that can be drawn
-LONGEST = 5000  # letters; names are paths, or model specs of stitched models
-
-
-def checked(row_type: type, column: str, cell: Any) -> Any:
-    """A cell as the column declares it: str, int, float or bool; None if it is empty.
-
-    Numbers may be text, and numbers of NumPy; NaN is an empty cell. Raises ValueError, which tells
-    the cell in short, for anything else.
-
-    >>> checked(LayerRow, "layer", 3), checked(CkaRow, "epoch", "4.0")
-    ('3', 4)
-    >>> checked(CkaRow, "cka", "n/a")
-    Traceback (most recent call last):
-    ValueError: 'n/a' is no number
-    """
-    kind = _kinds_of(row_type)[column]
-    if cell is None or isinstance(cell, str) and not cell.strip():
-        return None
-    try:
-        return CHECKS[kind](cell)
-    except (ValueError, OverflowError) as error:
-        raise ValueError(f"{shortened(repr(cell))} is no {WORDS[kind]}{error}") from error
-
-
-_kinds_of = cache(_kinds)
-PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-
-
-def _number(cell: Any) -> int | float | None:
-    if isinstance(cell, str):
-        cell = cell.strip()
-        if cell.lower() in ("nan", "na"):
-            return None
-        if not PLAIN_NUMBER.fullmatch(cell):
-            comma = PLAIN_NUMBER.fullmatch(cell.replace(",", ".", 1))
-            raise ValueError(
-                "; a decimal comma needs semicolons or tabs between cells" if comma else ""
-            )
-    elif isinstance(cell, bool) or not isinstance(cell, Real):
-        raise ValueError("")
-    value = float(cell)
-    if math.isnan(value):
-        return None
-    if abs(value) > LARGEST:
-        raise ValueError(f" up to {LARGEST:g}")
-    return int(cell) if isinstance(cell, Integral) else value
-
-
-def _whole_number(cell: Any) -> int | None:
-    value = _number(cell)
-    if value is None or value == int(value):
-        return None if value is None else int(value)
-    raise ValueError("")
-
-
-def _text(cell: Any) -> str:
-    if isinstance(cell, bool) or not isinstance(cell, str | Real):
-        raise ValueError("")
-    if len(text := str(cell)) > LONGEST:
-        raise ValueError(f" of at most {LONGEST} letters")
-    return text
-
-
-def _truth(cell: Any) -> bool:
-    if str(cell).lower() not in ("true", "false"):
-        raise ValueError("")
-    return str(cell).lower() == "true"
-
-
-CHECKS: dict[type, Callable[[Any], Any]] = {
-    str: _text,
-    int: _whole_number,
-    float: _number,
-    bool: _truth,
-}
+from memtool.tables.schema import Column, kinds
 
 
 class TrainingRow(TypedDict):
@@ -150,7 +22,8 @@ class TrainingRow(TypedDict):
     noise_kind: Annotated[
         str | None,
         Column(
-            "kind of noise: uniform, symmetric, pairflip or matrix; empty without a label file", 7
+            "uniform, symmetric, pairflip, matrix or given noise; empty without a label file",
+            7,
         ),
     ]
     seed: Annotated[int, Column("seed of the initial weights and of the order of batches", 6)]
@@ -378,7 +251,7 @@ class FileRow(TypedDict):
         float | None, Column("fraction of the training labels that were redrawn, in [0, 1]", 3)
     ]
     noise_kind: Annotated[
-        str | None, Column("kind of noise: uniform, symmetric, pairflip or matrix", 7)
+        str | None, Column("kind of noise: uniform, symmetric, pairflip, matrix or given", 7)
     ]
     noise_seed: Annotated[int | None, Column("seed of the noise", 31)]
     front_noise_ratio: Annotated[
@@ -420,4 +293,4 @@ class FindingRow(TypedDict):
 
 TABLES = (TrainingRow, CkaRow, StitchingRow, FileRow, LayerRow, FindingRow)
 # The type of each column's cells, which is the same in all tables.
-KINDS = {column: kind for table in TABLES for column, kind in _kinds(table).items()}
+KINDS = {column: kind for table in TABLES for column, kind in kinds(table).items()}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from memtool.errors import printable
-from memtool.tables.rows import Column
+from memtool.tables.schema import Column
 
 Row = Mapping[str, Any]
 

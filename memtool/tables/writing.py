@@ -12,7 +12,7 @@ from typing import Any, Protocol, TextIO
 
 from memtool import MemtoolError
 from memtool.files import replacing
-from memtool.tables.rows import Column, columns
+from memtool.tables.schema import Column, columns
 from memtool.tables.terminal import cell, render
 
 Row = Mapping[str, Any]

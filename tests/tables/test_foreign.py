@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from memtool import MemtoolError, figures, tables
 from memtool.figures.drawing import FIGURES
 from memtool.tables import rows as declared
+from memtool.tables import schema
 
 from ..figures.examples import TABLES, each_kind, training_rows
 
@@ -113,7 +114,7 @@ def test_layers_and_checkpoints_that_look_like_numbers_are_names(tmp_path):
 def test_a_column_has_one_type_in_all_tables():
     for table in declared.TABLES:
         for column in tables.columns(table):
-            assert tables.type_of(table, column) == declared.WORDS[declared.KINDS[column]]
+            assert tables.type_of(table, column) == schema.WORDS[declared.KINDS[column]]
 
 
 def with_cell(rows, column, cell):

@@ -29,17 +29,3 @@ INTERFACE = {
 @pytest.mark.parametrize("table", INTERFACE, ids=lambda table: table.__name__)
 def test_the_columns_of_a_table(table):
     assert list(tables.columns(table)) == INTERFACE[table].split()
-
-
-@pytest.mark.parametrize("table", INTERFACE, ids=lambda table: table.__name__)
-def test_each_column_is_explained_and_has_a_type(table):
-    for name, column in tables.columns(table).items():
-        assert column.meaning and column.meaning[0].islower() | column.meaning[:3].isupper()
-        assert not column.meaning.endswith(".")
-        assert tables.type_of(table, name) in ("text", "number", "whole number", "true or false")
-
-
-def test_the_types_of_columns():
-    found = {name: tables.type_of(tables.CkaRow, name) for name in ("layer", "epoch", "cka")}
-    assert found == {"layer": "text", "epoch": "whole number", "cka": "number"}
-    assert tables.type_of(tables.LayerRow, "cut") == "true or false"

@@ -1,0 +1,53 @@
+"""Columns: meanings, types, and what a cell may be."""
+
+import pytest
+
+from memtool import tables
+from memtool.tables.rows import TABLES
+
+
+@pytest.mark.parametrize("table", TABLES, ids=lambda table: table.__name__)
+def test_each_column_is_explained_and_has_a_type(table):
+    for name, column in tables.columns(table).items():
+        assert column.meaning and column.meaning[0].islower() | column.meaning[:3].isupper()
+        assert not column.meaning.endswith(".")
+        assert tables.type_of(table, name) in ("text", "number", "whole number", "true or false")
+
+
+def test_the_types_of_columns():
+    found = {name: tables.type_of(tables.CkaRow, name) for name in ("layer", "epoch", "cka")}
+    assert found == {"layer": "text", "epoch": "whole number", "cka": "number"}
+    assert tables.type_of(tables.LayerRow, "cut") == "true or false"
+
+
+@pytest.mark.parametrize(
+    "column, cell, expected",
+    [
+        ("cka", "0.5", 0.5),
+        ("cka", 1, 1),
+        ("cka", None, None),
+        ("epoch", "4.0", 4),
+        ("layer", 3, "3"),
+    ],
+)
+def test_a_cell_is_what_its_column_says(column, cell, expected):
+    found = tables.checked(tables.CkaRow, column, cell)
+    assert found == expected and type(found) is type(expected)
+
+
+@pytest.mark.parametrize(
+    "column, cell",
+    [
+        ("cka", "n/a"),
+        ("cka", True),
+        ("cka", float("inf")),
+        ("cka", "1e40"),
+        ("cka", [0.5]),
+        ("epoch", "4.5"),
+        ("layer", "x" * 10_000),
+    ],
+)
+def test_any_other_cell_is_an_error_in_a_few_words(column, cell):
+    with pytest.raises(ValueError) as caught:
+        tables.checked(tables.CkaRow, column, cell)
+    assert len(str(caught.value)) < 300
