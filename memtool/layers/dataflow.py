@@ -65,10 +65,10 @@ class DataFlow(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        read = list(_tensors((args, kwargs)))
-        written = list(_tensors(_written(func, args, kwargs or {})))
+        read = list(tensors((args, kwargs)))
+        written = list(tensors(_written(func, args, kwargs or {})))
         memories = {_memory(tensor) for tensor in read}
-        fresh = [tensor for tensor in _tensors(result) if _memory(tensor) not in memories]
+        fresh = [tensor for tensor in tensors(result) if _memory(tensor) not in memories]
         parents = {self._nodes[memory] for memory in memories if memory in self._nodes}
         if parents:
             for tensor in (*written, *fresh):
@@ -86,7 +86,8 @@ class DataFlow(TorchDispatchMode):
                         self._group_of[other] = mine
 
 
-def _tensors(values: Any) -> Iterator[Tensor]:
+def tensors(values: Any) -> Iterator[Tensor]:
+    """The tensors among the arguments or results of an operation."""
     return (value for value in tree_iter(values) if isinstance(value, Tensor))
 
 

@@ -1,0 +1,180 @@
+"""What a pass takes in memory, against what PyTorch's allocator really gave out."""
+
+import copy
+
+import pytest
+import timm
+import torch
+from torch import Tensor, nn
+from torch.profiler import ProfilerActivity, profile
+
+from memtool import MemtoolError
+from memtool.layers import Footprint, footprint
+from memtool.layers.footprint import WORKSPACE
+from memtool.models import nets
+
+
+class Data(nn.Module):
+    """Looks at values, so that it cannot run on the meta device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+        self.norm = nn.BatchNorm2d(8)
+        self.head = nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.norm(self.conv(images))
+        if x.sum().item() > 1e9:
+            x = -x
+        return self.head(nn.functional.dropout(x, 0.5, self.training).mean((2, 3)))
+
+
+class Loop(nn.Module):
+    """One operation for each image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return torch.stack([self.conv(image[None])[0] for image in images]).mean((2, 3))
+
+
+class WideHead(nn.Module):
+    """With few images the gradients of its weights make the peak, with many the activations."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(48, 3000), nn.Linear(3000, 400)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.second(self.first(images.flatten(1)).sin().cos().exp())
+
+
+MODELS = {
+    "digits-cnn": (lambda: nets.digits_cnn(), (1, 8, 8)),
+    "resnet18": (lambda: nets.resnet18(width=8), (3, 32, 32)),
+    "vit": (
+        lambda: timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, depth=2),
+        (3, 32, 32),
+    ),
+    "looks at values": (Data, (3, 16, 16)),
+    "one image at a time": (Loop, (3, 16, 16)),
+    "a wide head": (WideHead, (3, 4, 4)),
+}
+
+
+@pytest.fixture(params=MODELS)
+def case(request):
+    torch.manual_seed(0)
+    build, shape = MODELS[request.param]
+    return build(), shape
+
+
+def allocated(model: nn.Module, shape: tuple[int, ...], batch: int, gradients: bool) -> int:
+    """The peak of the bytes that PyTorch's allocator had given out during a pass."""
+
+    def go() -> None:
+        with torch.set_grad_enabled(gradients):
+            result = model(torch.randn(batch, *shape))
+            if gradients:
+                result.sum().backward()
+
+    go()  # what is made once and kept
+    model.zero_grad(set_to_none=True)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        go()
+    now = peak = 0
+    for event in profiler.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            now += event.nbytes()
+            peak = max(peak, now)
+    return peak
+
+
+def live(found: Footprint, batch: int) -> float:
+    """The tensors that live at once, without what kernels take beside."""
+    return found.fixed + found.per_example / WORKSPACE * batch
+
+
+@pytest.mark.parametrize("batch", [4, 32])
+def test_of_a_forward_pass_is_what_is_allocated(case, batch):
+    model, shape = case
+    found = footprint(model, shape)
+    really = allocated(model.eval(), shape, batch, gradients=False)
+    # Small convolutions take up to a fifth more for themselves.
+    assert 0.8 * really <= live(found, batch) <= 1.01 * really
+    assert really <= found.of(batch)
+
+
+@pytest.mark.parametrize("batch", [4, 64])
+def test_of_a_training_step_is_what_is_allocated(case, batch):
+    model, shape = case
+    found = footprint(model.train(), shape, gradients=True)
+    really = allocated(model, shape, batch, gradients=True)
+    # The ViT keeps all of its attention on the meta device, which has no kernel of its own for it.
+    assert 0.93 * really <= live(found, batch) <= 1.5 * really
+    assert really <= found.of(batch)
+
+
+def test_gradients_of_frozen_weights_do_not_count():
+    model = WideHead()
+    both = footprint(model, (3, 4, 4), gradients=True)
+    alone = footprint(model.requires_grad_(False), (3, 4, 4), gradients=True)
+    weights = sum(weight.numel() for weight in model.parameters()) * 4
+    assert both.fixed - alone.fixed == pytest.approx(weights, rel=0.01)
+    # The way back to the input is there nevertheless.
+    assert alone.per_example > 1.2 * footprint(model, (3, 4, 4)).per_example
+
+
+@pytest.mark.parametrize("build", [nets.resnet18, Data])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_leaves_everything_as_it_is(build, gradients):
+    model = build().train()
+    state = copy.deepcopy(model.state_dict())
+    random = torch.random.get_rng_state()
+    footprint(model, (3, 16, 16), gradients)
+    assert all(module.training for module in model.modules())
+    assert torch.equal(torch.random.get_rng_state(), random)
+    assert all(weight.grad is None for weight in model.parameters())
+    assert not any(tensor.is_meta for tensor in model.state_dict().values())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, state[name]), name
+
+
+def test_computes_nothing_where_it_need_not():
+    class Counting(nn.Conv2d):
+        devices: list[str] = []
+
+        def forward(self, images: Tensor) -> Tensor:
+            Counting.devices.append(images.device.type)
+            return super().forward(images)
+
+    # 3 x 2 x 40,000 x 40,000 numbers would take 38 GB.
+    found = footprint(nn.Sequential(Counting(3, 2, 1), nn.ReLU()), (3, 40_000, 40_000))
+    assert set(Counting.devices) == {"meta"}
+    # The images and their two maps, and what the ReLU makes of those.
+    assert found.per_example == WORKSPACE * 4 * (3 + 2 + 2) * 40_000**2
+
+
+def test_takes_vectors():
+    found = footprint(nn.Linear(10, 4), (10,))
+    assert found == Footprint(0, int(WORKSPACE * 4 * (10 + 4)))
+
+
+@pytest.mark.parametrize("memory", [131, 160, 1000, 12345])
+def test_batch_is_the_largest_that_fits(memory):
+    footprint = Footprint(fixed=100, per_example=30)
+    batch = footprint.batch_within(memory)
+    assert footprint.of(batch) <= memory < footprint.of(batch + 1)
+
+
+def test_what_cannot_fit_is_refused_with_its_size():
+    found = Footprint(fixed=2**20, per_example=3 * 2**30)
+    with pytest.raises(MemtoolError) as error:
+        found.batch_within(2**30, "a.safetensors: a forward pass")
+    assert str(error.value) == (
+        "a.safetensors: a forward pass takes 3.0 GiB for a single example, but may take 1.0 GiB; "
+        "allow for more (--memory), or take smaller images (--image-size)"
+    )
