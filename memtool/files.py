@@ -1,7 +1,7 @@
 """Output files that are whole or absent: written beside their target, then renamed."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -42,6 +42,46 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):
             temporary.unlink()
+
+
+@contextmanager
+def locked(path: Path, waiting: Callable[[], None]) -> Iterator[bool]:
+    """Within the block, no other process is in one that locks `path`, an empty file that is made.
+
+    `waiting` is called if another one is now. A process that dies gives its lock back. Yields
+    whether there is such a lock: Windows and some network drives have none. Raises MemtoolError if
+    the file cannot be made.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise _not_written(path, error) from error
+    try:
+        yield _has_lock(descriptor, waiting)
+    finally:
+        os.close(descriptor)
+
+
+def _has_lock(descriptor: int, waiting: Callable[[], None]) -> bool:
+    try:
+        import fcntl
+    except ImportError:
+        return False
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return False
+    return True
+
+
+def leftovers(path: Path) -> list[Path]:
+    """The temporary files of `replacing(path)` in processes that were killed, or are running."""
+    return [file for file in path.parent.glob(f".{path.name}.*.tmp") if file.is_file()]
 
 
 def check_writable(path: Path) -> None:

@@ -29,6 +29,8 @@ EXIT_STATUS = {
     "143": "Terminated. No partial file is left.",
 }
 ENVIRONMENT = {
+    "MEMTOOL_CACHE": "Folder for decoded images that do not fit into --memory; else memtool in the "
+    "user's cache. Any file there may be removed.",
     "MEMTOOL_DATA": "Where data sets are, or are downloaded to, where --data-dir is not given.",
     "MEMTOOL_DEVICE": "The device to compute on, where --device is not given.",
     "NO_COLOR, FORCE_COLOR, COLUMNS": "As usual for programs that write to a terminal.",
@@ -41,6 +43,8 @@ FILES = {
     "Label file (.safetensors)": "given and true (int64), mislabelled (bool), and metadata.",
     "NAME.state.safetensors": "What an unfinished run goes on from with --resume, beside its "
     "output; removed at the end.",
+    "images-*.safetensors": "Decoded images in MEMTOOL_CACHE, made again whenever they are missing "
+    "or the folder that they come from has changed.",
     "Table (.csv, .tsv, .jsonl)": "One row per measurement, with all its conditions.",
 }
 # The rows that each command prints, without an option or with one.

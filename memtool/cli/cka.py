@@ -115,8 +115,6 @@ def cka(
           --data folder:val
       torchrun --nproc-per-node 2 -m memtool cka a.safetensors b.safetensors
     """
-    import torch
-
     from memtool import tables
     from memtool.device import choose, processes
     from memtool.files import check_writable
@@ -139,6 +137,7 @@ def cka(
         dataset,
         opened[-1],
         data_dir,
+        memory,
         image_size=image_size,
         samples=samples,
         others=opened[:-1],
@@ -149,7 +148,7 @@ def cka(
         options.comma_separated(layers),
         options.comma_separated(layers_reference) if layers_reference else None,
     )
-    images = torch.from_numpy(set_.test.images).to(where)
+    images = set_.test.on(where)
     with processes(where) as together:
         plan = make_plan(compared, reference, len(images), settings, together.size)
         logger.info(str(plan))

@@ -73,6 +73,7 @@ def make_noisy(
     data_dir: options.DataDir = None,
     image_size: options.ImageSize = None,
     split_at: options.SplitAt = None,
+    memory: options.Memory = "4GiB",
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
@@ -112,7 +113,7 @@ def make_noisy(
         )
     options.check_file(output)
     spec = options.dataset_spec(dataset, image_size, split_at)
-    set_ = options.load_data(spec, data_dir, training=True)
+    set_ = options.load_data(spec, data_dir, memory, training=True)
     transition = _read_matrix(matrix, len(set_.classes)) if matrix else None
     if source is not None:
         made = {output: LabelFile.given_by(set_, source)}

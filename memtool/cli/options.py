@@ -145,8 +145,9 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="Memory that may be used to keep results, such as 512MiB or 4GiB; what does not fit "
-        "is computed again, with more forward passes",
+        help="Memory that decoded image files may take, and results as well, such as 512MiB or "
+        "4GiB; images that do not fit are decoded once, into a file (see MEMTOOL_CACHE), and "
+        "results that do not are computed again, with more forward passes",
     ),
 ]
 Quiet = Annotated[
@@ -236,17 +237,18 @@ def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None 
     return with_options(spec, image_size=image_size, split_at=split_at)
 
 
-def load_data(spec: str, folder: Path | None, training: bool = False) -> "Dataset":
-    """`data.load` with progress on stderr."""
+def load_data(spec: str, folder: Path | None, memory: str, *, training: bool = False) -> "Dataset":
+    """`data.load` with progress on stderr; `memory` as it was typed."""
     from memtool import data
 
-    return data.load(spec, folder, progress=progress, training=training)
+    return data.load(spec, folder, progress=progress, training=training, memory=size(memory))
 
 
 def load_dataset(
     spec: str | None,
     checkpoint: "Checkpoint",
     folder: Path | None,
+    memory: str,
     *,
     image_size: int | None = None,
     split_at: str | None = None,
@@ -273,7 +275,7 @@ def load_dataset(
     full = with_options(name, image_size=image_size, split_at=split_at, samples=samples)
     if spec is not None:
         full = _prepared(full, checkpoint)
-    dataset = load_data(full, folder, training)
+    dataset = load_data(full, folder, memory, training=training)
     for other in others:
         other.warn_of_preparation(dataset)
     _check_shape(checkpoint, dataset)

@@ -188,6 +188,7 @@ def stitch(
         dataset,
         opened[-1],
         data_dir,
+        memory,
         image_size=image_size,
         split_at=split_at,
         training=True,

@@ -106,6 +106,7 @@ def train(
             show_default=False,
         ),
     ] = "",
+    memory: options.Memory = "4GiB",
     resume: Annotated[
         bool,
         typer.Option("--resume", help="Continue a stopped run where it left off, if there is one"),
@@ -158,7 +159,7 @@ def train(
     given = LabelFile.load(labels) if labels else None
     named = dataset or (given.metadata["data"]["name"] if given else "")
     typed = options.dataset_spec(named, image_size, split_at)
-    set_ = options.load_data(typed, data_dir, training=True)
+    set_ = options.load_data(typed, data_dir, memory, training=True)
     if given and labels:
         given.check(labels, set_)
     fitted = models.complete_for_dataset(spec, set_.image_shape, len(set_.classes))

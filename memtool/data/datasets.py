@@ -1,6 +1,8 @@
 """Data sets: a spec becomes images (or vectors) and labels. No noise, no models."""
 
-import hashlib
+import logging
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -10,40 +12,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.data.images import decoded, resized
-from memtool.data.listing import Images, Labels, Vectors, told_shape
+from memtool.data.batches import Split
+from memtool.data.cache import Content, cached
+from memtool.data.images import decoded, resized, shape_of, with_channels
+from memtool.data.listing import Labels, told_shape
 from memtool.data.sources import listed
 from memtool.data.spec import RESIZING, Options, parse
 from memtool.data.splitting import divided, sampled
+from memtool.data.statistics import channel_statistics, feature_statistics, fingerprint
 from memtool.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
 
-CHUNK = 256  # images whose pixels are counted at a time, since bincount makes int64 copies
+MEMORY = 4 * 2**30  # bytes that decoded image files may take
 
-
-@dataclass(frozen=True)
-class Split:
-    """The images of a split, uint8 (n, channels, height, width), and their true labels, int64 (n,).
-
-    Instead of images there may be vectors, float32 (n, features). Label k is the k-th of the data
-    set's `classes`.
-    """
-
-    images: Images | Vectors
-    labels: Labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
+logger = logging.getLogger("memtool")
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A training and a test split of images, decoded and in memory; `load` makes it.
+    """A training and a test split of images, decoded; `load` makes it.
 
     `name` is the spec as it was typed, and `classes` are the names of the classes. The training
-    split is empty if there is none.
+    split is empty if there is none. `measured` is what is known of the content already: its mean,
+    std and fingerprint, so that images in a file need not be read for them.
 
     >>> digits = load("digits")
     >>> digits.classes[:3], digits.image_shape
@@ -59,6 +52,7 @@ class Dataset:
     train: Split
     test: Split
     options: Options = field(default_factory=Options)
+    measured: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -70,13 +64,15 @@ class Dataset:
         """The mean of each channel, in units of 255, or of each feature of vectors: what the spec
         says, else that of the training images, or of the test images if there are no training
         images."""
-        return self.options.mean or [mean for mean, _ in self._statistics]
+        known = self.options.mean or self.measured.get("mean")
+        return known or [mean for mean, _ in self._statistics]
 
     @cached_property
     def std(self) -> list[float]:
         """The standard deviation of each channel or feature, of the images and in the units of
         `mean`; 1 if it is constant."""
-        return self.options.std or [std or 1.0 for _, std in self._statistics]
+        known = self.options.std or self.measured.get("std")
+        return known or [std or 1.0 for _, std in self._statistics]
 
     @cached_property
     def _statistics(self) -> list[tuple[float, float]]:
@@ -88,12 +84,10 @@ class Dataset:
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of the pixels and labels of both splits: equal content, equal fingerprint."""
-        digest = hashlib.sha256()
-        for split in (self.train, self.test):
-            digest.update(repr(split.images.shape).encode())
-            digest.update(np.ascontiguousarray(split.images).data)
-            digest.update(np.ascontiguousarray(split.labels).data)
-        return digest.hexdigest()
+        known = self.measured.get("fingerprint")
+        return known or fingerprint(
+            (split.images, split.labels) for split in (self.train, self.test)
+        )
 
     def metadata(self) -> dict[str, Any]:
         """What checkpoints and label files record of their data set."""
@@ -109,47 +103,20 @@ class Dataset:
         }
 
 
-def channel_statistics(images: NDArray[Any]) -> list[tuple[float, float]]:
-    """Mean and standard deviation of each channel of uint8 images, (n, c, h, w), in units of 255.
-
-    They come from exact counts of the pixel values, so that the deviation is 0 if and only if the
-    channel is constant.
-    """
-    counts = np.zeros((images.shape[1], 256), dtype=np.int64)
-    for start in range(0, len(images), CHUNK):
-        for channel, pixels in enumerate(images[start : start + CHUNK].swapaxes(0, 1)):
-            counts[channel] += np.bincount(pixels.ravel(), minlength=256)
-    values = np.arange(256) / 255
-    means = counts @ values / counts.sum(axis=1)
-    spread = (counts * (values - means[:, None]) ** 2).sum(axis=1) / counts.sum(axis=1)
-    spread[(counts > 0).sum(axis=1) == 1] = 0  # no rounding noise of some 1e-34
-    return list(zip(means.tolist(), np.sqrt(spread).tolist(), strict=True))
-
-
-def feature_statistics(vectors: NDArray[Any]) -> list[tuple[float, float]]:
-    """Mean and standard deviation of each feature of vectors, (n, d), in float64; the latter is 0
-    if and only if the feature is constant."""
-    chunks = [vectors[start : start + CHUNK] for start in range(0, len(vectors), CHUNK)]
-    total = sum(chunk.sum(axis=0, dtype=np.float64) for chunk in chunks)
-    means = np.asarray(total) / len(vectors)
-    squares = sum(((chunk - means) ** 2).sum(axis=0) for chunk in chunks)
-    spread = np.sqrt(np.asarray(squares) / len(vectors))
-    spread[vectors.min(axis=0) == vectors.max(axis=0)] = 0
-    return list(zip(means.tolist(), spread.tolist(), strict=True))
-
-
 def load(
     spec: str,
     folder: Path | None = None,
     *,
     progress: Progress = silent,
     training: bool = False,
+    memory: int = MEMORY,
 ) -> Dataset:
     """Read the data set that a spec names; `memtool.data.spec` says what specs there are.
 
     `folder` is where torchvision's data sets are, or are downloaded to; by default, that is
     MEMTOOL_DATA or `memtool` in the user's cache. `progress` is told how many images are read or
-    resized.
+    resized. Image files whose pixels take more than `memory` bytes are decoded into a file, once;
+    the images are then a map of it (see `cache`).
 
     Raises MemtoolError for a spec that is not understood, for images, labels or files that are
     missing or cannot be read, for images of different sizes and, with `training`, for a data set
@@ -178,33 +145,51 @@ def load(
     for items, labels in ((train, train_labels), (test, test_labels)):
         if len(items) != len(labels):  # the border between the splits would move
             raise MemtoolError(f"{spec}: has {len(items)} images, but {len(labels)} labels of them")
-    images = _with_channels(_images([train, test], spec, options, progress), options.channels)
-    _check_channels(spec, options, images)
+    content = _content([train, test], [train_labels, test_labels], spec, options, memory, progress)
+    _check_channels(spec, options, content.images)
     border = len(train_labels)
     return Dataset(
         name=spec,
         classes=listing.classes,
-        train=Split(images[:border], train_labels),
-        test=Split(images[border:], test_labels),
+        train=content.split(slice(border), train_labels),
+        test=content.split(slice(border, None), test_labels),
         options=options,
+        measured=content.measured,
     )
 
 
-def _images(
-    parts: list[NDArray[Any]], spec: str, options: Options, progress: Progress
-) -> NDArray[Any]:
-    """All images of the parts one after another, (n, c, h, w), read and resized as needed; vectors
-    (n, d) as they are."""
+def _content(
+    parts: list[NDArray[Any]],
+    labels: list[Labels],
+    spec: str,
+    options: Options,
+    memory: int,
+    progress: Progress,
+) -> Content:
+    """All images, or vectors, of the parts one after another, in memory or in a file."""
     items = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
+    if items.dtype != object:
+        images = _images(items, spec, options, progress)
+        return Content(images if images.ndim == 2 else with_channels(images, options.channels))
+    paths = list(items)
+    shape = shape_of(paths, options)
+    if shape and math.prod(shape) > memory:
+        return cached(paths, labels, shape, spec, options, progress)
+    with progress(f"reading {spec}", len(paths)) as advance:
+        images, notes = decoded(paths, spec, options, advance)
+    for note in notes:
+        logger.info(note)
+    return Content(images)
+
+
+def _images(items: NDArray[Any], spec: str, options: Options, progress: Progress) -> NDArray[Any]:
+    """Images, (n, c, h, w), resized as needed; vectors (n, d) as they are."""
     size = options.image_size
     if items.ndim == 2:
         for name in ("image_size", *RESIZING, "channels", "orient", "bits"):
             if getattr(options, name) is not None:
                 raise MemtoolError(f"{spec}: {name} is for images, these are vectors; leave it out")
         return np.ascontiguousarray(items)
-    if items.dtype == object:
-        with progress(f"reading {spec}", len(items)) as advance:
-            return decoded(list(items), spec, options, advance)
     for name in ("orient", "bits"):
         if getattr(options, name) is not None:
             raise MemtoolError(f"{spec}: {name} is for folders of image files; leave it out")
@@ -212,23 +197,6 @@ def _images(
         return np.ascontiguousarray(items)
     with progress(f"resizing {spec}", len(items)) as advance:
         return resized(items, options, advance)
-
-
-def _with_channels(images: NDArray[Any], channels: int | None) -> NDArray[Any]:
-    """Images (n, c, h, w) with this many channels, 1 or 3; None leaves them as they are.
-
-    Gray is 0.299 R + 0.587 G + 0.114 B, rounded as PIL does it.
-    """
-    if channels in (None, images.shape[1]):
-        return images
-    if channels == 3:
-        return images.repeat(3, axis=1)
-    weights = np.array([19595, 38470, 7471], dtype=np.uint32)
-    gray = np.empty((len(images), 1, *images.shape[2:]), dtype=np.uint8)
-    for start in range(0, len(images), CHUNK):
-        chunk = images[start : start + CHUNK].astype(np.uint32)
-        gray[start : start + CHUNK, 0] = (np.einsum("nchw,c->nhw", chunk, weights) + 32768) >> 16
-    return gray
 
 
 def _check_channels(spec: str, options: Options, images: NDArray[Any]) -> None:

@@ -77,9 +77,13 @@ def _digits() -> Listing:
 
 
 def default_folder() -> Path:
-    """Where downloaded data sets are kept: MEMTOOL_DATA, else `memtool` in the user's cache."""
-    if folder := os.environ.get("MEMTOOL_DATA"):
-        return Path(folder)
+    """Where downloaded data sets are kept: MEMTOOL_DATA, else `user_cache()`."""
+    folder = os.environ.get("MEMTOOL_DATA")
+    return Path(folder) if folder else user_cache()
+
+
+def user_cache() -> Path:
+    """The folder `memtool` in the user's cache."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "memtool"
 
 

@@ -8,6 +8,7 @@ from math import inf
 from torch import Tensor
 
 from memtool.checkpoints import NOT_STITCHED
+from memtool.data import HostImages
 from memtool.device import Precision, Processes
 from memtool.layers import Layer, told_names
 from memtool.progress import Progress, silent
@@ -25,7 +26,7 @@ TOLERANCE = 0.001  # by which a lower precision may change CKA
 def compare(
     plan: Plan,
     reference: Selection,
-    images: Tensor,
+    images: Tensor | HostImages,
     data: str,
     settings: CkaSettings,
     processes: Processes,
@@ -53,7 +54,11 @@ def compare(
 
 
 def _safe_precision(
-    plan: Plan, reference: Selection, images: Tensor, settings: CkaSettings, processes: Processes
+    plan: Plan,
+    reference: Selection,
+    images: Tensor | HostImages,
+    settings: CkaSettings,
+    processes: Processes,
 ) -> CkaSettings:
     """The settings, in float32 if their precision would change CKA of the first batch."""
     start, stop = plan.batches[0]

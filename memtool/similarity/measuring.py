@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from memtool.checkpoints import Network
+from memtool.data import HostImages
 from memtool.device import Processes, precision
 from memtool.layers import observed
 from memtool.models import warn_if_random
@@ -43,7 +44,7 @@ def measure(
     group: Sequence[Comparison],
     plan: Plan,
     reference: Selection,
-    images: Tensor,
+    images: Tensor | HostImages,
     settings: CkaSettings,
     processes: Processes,
     progress: Progress,
@@ -85,7 +86,7 @@ class _Setting:
 
     plan: Plan
     settings: CkaSettings
-    images: Tensor
+    images: Tensor | HostImages
     processes: Processes
 
     def gram_recorder(self, names: list[str], sigma: Tensor | None) -> Recorder:
@@ -180,7 +181,7 @@ class Participant:
     ) -> "Participant":
         network = selection.checkpoint.network(setting.images.device)
         warn_if_random(lambda: network.run(setting.images[:2]), str(selection.checkpoint.path))
-        network = network.fastest(setting.images)
+        network = network.fastest(setting.images[:2])
         recorders: dict[bool, Recorder] = {}
         if names := tensors[False]:
             sigma = setting.sigma(network, selection, names)

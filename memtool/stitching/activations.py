@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from memtool.checkpoints import Checkpoint, Network
-from memtool.data import Dataset
+from memtool.data import Dataset, HostImages, on_device
 from memtool.layers import Back, Layer, run_to
 from memtool.stitching.checks import is_cut
 from memtool.training import predict
@@ -19,11 +19,11 @@ FORWARD_BATCH = 256
 
 @dataclass(frozen=True)
 class Examples:
-    """The images of both splits on one device, uint8 (n, c, h, w), with their true labels, int64
+    """The images of both splits for one device, uint8 (n, c, h, w), with their true labels, int64
     (n,), of so many `classes`; the first `train` of them are the training split. `name` is that of
     the data set."""
 
-    images: Tensor
+    images: Tensor | HostImages
     labels: Tensor
     train: int
     classes: int
@@ -33,7 +33,7 @@ class Examples:
     def of(dataset: Dataset, device: torch.device) -> "Examples":
         splits = dataset.train, dataset.test
         return Examples(
-            torch.cat([torch.from_numpy(split.images) for split in splits]).to(device),
+            on_device(splits, device),
             torch.cat([torch.from_numpy(split.labels) for split in splits]).to(device),
             len(dataset.train),
             len(dataset.classes),

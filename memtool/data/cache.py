@@ -1,0 +1,257 @@
+"""Decoded images that outgrow memory: they are kept in a file and mapped into memory.
+
+The file is in `cache_folder()`. Its name is a fingerprint of the listing: the images' paths within
+their folder, sizes and times of modification, their order and labels, the options that change
+pixels, and the version of Pillow. So a folder in which something changes gets another file; the old
+one is left, and may be removed at any time. (An image that is changed without a change of its size
+and time is not seen.)
+
+It is in the format of safetensors: `images`, uint8 (n, c, h, w), `checksums`, the CRC-32 of each,
+uint32 (n,), and, as metadata, what would else need a pass over all images. It is whole or absent:
+written under a temporary name, synchronized and renamed. When it is opened, its size, shapes and
+metadata are checked; each image is compared with its checksum when a process first asks for it in
+a batch.
+
+Of several processes that need the same file, one writes it and the others wait; if that one dies,
+the next goes on in its place.
+"""
+
+import json
+import logging
+import math
+import os
+import shutil
+import struct
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memtool import MemtoolError
+from memtool.data.batches import Checksums, Split
+from memtool.data.images import Shape, decoded
+from memtool.data.listing import Images, Labels, Vectors
+from memtool.data.sources import user_cache
+from memtool.data.spec import Options
+from memtool.data.statistics import CHUNK, channel_statistics, fingerprint
+from memtool.files import leftovers, locked, replacing
+from memtool.progress import Advance, Progress
+from memtool.tensors import Metadata, encoded, opened, read_metadata
+
+logger = logging.getLogger("memtool")
+
+VERSION = 1
+START = 2**20  # bytes before the first image: the header, written last, and spaces
+KIND = "images"
+
+
+@dataclass(frozen=True)
+class Content:
+    """All images of a data set, or vectors; if they are a map of a file, with checksums and what
+    is known of them."""
+
+    images: Images | Vectors
+    checksums: Checksums | None = None
+    measured: Mapping[str, Any] = field(default_factory=dict)
+
+    def split(self, part: slice, labels: Labels) -> Split:
+        return Split(self.images[part], labels, self.checksums and self.checksums[part])
+
+
+def cache_folder() -> Path:
+    """Where decoded images are kept: MEMTOOL_CACHE, else `memtool` in the user's cache."""
+    folder = os.environ.get("MEMTOOL_CACHE")
+    return Path(folder) if folder else user_cache()
+
+
+def cached(
+    paths: list[str],
+    labels: Sequence[Labels],
+    shape: Shape,
+    spec: str,
+    options: Options,
+    progress: Progress,
+) -> Content:
+    """The images in n files, decoded as by `images.decoded` into a file, unless it is there.
+
+    `labels` are those of each split, and `shape` is the one expected. Raises MemtoolError as
+    `decoded` does, and if the disk is full.
+    """
+    file = cache_folder() / f"images-{_key(paths, labels, options)}.safetensors"
+    found = _opened(file, len(paths))
+    if found is None:
+        with _alone(file, spec):
+            # Another process may have written it meanwhile.
+            found = _opened(file, len(paths), tell=True)
+            if found is None:
+                _check_space(file.parent, shape, spec)
+                _write(file, paths, labels, spec, options, progress)
+                found = _opened(file, len(paths), tell=True)
+    if found is None:
+        raise MemtoolError(f"{file}: is not as it was written; is the disk in order?")
+    content, notes = found
+    for note in [*notes, f"{spec}: decoded images are in {file}"]:
+        logger.info(note)
+    return content
+
+
+def _key(paths: Sequence[str], labels: Sequence[Labels], options: Options) -> str:
+    """The fingerprint of a listing, as hexadecimal digits."""
+    from PIL import __version__ as pillow
+
+    mean = options.mean if options.crop_mode == "border" else None
+    ours = replace(options, split_at=None, samples=None, mean=mean, std=None)
+    digest = sha256(repr((VERSION, pillow, ours, list(map(len, labels)))).encode())
+    for part in labels:
+        digest.update(np.ascontiguousarray(part).data)
+    root = os.path.commonprefix(paths).rpartition(os.sep)[0]
+    for path in paths:
+        size, time = None, None  # of a file that is gone; reading it will tell
+        with suppress(OSError):
+            stat = os.stat(path)
+            size, time = stat.st_size, stat.st_mtime_ns
+        digest.update(os.fsencode(f"{path[len(root) :]}\0{size} {time}\n"))
+    return digest.hexdigest()[:32]
+
+
+def _opened(file: Path, count: int, tell: bool = False) -> tuple[Content, list[str]] | None:
+    """The images in a file, and the notes of their decoding; None if it is absent or, which
+    `tell` says in a warning, damaged."""
+    if not file.exists():
+        return None
+    try:
+        metadata = read_metadata(file, KIND)
+        with opened(file, "numpy") as content:
+            shape = tuple(content.get_slice("images").get_shape())
+            checksums = content.get_tensor("checksums")
+        measured, notes = metadata.get("measured"), metadata.get("notes")
+        if len(shape) != 4 or not shape[0] == len(checksums) == count or not measured:
+            raise MemtoolError(f"{file}: does not hold {count} images")
+    except MemtoolError as error:
+        if tell:
+            logger.warning(f"{error}; its images are decoded again")
+        return None
+    return Content(_mapped(file, shape, "c"), Checksums(checksums, file), measured), notes or []
+
+
+def _mapped(file: Path, shape: Sequence[int], mode: Any) -> Images:
+    """The images in a file. Of mode "c", an array that may be written to without a change of the
+    file."""
+    return np.memmap(file, np.uint8, mode, START, tuple(shape))
+
+
+@contextmanager
+def _alone(file: Path, spec: str) -> Iterator[None]:
+    """Within the block, no other process writes `file`, where that can be had; what killed ones
+    left of it is removed."""
+
+    def waiting() -> None:
+        logger.info(f"{spec}: another process is decoding it into {file}; waiting")
+
+    with locked(file.with_name(f".{file.stem}.lock"), waiting) as alone:
+        for left in leftovers(file) if alone else []:
+            with suppress(OSError):
+                left.unlink()
+        yield
+
+
+def _check_space(folder: Path, shape: Shape, spec: str) -> None:
+    """Raise MemtoolError unless there is room for the images on the disk."""
+    size, free = math.prod(shape), shutil.disk_usage(folder).free
+    if size + 4 * shape[0] + START > free:
+        raise MemtoolError(
+            f"{spec}: its images take {_told(size)} decoded, more than --memory, and {folder} has "
+            f"{_told(free)} left for them; remove files of other data sets there, name a folder on "
+            "another disk (MEMTOOL_CACHE), or take smaller images or fewer (--image-size, "
+            "--samples)"
+        )
+    logger.info(
+        f"{spec}: its images take {_told(size)} decoded, more than --memory, and are decoded once "
+        f"into a file in {folder}"
+    )
+
+
+def _told(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
+
+
+def _write(
+    file: Path,
+    paths: list[str],
+    labels: Sequence[Labels],
+    spec: str,
+    options: Options,
+    progress: Progress,
+) -> None:
+    """Decode the images into a file."""
+    with replacing(file) as temporary:
+        with progress(f"decoding {spec}", len(paths)) as advance:
+            images, notes = decoded(
+                paths, spec, options, advance, lambda shape: _room(temporary, shape)
+            )
+        border = len(labels[0])
+        statistics_of = images[:border] if border else images
+        with progress(f"measuring {spec}", 2 * len(images) + len(statistics_of)) as advance:
+            statistics = channel_statistics(statistics_of, advance)
+            measured = {
+                "mean": [mean for mean, _ in statistics],
+                "std": [std or 1.0 for _, std in statistics],
+                "fingerprint": fingerprint(
+                    zip((images[:border], images[border:]), labels, strict=True), advance
+                ),
+            }
+            checksums = _checksums(images, advance)
+        images.flush()  # type: ignore[attr-defined]
+        metadata = {"data": {"name": spec}, "measured": measured, "notes": notes}
+        _complete(temporary, images.shape, checksums, metadata)
+
+
+def _room(file: Path, shape: Shape) -> Images:
+    """Room in a new file for images; the blocks of the disk are taken at once, since a map cannot
+    tell that there are none left."""
+    file.unlink(missing_ok=True)
+    size = START + math.prod(shape) + 4 * shape[0]
+    with open(file, "wb") as stream:
+        stream.truncate(size)
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, size)
+    return _mapped(file, shape, "r+")
+
+
+def _checksums(images: Images, advance: Advance) -> NDArray[np.uint32]:
+    found = np.empty(len(images), dtype=np.uint32)
+    for start in range(0, len(images), CHUNK):
+        chunk = images[start : start + CHUNK]
+        found[start : start + CHUNK] = [zlib.crc32(image) for image in chunk]
+        advance(len(chunk))
+    return found
+
+
+def _complete(
+    file: Path, shape: Sequence[int], checksums: NDArray[np.uint32], metadata: Metadata
+) -> None:
+    """Write what a file has beside its images: the header before, the checksums after them."""
+    size = math.prod(shape)
+    header = {
+        "__metadata__": encoded(KIND, metadata),
+        "images": {"dtype": "U8", "shape": list(shape), "data_offsets": [0, size]},
+        "checksums": {
+            "dtype": "U32",
+            "shape": [len(checksums)],
+            "data_offsets": [size, size + checksums.nbytes],
+        },
+    }
+    text = json.dumps(header).encode().ljust(START - 8)
+    assert len(text) == START - 8, "notes are a few lines"
+    with open(file, "r+b") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.seek(START + size)
+        stream.write(checksums.astype("<u4").tobytes())
+        stream.flush()
+        os.fsync(stream.fileno())
