@@ -1,8 +1,13 @@
 """Names and shapes of tensors: what a model expects, and how those in a file differ from it."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
+from memtool import models
+from memtool.models import ModelSpec
 from memtool.tensors import Shape
 
 if TYPE_CHECKING:
@@ -44,6 +49,31 @@ def tied_names(model: "nn.Module") -> dict[str, list[str]]:
         names.setdefault(id(tensor), []).append(name)
     several = [same for same in names.values() if len(same) > 1]
     return {name: [one for one in same if one != name] for same in several for name in same}
+
+
+@dataclass(frozen=True)
+class Outline:
+    """A model's tensors: their shapes, and the `tied_names` of those that have several."""
+
+    shapes: dict[str, Shape]
+    tied: dict[str, list[str]]
+
+
+def outline_of(spec: ModelSpec, stored: Shapes) -> Outline:
+    """The tensors of the model, if it is not far larger than a file with the shapes `stored`.
+
+    To find the model of a file takes a dozen such questions, about a few specs, and each skeleton a
+    tenth of a second or more, so the answers are kept. Raises MemtoolError as `skeleton` does.
+    """
+    text = json.dumps(spec.json(), sort_keys=True)  # the options of a spec are not hashable
+    return _outline(text, spec.trusted, tuple(sorted(stored.values())))
+
+
+@lru_cache(maxsize=64)
+def _outline(text: str, trusted: bool, stored: tuple[Shape, ...]) -> Outline:
+    spec = replace(ModelSpec.from_json(json.loads(text)), trusted=trusted)
+    model = models.skeleton(spec, models.size_limit(spec, stored))
+    return Outline(shapes_of(model), tied_names(model))
 
 
 def misfits(expected: Shapes, found: Shapes) -> str:

@@ -18,9 +18,9 @@ from memtool.checkpoints.names import (
     first_few,
     have_same_names,
     misfits,
+    outline_of,
     renamed,
     shapes_of,
-    tied_names,
 )
 from memtool.checkpoints.rewriting import Rewrite, rewriting
 from memtool.models import ModelSpec
@@ -115,7 +115,7 @@ def _match_named(
     if not _fits(spec, found) and (other := rewriting(spec, shapes, complete_from_shapes)):
         other.log(path)
         return Match(other.spec, other.names, other.shapes, known_by, other.rewrite)
-    _checked_skeleton(spec, found)
+    _check_fit(spec, outline_of(spec, found).shapes, found)
     reading.log(path)
     return Match(spec, reading.names, found, known_by)
 
@@ -124,27 +124,22 @@ def checked_skeleton(path: Path, spec: ModelSpec, shapes: Shapes) -> "nn.Module"
     """The model without weights. Raises MemtoolError, which names `path`, if it cannot be built or
     if `shapes` are not those of its tensors."""
     try:
-        return _checked_skeleton(spec, shapes)
+        model = models.skeleton(spec, models.size_limit(spec, shapes.values()))
+        _check_fit(spec, shapes_of(model), shapes)
+        return model
     except MemtoolError as error:
         raise MemtoolError(f"{path}: {error}") from error
 
 
-def _checked_skeleton(spec: ModelSpec, shapes: Shapes) -> "nn.Module":
-    model = models.skeleton(spec, models.size_limit(spec, shapes))
-    if problems := misfits(shapes_of(model), shapes):
+def _check_fit(spec: ModelSpec, expected: Shapes, found: Shapes) -> None:
+    if problems := misfits(expected, found):
         raise MemtoolError(f"its tensors do not fit the model {spec}: {problems}")
-    return model
 
 
 def _read(spec: ModelSpec, shapes: Shapes, same: Mapping[str, str]) -> Reading:
     """The names in a file with these shapes, read as those of the model's tensors."""
-    model = models.skeleton(spec, models.size_limit(spec, shapes))
-    return read_names(list(model.state_dict()), list(shapes), tied_names(model), same)
-
-
-def _expected(spec: ModelSpec, shapes: Shapes) -> dict[str, Shape]:
-    """The shapes of the model's tensors, if it is not far larger than a file with `shapes`."""
-    return shapes_of(models.skeleton(spec, models.size_limit(spec, shapes)))
+    outline = outline_of(spec, shapes)
+    return read_names(list(outline.shapes), list(shapes), outline.tied, same)
 
 
 def complete_from_shapes(spec: ModelSpec, shapes: Shapes) -> ModelSpec:
@@ -167,7 +162,7 @@ def complete_from_shapes(spec: ModelSpec, shapes: Shapes) -> ModelSpec:
 
 def _may_tell(option: str, spec: ModelSpec, shapes: Shapes) -> bool:
     """Whether another value may make the shapes fit: a size of images does not change names."""
-    return option == "aux_logits" or have_same_names(_expected(spec, shapes), shapes)
+    return option == "aux_logits" or have_same_names(outline_of(spec, shapes).shapes, shapes)
 
 
 def _with_option(spec: ModelSpec, option: str, value: Any) -> ModelSpec:
@@ -177,7 +172,7 @@ def _with_option(spec: ModelSpec, option: str, value: Any) -> ModelSpec:
 def _fits(spec: ModelSpec, shapes: Shapes) -> bool:
     """Whether `shapes` are those of the model's tensors."""
     try:
-        return not misfits(_expected(spec, shapes), shapes)
+        return not misfits(outline_of(spec, shapes).shapes, shapes)
     except MemtoolError:
         return False
 
@@ -190,7 +185,7 @@ def _read_off(spec: ModelSpec, option: str, shapes: Shapes) -> int | None:
     values = (11, 13)
     try:
         first, second = (
-            shapes_of(models.skeleton(_with_option(spec, option, value))) for value in values
+            outline_of(_with_option(spec, option, value), shapes).shapes for value in values
         )
     except MemtoolError:
         return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from memtool import MemtoolError, models
 from memtool.checkpoints.adapters import WRAPPERS
-from memtool.checkpoints.names import Shapes, have_same_names, misfits, shapes_of
+from memtool.checkpoints.names import Shapes, have_same_names, misfits, outline_of
 from memtool.models import ModelSpec
 from memtool.tensors import Shape
 
@@ -59,18 +59,14 @@ def rewriting(
         stored = {name: shapes[key] for name, key in names.items()}
         if (made := _shapes_made(spec, stored)) is None:
             continue
-        if not have_same_names(_expected(spec, stored), made[1]):
+        if not have_same_names(outline_of(spec, stored).shapes, made[1]):
             continue
         completed = complete(spec, made[1])
         rewrite, result = _shapes_made(completed, stored) or made
-        if not misfits(_expected(completed, stored), result):
+        if not misfits(outline_of(completed, stored).shapes, result):
             _refuse_resampling(completed, stored, result)
             return Rewriting(completed, names, result, rewrite)
     return None
-
-
-def _expected(spec: ModelSpec, stored: Shapes) -> dict[str, Shape]:
-    return shapes_of(models.skeleton(spec, models.size_limit(spec, stored)))
 
 
 def _shapes_made(spec: ModelSpec, stored: Shapes) -> tuple[Rewrite, dict[str, Shape]] | None:
@@ -80,7 +76,7 @@ def _shapes_made(spec: ModelSpec, stored: Shapes) -> tuple[Rewrite, dict[str, Sh
 
     tensors = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
     try:
-        rewrite = models.timm_rewrite(spec, models.size_limit(spec, stored))
+        rewrite = models.timm_rewrite(spec, models.size_limit(spec, stored.values()))
         made = rewrite(tensors) if rewrite else {}
     except Exception:  # whatever it raises for tensors that it does not expect
         return None

@@ -1,7 +1,7 @@
 """Building models from their specs: with fresh weights, or as skeletons without any."""
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -126,8 +126,8 @@ def meta_parameters(admit: Admit, to_meta: bool = True) -> Iterator[None]:
         handle.remove()
 
 
-def size_limit(spec: ModelSpec, shapes: Mapping[str, Shape]) -> Admit:
-    """An `admit` for the skeleton of a model whose weights are in a file with these shapes.
+def size_limit(spec: ModelSpec, shapes: Collection[Shape]) -> Admit:
+    """An `admit` for the skeleton of a model whose weights are in a file: tensors of these shapes.
 
     It refuses a model with more than twice as many parameters, or twice as many elements in them,
     as the file holds; and somewhat more, since a factory may replace what it has built. Raises
@@ -137,7 +137,7 @@ def size_limit(spec: ModelSpec, shapes: Mapping[str, Shape]) -> Admit:
     if spec.trusted:
         return lambda shape: None
     tensors = 2 * len(shapes) + 1000
-    elements = 2 * sum(map(math.prod, shapes.values())) + 10_000_000
+    elements = 2 * sum(map(math.prod, shapes)) + 10_000_000
     too_large = Refused(f"model {str(spec)!r:.200} is far larger than what it holds")
     if not all(abs(number) <= elements for number in _numbers(dict(spec.options))):
         raise too_large

@@ -6,9 +6,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from memtool import models
+from memtool import MemtoolError, models
 from memtool.checkpoints import Checkpoint
-from memtool.checkpoints.names import misfits
+from memtool.checkpoints.names import misfits, outline_of
+from memtool.models import ModelSpec
 
 Tensors = dict[str, torch.Tensor]
 
@@ -78,3 +79,32 @@ def test_tensors_that_fit_leave_nothing_to_say():
     assert misfits(expected, expected) == ""
     assert misfits(expected, {"weight": (3, 4)}) == ""
     assert misfits({"weight": (3, 4)}, expected) == "1 unexpected (norm.num_batches_tracked)"
+
+
+def test_a_model_is_built_once_to_recognize_any_number_of_files(tmp_path, monkeypatch):
+    built, build = [], models.skeleton
+    monkeypatch.setattr(
+        models, "skeleton", lambda *args: built.append(str(args[0])) or build(*args)
+    )
+    paths = [saved(tmp_path / f"{n}.safetensors", tensors_of("resnet18?width=6")) for n in "ab"]
+    built.clear()
+    spec = models.parse("resnet18")  # the width and the number of classes are found
+    assert Checkpoint.open(paths[0], spec).spec.options["width"] == 6
+    assert len(built) == len(set(built)) > 1
+    built.clear()
+    assert Checkpoint.open(paths[1], spec).spec.options["width"] == 6
+    assert not built
+
+
+def test_what_is_known_of_a_model_neither_trusts_code_nor_lifts_the_limit_of_size(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text("from torch import nn\ndef make(): return nn.Linear(2, 3)\n")
+    typed = ModelSpec.parse(f"{path}:make")
+    assert outline_of(typed, {}).shapes == {"weight": (3, 2), "bias": (3,)}
+    with pytest.raises(MemtoolError, match="if you trust it"):
+        outline_of(ModelSpec.from_json(typed.json()), {})
+
+    large = ModelSpec("resnet18", {"width": 80})
+    assert len(outline_of(large, {"weight": (10_000_000,)}).shapes) > 100
+    with pytest.raises(MemtoolError, match="far larger than what it holds"):
+        outline_of(large, {"weight": (10,)})

@@ -36,7 +36,7 @@ def test_a_skeleton_has_no_weights_but_its_buffers():
 
 def test_a_skeleton_far_larger_than_what_it_is_for_is_refused():
     pytest.importorskip("timm")
-    shapes = {"weight": (100, 100), "bias": (100,)}
+    shapes = [(100, 100), (100,)]
     for name, options in (
         ("resnet18", {"width": 2000}),
         ("resnet18", {"num_classes": 10**9}),
