@@ -6,18 +6,18 @@ its spec holds the specs of both parts.
 """
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim.swa_utils import update_bn
 
 from memtool import MemtoolError
 from memtool.layers import Back, run_to
 from memtool.models.spec import STITCHED, Connector, ModelSpec
 
+Batches = Callable[[], Iterable[Tensor]]
 Shape = tuple[int, ...]  # of one example's activation: (d,), (t, d), (c, h, w) or (h, w, c)
 
 
@@ -80,9 +80,9 @@ class StitchingLayer(nn.Module):
         if connector is not Connector.none:
             linear = nn.Linear(*self.size)
             self.weight, self.bias = linear.weight, linear.bias
-            if batch_norm:  # momentum None: running statistics are plain averages over batches
-                self.before = nn.BatchNorm1d(linear.in_features, momentum=None)
-                self.after = nn.BatchNorm1d(linear.out_features, momentum=None)
+            if batch_norm:
+                self.before = nn.BatchNorm1d(linear.in_features)
+                self.after = nn.BatchNorm1d(linear.out_features)
 
     @property
     def size(self) -> tuple[int, int]:
@@ -131,27 +131,34 @@ class StitchingLayer(nn.Module):
         by_channel = activation.movedim(axis, 1)
         return functional.interpolate(by_channel, sizes, mode=mode).movedim(1, axis)
 
-    def settle(self, batches: Iterable[Tensor]) -> None:
-        """Go to eval mode, with the statistics of the batch norms averaged over all `batches` of
-        the front's activations."""
-        update_bn(batches, self)
-        self.eval()
+    @torch.no_grad()
+    def settle(self, batches: Batches) -> None:
+        """Go to eval mode, with the statistics of the batch norms over all examples, whatever the
+        batches are: `batches()` iterates over the front's activations for them."""
+        for _ in self._settled(batches):
+            pass
 
     @torch.no_grad()
-    def neutralize_norms(self, batches: Iterable[Tensor]) -> None:
+    def neutralize_norms(self, batches: Batches) -> None:
         """Go to eval mode, with batch norms that change nothing there: their scale and shift undo
-        their statistics over `batches`, so that the layer is the affine map that it holds."""
-        if self.before and self.after:
-            for activation in batches:
-                inputs = self.inputs(activation)
-                self.before(inputs)
-                self.after(self._mapped(inputs))
-            for norm in (self.before, self.after):
-                mean, variance = norm.running_mean, norm.running_var
-                assert mean is not None and variance is not None
-                norm.weight.copy_((variance + norm.eps).sqrt())
-                norm.bias.copy_(mean)
+        their statistics, as `settle` has them, so that the layer is the affine map that it holds.
+        """
+        for norm in self._settled(batches):
+            mean, variance = norm.running_mean, norm.running_var
+            assert mean is not None and variance is not None
+            norm.weight.copy_((variance + norm.eps).sqrt())
+            norm.bias.copy_(mean)
+
+    def _settled(self, batches: Batches) -> Iterator[nn.BatchNorm1d]:
+        """Set the statistics of one batch norm after the other, each in eval mode."""
         self.eval()
+        if before := self.before:
+            _set_statistics(before, map(self.inputs, batches()))
+            yield before
+            assert self.after
+            inputs = (before(self.inputs(activation)) for activation in batches())
+            _set_statistics(self.after, map(self._mapped, inputs))
+            yield self.after
 
     def json(self) -> dict[str, Any]:
         """What the spec of a stitched model says of its stitching layer."""
@@ -180,6 +187,25 @@ class StitchingLayer(nn.Module):
                 axes = _channel_axes(rest.get("channel_axes"), *shapes)
                 return StitchingLayer(Connector(connector), *shapes, batch_norm, axes)
         raise MemtoolError(f"not the spec of a stitching layer: {value!r:.80}")
+
+
+def _set_statistics(norm: nn.BatchNorm1d, batches: Iterable[Tensor]) -> None:
+    """Set the mean and the variance of a batch norm to those of its inputs, (n, c) or (n, c, l)
+    each, taken together; they are summed in float64 about the mean of the first batch."""
+    origin, count, sums, squares = None, 0, torch.zeros(()), torch.zeros(())
+    for batch in batches:
+        batch = batch.cpu() if batch.device.type == "mps" else batch  # which has no float64
+        rows = batch.double().movedim(1, -1).flatten(0, -2)
+        origin = rows.mean(0) if origin is None else origin
+        rows = rows - origin
+        count += len(rows)
+        sums, squares = sums + rows.sum(0), squares + rows.square().sum(0)
+    assert origin is not None and norm.running_mean is not None and norm.running_var is not None
+    mean = sums / count
+    norm.running_mean.copy_(origin + mean)
+    norm.running_var.copy_((squares - count * mean.square()) / max(count - 1, 1))
+    assert norm.num_batches_tracked is not None
+    norm.num_batches_tracked.fill_(1)
 
 
 def _channel_axes(value: Any, front: Shape, back: Shape) -> tuple[int, int] | None:

@@ -61,7 +61,7 @@ class Stitching:
         with torch.random.fork_rng(devices=[]):
             layer.train()
             for epoch in optimize(self._logits, labels, optimizer, settings.config):
-                layer.settle(self._inputs())
+                layer.settle(self._inputs)
                 yield epoch
                 layer.train()
 

@@ -41,7 +41,7 @@ def initialize(
         weight, bias = solver.compute()
         layer.weight.copy_(weight)
         layer.bias.copy_(bias)
-    layer.neutralize_norms(inputs())
+    layer.neutralize_norms(inputs)
 
 
 class LeastSquares:
