@@ -1,4 +1,5 @@
 from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import footprints as footprints
 from .checkpoint import load as load
 from .checkpoint import trace_all as trace_all
 from .conversion import convert as convert

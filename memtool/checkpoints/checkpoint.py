@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from memtool.checkpoints.network import Network
     from memtool.data import Dataset
-    from memtool.layers import Layer
+    from memtool.layers import Footprint, Layer
 
 logger = logging.getLogger("memtool")
 
@@ -315,6 +315,15 @@ class Checkpoint:
         ):
             return trace(self.model(), torch.zeros(2, *image_shape), output)
 
+    def footprint(self) -> "Footprint":
+        """What a forward pass of the network takes in memory, for images of `image_shape`. As
+        `trace`, it needs no weights where the model runs on the meta device."""
+        from memtool.layers import footprint
+
+        with suppress(Exception):  # whatever a model raises that needs real tensors
+            return footprint(self.skeleton(), self.image_shape)
+        return footprint(self.model(), self.image_shape)
+
     def _hint(self, image_shape: tuple[int, ...]) -> str:
         """What may help a model that does not take images of this shape."""
         with suppress(MemtoolError):  # it is not known at all
@@ -357,8 +366,23 @@ def trace_all(
             )
         if image_size:
             shape = (shape[0], image_size, image_size)
-        key = repr((checkpoint.spec, shape, sorted(checkpoint.shapes.items())))
+        key = _model_key(checkpoint, shape)
         if key not in known:
             known[key] = checkpoint.trace(shape)
         result.append(known[key])
     return result
+
+
+def footprints(checkpoints: Sequence[Checkpoint]) -> "list[Footprint]":
+    """The `footprint` of each checkpoint; equal models run only once."""
+    known: dict[str, Footprint] = {}
+    for checkpoint in checkpoints:
+        key = _model_key(checkpoint, checkpoint.image_shape)
+        if key not in known:
+            known[key] = checkpoint.footprint()
+    return [known[_model_key(one, one.image_shape)] for one in checkpoints]
+
+
+def _model_key(checkpoint: Checkpoint, shape: tuple[int, ...]) -> str:
+    """The same for checkpoints whose models are equal but for the weights, given such images."""
+    return repr((checkpoint.spec, shape, sorted(checkpoint.shapes.items())))

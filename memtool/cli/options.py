@@ -145,9 +145,9 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="Memory that decoded image files may take, and results as well, such as 512MiB or "
-        "4GiB; images that do not fit are decoded once, into a file (see MEMTOOL_CACHE), and "
-        "results that do not are computed again, with more forward passes",
+        help="Memory that decoded image files may take and, beside them, forward passes and "
+        "results, such as 512MiB or 4GiB; images that do not fit are decoded once, into a file "
+        "(see MEMTOOL_CACHE), and results that do not are computed again, with more forward passes",
     ),
 ]
 Quiet = Annotated[

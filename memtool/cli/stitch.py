@@ -147,6 +147,7 @@ def stitch(
         StitchSettings,
         Sweep,
         chosen_cuts,
+        shared,
         verified_cuts,
     )
     from memtool.training import Optimizer, Schedule, TrainConfig
@@ -196,6 +197,9 @@ def stitch(
     )
     *fronts, back = [checkpoint.with_dataset(set_) for checkpoint in opened]
     chosen = chosen_cuts(fronts, back, options.comma_separated(at))
+    shared(
+        settings.memory, [*fronts, back], len(set_.train) + len(set_.test)
+    )  # or that is told at once
     two = torch.from_numpy(set_.test.images[:2]).to(where)
     classes = len(set_.classes)
     cuts = verified_cuts(fronts, back, chosen, settings.directions, two, classes)

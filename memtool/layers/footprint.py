@@ -17,7 +17,7 @@ from memtool.layers.dataflow import tensors
 from memtool.layers.hooks import evaluating
 from memtool.layers.layer import tensors_in
 
-GIB = 2**30
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 # What a process takes for the examples, as a multiple of the tensors that live at once, since
 # convolutions copy their input and output into another layout, and freed memory is not whole again
 # at once. Measured on a CPU as the growth of the resident memory, in float32: resnet18 at 224
@@ -55,12 +55,13 @@ class Footprint:
 
 
 def told_size(size: int) -> str:
-    """A number of bytes, in GiB from a tenth of one on, else in MiB.
+    """A number of bytes in the unit that suits it.
 
-    >>> told_size(5 * 2**28), told_size(3 * 2**20)
-    ('1.2 GiB', '3.0 MiB')
+    >>> told_size(5 * 2**28), told_size(300 * 2**20), told_size(1500)
+    ('1.2 GiB', '0.3 GiB', '1.5 KiB')
     """
-    return f"{size / GIB:,.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB"
+    unit, of_bytes = next((u, b) for u, b in UNITS.items() if size >= b / 10 or b == 2**10)
+    return f"{size / of_bytes:,.1f} {unit}"
 
 
 def footprint(model: nn.Module, shape: tuple[int, ...], gradients: bool = False) -> Footprint:

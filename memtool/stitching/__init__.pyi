@@ -1,3 +1,4 @@
+from .activations import shared as shared
 from .checks import verified_cuts as verified_cuts
 from .cuts import chosen_cuts as chosen_cuts
 from .planning import Cut as Cut

@@ -1,20 +1,46 @@
-"""The networks of a sweep, with the activations at their cuts kept as far as memory allows."""
+"""The networks of a sweep, with the activations at their cuts kept as far as memory allows.
+
+Forward passes come in batches as large as memory allows, too. Networks in eval mode give an image
+the same whatever the batch is, but for the rounding of float32, and so do all sums over batches.
+"""
 
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from memtool.checkpoints import Checkpoint, Network
+from memtool.checkpoints import Checkpoint, Network, footprints
 from memtool.data import Dataset, HostImages, on_device
 from memtool.layers import Back, Layer, run_to
 from memtool.stitching.checks import is_cut
-from memtool.training import predict
 
-FORWARD_BATCH = 256
+
+@dataclass(frozen=True)
+class Share:
+    """What one of the two networks of a stitching may take of the memory: `kept` bytes for
+    activations, the rest for forward passes of `batch` examples."""
+
+    kept: int
+    batch: int
+
+
+def shared(memory: int, networks: Sequence[Checkpoint], examples: int) -> dict[Path, Share]:
+    """The shares of `memory` bytes, by the networks' paths, if so many examples go through them.
+
+    A network gets half of it, and half of that is for passes, or more if a single example takes
+    more. Raises MemtoolError if half the memory is not enough for a single example.
+    """
+    half, shares = memory // 2, {}
+    for network, footprint in zip(networks, footprints(networks), strict=True):
+        passes = max(half // 2, min(half, footprint.of(1)))
+        what = f"{network.path}: a forward pass, of one of two networks,"
+        batch = min(examples, footprint.batch_within(passes, what))
+        shares[network.path] = Share(half - footprint.of(batch), batch)
+    return shares
 
 
 @dataclass(frozen=True)
@@ -60,20 +86,20 @@ class Examples:
 class CachedNetwork:
     """A network with its activations at the cuts.
 
-    One forward pass over all images gives the activations at all `layers`; those that fit into
-    `memory` bytes are kept. The others are computed again, batch by batch, when they
+    One forward pass over all images gives the activations at all `layers`; those that fit into its
+    `share` of the memory are kept. The others are computed again, batch by batch, when they
     are asked for: these are first of all the layers near the input, which are large and soon
     computed.
     """
 
     def __init__(
-        self, checkpoint: Checkpoint, layers: Sequence[Layer], examples: Examples, memory: int
+        self, checkpoint: Checkpoint, layers: Sequence[Layer], examples: Examples, share: Share
     ) -> None:
-        self.checkpoint, self.examples = checkpoint, examples
+        self.checkpoint, self.examples, self.batch = checkpoint, examples, share.batch
         self.network: Network = checkpoint.network(examples.images.device)
         self._last = layers[-1].name if layers else None
         self._backs: dict[str, Back] = {}
-        self._kept = self._computed(fitting(layers, len(examples.images), memory))
+        self._kept = self._computed(fitting(layers, len(examples.images), share.kept))
 
     @torch.no_grad()
     def _computed(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
@@ -84,8 +110,8 @@ class CachedNetwork:
             )
             for layer in layers
         }
-        for start in range(0, len(images) if kept else 0, FORWARD_BATCH):
-            batch = slice(start, start + FORWARD_BATCH)
+        for start in range(0, len(images) if kept else 0, self.batch):
+            batch = slice(start, start + self.batch)
             for name, activation in self._run_to(list(kept), images[batch]).items():
                 kept[name][batch] = activation
         return kept
@@ -100,12 +126,10 @@ class CachedNetwork:
             return self._kept[layer][indices]
         return self._run_to([layer], self.examples.images[indices])[layer]
 
-    def training_batches(self, layer: str) -> Iterator[Tensor]:
-        """The activation at `layer` of all training images, in batches of about equal size: batch
-        norm cannot take the statistics of a single example that is left over."""
-        indices = self.examples.train_indices
-        for batch in indices.chunk(-(-len(indices) // FORWARD_BATCH)):
-            yield self.activation(layer, batch)
+    def training_batches(self, layer: str, batch: int) -> Iterator[Tensor]:
+        """The activation at `layer` of all training images, so many at a time."""
+        for indices in self.examples.train_indices.split(batch):
+            yield self.activation(layer, indices)
 
     def logits_from(self, layer: str, activation: Tensor) -> Tensor:
         """The logits that the network gives with this activation at `layer`."""
@@ -120,6 +144,7 @@ class CachedNetwork:
         return self.network.normalized(self.examples.images[:1])
 
     @cached_property
+    @torch.no_grad()
     def predictions(self) -> Tensor:
         """The class that the network gives each test image, (n,)."""
         images, last = self.examples.images, self._last
@@ -130,8 +155,8 @@ class CachedNetwork:
                 return self.network(images[indices])
             return self.logits_from(last, self.activation(last, indices))
 
-        test = self.examples.test_indices
-        return predict(lambda i: logits(test[i]), len(test), test.device).argmax(1)
+        batches = self.examples.test_indices.split(self.batch)
+        return torch.cat([logits(batch).argmax(1) for batch in batches])
 
     @cached_property
     def accuracy(self) -> float | None:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -9,14 +10,17 @@ from torch import Tensor
 from torch.nn import functional
 
 from memtool import MemtoolError
-from memtool.models import StitchedModel, stitched_spec
+from memtool.models import Connector, StitchedModel, stitched_spec
 from memtool.stitching.activations import CachedNetwork, agreement
 from memtool.stitching.least_squares import initialize
 from memtool.stitching.planning import Cut, StitchSettings
 from memtool.stitching.settings import Direction
 from memtool.tables import StitchingRow
 from memtool.tensors import save_tensors
-from memtool.training import make_optimizer, optimize, predict
+from memtool.training import make_optimizer, optimize
+
+# Bytes that the fit of a map takes for each element of the activations: twice float32 and float64.
+FITTING = 24
 
 
 class Stitching:
@@ -51,8 +55,7 @@ class Stitching:
     def _trained(self) -> Iterator[int]:
         """Yield 0 when the layer is initialized, then the number of each epoch, in eval mode."""
         layer, settings = self.layer, self.settings
-        targets = self.back.training_batches
-        initialize(layer, settings.init, self._inputs, lambda: targets(self.back_layer))
+        initialize(layer, settings.init, self._inputs, self._targets)
         yield 0
         if not settings.epochs:
             return
@@ -66,7 +69,20 @@ class Stitching:
                 layer.train()
 
     def _inputs(self) -> Iterator[Tensor]:
-        return self.front.training_batches(self.front_layer)
+        return self.front.training_batches(self.front_layer, self.batch)
+
+    def _targets(self) -> Iterator[Tensor]:
+        return self.back.training_batches(self.back_layer, self.batch)
+
+    @cached_property
+    def batch(self) -> int:
+        """How many examples go through both networks, and into the fit of the map, at a time."""
+        elements = sum(math.prod(layer.shape) for layer in self.cut)
+        if self.layer.connector is not Connector.none:
+            inputs, outputs = self.layer.size
+            elements += inputs * math.prod(self.cut[1].shape) // outputs  # if it is resized
+        fitted = self.settings.memory // 4 // (FITTING * elements)
+        return max(1, min(self.front.batch, self.back.batch, fitted))
 
     def _logits(self, indices: Tensor) -> Tensor:
         activation = self.front.activation(self.front_layer, indices)
@@ -116,9 +132,10 @@ class Stitching:
             "control_accuracy": None,
         }
 
+    @torch.no_grad()
     def _test_logits(self) -> Tensor:
-        test = self.examples.test_indices
-        return predict(lambda i: self._logits(test[i]), len(test), test.device)
+        batches = self.examples.test_indices.split(self.batch)
+        return torch.cat([self._logits(batch) for batch in batches])
 
     def _test_loss(self, logits: Tensor) -> float:
         loss = functional.cross_entropy(logits.double(), self.examples.test_labels).item()

@@ -18,7 +18,7 @@ from memtool.data import Dataset
 from memtool.device import Processes
 from memtool.files import check_writable
 from memtool.progress import Progress, silent
-from memtool.stitching.activations import CachedNetwork, Examples
+from memtool.stitching.activations import CachedNetwork, Examples, shared
 from memtool.stitching.execution import Stitching
 from memtool.stitching.planning import Cut, StitchSettings, directed
 from memtool.stitching.settings import Direction, Init
@@ -114,14 +114,18 @@ class Sweep:
         """The rows of each job."""
         if not jobs:
             return
-        directions, memory = set(self.settings.directions), self.settings.memory // 2
+        directions = set(self.settings.directions)
+        networks = [*self.fronts, self.back]
+        shares = shared(self.settings.memory, networks, len(examples.labels))
         needs_back = self.settings.init is Init.lstsq or Direction.reverse in directions
         theirs = list(dict.fromkeys(layer for _, (_, layer) in jobs))
-        back = CachedNetwork(self.back, theirs if needs_back else [], examples, memory)
+        back = CachedNetwork(
+            self.back, theirs if needs_back else [], examples, shares[self.back.path]
+        )
         for checkpoint, group in groupby(jobs, key=lambda job: job[0]):
             cuts = [cut for _, cut in group]
             ours = list(dict.fromkeys(layer for layer, _ in cuts))
-            front = CachedNetwork(checkpoint, ours, examples, memory)
+            front = CachedNetwork(checkpoint, ours, examples, shares[checkpoint.path])
             for cut in cuts:
                 yield self._job((front, back), cut)
             del front  # before the next one takes its memory

@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from memtool import MemtoolError, data, models
-from memtool.checkpoints import Checkpoint, load, trace_all
+from memtool.checkpoints import Checkpoint, footprints, load, trace_all
+from memtool.layers import Footprint, footprint
 from memtool.models import ModelSpec, nets
 from memtool.tensors import read_metadata, save_tensors
 
@@ -305,3 +306,43 @@ def test_a_model_far_larger_than_the_file_is_never_made(run, tmp_path, name, opt
     assert result.stderr.count("\n") == 1
     assert peak < 200e6
     assert run("info", path).code == 0
+
+
+# --- What a pass takes ----------------------------------------------------------------------------
+
+
+def test_a_footprint_needs_no_weights(small, tmp_path, monkeypatch):
+    expected = footprint(nets.digits_cnn(2), (1, 8, 8))
+    checkpoint = Checkpoint.open(small)
+    monkeypatch.setattr(Checkpoint, "tensors", lambda self: pytest.fail("weights are read"))
+    assert checkpoint.footprint() == expected
+    calls = []
+    measured = Checkpoint.footprint
+    monkeypatch.setattr(
+        Checkpoint, "footprint", lambda self: calls.append(self.path) or measured(self)
+    )
+    assert footprints([checkpoint, checkpoint]) == [expected, expected]
+    assert calls == [small]
+
+
+LOOKING = """
+from torch import nn
+
+class Looking(nn.Module):
+    def __init__(self, num_classes=2):
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        x = images.flatten(1)
+        return self.fc(x - x.mean().item())
+"""
+
+
+def test_a_footprint_of_a_model_that_looks_at_values(tmp_path):
+    (tmp_path / "net.py").write_text(LOOKING)
+    spec = models.parse(f"{tmp_path}/net.py:Looking")
+    path = written(tmp_path / "n.safetensors", models.build(spec), spec)
+    found = Checkpoint.open(path, spec).footprint()
+    # The mean; the images, their difference to it and the logits, half as much again.
+    assert found == Footprint(4, 4 * (64 + 64 + 2) * 3 // 2)

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from memtool import data
+from memtool import MemtoolError, data
 from memtool.checkpoints import Checkpoint
 from memtool.layers import Layer
 from memtool.stitching import chosen_cuts
-from memtool.stitching.activations import CachedNetwork, Examples, fitting
+from memtool.stitching.activations import CachedNetwork, Examples, Share, fitting, shared
 
 
 def test_the_last_layers_are_kept_first():
@@ -21,13 +21,13 @@ def test_the_last_layers_are_kept_first():
     assert [found.name for found in kept] == ["d", "c", "b"]
 
 
-@pytest.mark.parametrize("memory", [0, 1 << 30])
-def test_kept_or_computed_again_it_is_the_networks_activation_and_its_logits(runs, memory):
+@pytest.mark.parametrize("share", [Share(0, 7), Share(1 << 30, 256)])
+def test_kept_or_computed_again_it_is_the_networks_activation_and_its_logits(runs, share):
     checkpoint = Checkpoint.open(runs.clean)
     examples = Examples.of(data.load("digits"), torch.device("cpu"))
     chosen = chosen_cuts([checkpoint], checkpoint, ["block2", "block5"])[runs.clean]
     cuts = [cut.layers[0] for cut in chosen]
-    cached = CachedNetwork(checkpoint, cuts, examples, memory)
+    cached = CachedNetwork(checkpoint, cuts, examples, share)
     some = torch.tensor([3, 1500, 7])
     network = checkpoint.network(torch.device("cpu"))
     expected = network(examples.images[some])
@@ -38,6 +38,35 @@ def test_kept_or_computed_again_it_is_the_networks_activation_and_its_logits(run
         torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
     whole = network(examples.images[examples.test_indices]).argmax(1)
     assert cached.accuracy == (whole == examples.test_labels).double().mean().item()
+
+
+def test_memory_is_shared_between_two_networks_their_passes_and_what_is_kept(runs):
+    networks = [Checkpoint.open(path) for path in (runs.noisy, runs.clean)]
+    footprint = networks[0].footprint()
+    for memory in (2 * footprint.of(1), 2**18, 2**22, 2**30):
+        shares = shared(memory, networks, examples=1797)
+        assert shares.keys() == {runs.noisy, runs.clean}
+        share = shares[runs.noisy]
+        assert 1 <= share.batch <= 1797 and share.kept >= 0
+        assert share.kept + footprint.of(share.batch) == memory // 2
+        if memory > 2**16:  # no pass takes more than half of it
+            assert footprint.of(share.batch) <= memory // 4
+    assert share.batch == 1797
+    with pytest.raises(MemtoolError, match="takes .* KiB for a single example"):
+        shared(2 * footprint.of(1) - 2, networks, examples=1797)
+
+
+def test_no_pass_takes_more_examples_than_its_share(runs):
+    checkpoint, seen = Checkpoint.open(runs.clean), []
+    examples = Examples.of(data.load("digits"), torch.device("cpu"))
+    cut = chosen_cuts([checkpoint], checkpoint, ["block2"])[runs.clean][0].layers[0]
+    network = CachedNetwork(checkpoint, [cut], examples, Share(0, batch=50))
+    network.network.model.block1.register_forward_hook(
+        lambda module, inputs, output: seen.append(len(output))
+    )
+    assert sum(len(part) for part in network.training_batches("block2", 50)) == examples.train
+    assert len(network.predictions) == len(examples.test_labels)
+    assert max(seen) == 50 and sum(seen) >= len(examples.labels)
 
 
 TYPES = """
@@ -69,7 +98,7 @@ class Net(nn.Module):
 """
 
 
-@pytest.mark.parametrize("memory", ["4GiB", "1B"])
+@pytest.mark.parametrize("memory", ["4GiB", "64KiB"])
 def test_activations_of_every_type_resume_the_network_itself(run, tmp_path, memory):
     (tmp_path / "net.py").write_text(TYPES)
     path, model = tmp_path / "n.safetensors", ("--model", f"{tmp_path}/net.py:Net")

@@ -9,7 +9,7 @@ from memtool import data, models
 from memtool.checkpoints import Checkpoint
 from memtool.layers import Layer
 from memtool.stitching import Direction, Init, StitchSettings
-from memtool.stitching.activations import CachedNetwork, Examples
+from memtool.stitching.activations import CachedNetwork, Examples, Share
 from memtool.stitching.execution import Stitching
 from memtool.tensors import save_tensors
 from memtool.training import Optimizer, TrainConfig
@@ -47,7 +47,8 @@ def test_both_networks_are_left_alone_bit_for_bit(tmp_path):
     config = TrainConfig(epochs=1, batch_size=100, optimizer=Optimizer.adam)
     settings = StitchSettings((Direction.forward,), config, init=Init.random, batch_norm=True)
     examples = Examples.of(digits, torch.device("cpu"))
-    front, back = (CachedNetwork(network, [cut], examples, 1 << 30) for network in opened)
+    share = Share(1 << 30, batch=256)
+    front, back = (CachedNetwork(network, [cut], examples, share) for network in opened)
     before = [digest(part.network.model) for part in (front, back)]
 
     stitching = Stitching(Direction.forward, (front, back), (cut, cut), settings)

@@ -103,11 +103,25 @@ def test_without_a_connector_there_is_nothing_to_start_or_train(stitch):
     assert [row[name] for name in names] == ["none", "0", "", "", "", "0"]
 
 
-def test_activations_that_are_not_kept_are_computed_again(stitch):
-    kept = stitch("--epochs", 1, "--both")
-    again = stitch("--epochs", 1, "--both", "--memory", "0KiB")
+@pytest.mark.parametrize("args", [("--both",), ("--batch-norm", "--init", "random")])
+def test_what_there_is_of_memory_changes_nothing_but_roundings(stitch, args):
+    # With so little, nothing is kept and a dozen images are passed at a time.
+    kept, again = (
+        stitch("--epochs", 1, "--curve", *args, "--memory", size) for size in ("4GiB", "1MiB")
+    )
     for mine, other in zip(kept, again, strict=True):
-        assert float(mine["loss"]) == pytest.approx(float(other["loss"]), rel=1e-3)
+        assert float(mine["loss"]) == pytest.approx(float(other["loss"]), rel=1e-5)
+        assert mine["test_accuracy"] == other["test_accuracy"]
+
+
+def test_memory_too_small_for_a_single_image_is_told_before_the_work(run, runs):
+    command = ("stitch", runs.noisy, runs.clean, "--memory", "20KiB", "--dry-run")
+    result = run(*command)
+    assert result.code == 1 and result.stdout == ""
+    assert (
+        f"{runs.noisy}: a forward pass, of one of two networks, takes 19.4 KiB for a single "
+        "example, but may take 10.0 KiB; allow for more (--memory)"
+    ) in result.stderr
 
 
 # ---------------------------------------------------------------- stitched models are checkpoints
