@@ -15,58 +15,79 @@ PLAIN = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
 ENCODINGS = pytest.mark.parametrize(
     "encoding", [{"PYTHONIOENCODING": "ascii"}, PLAIN], ids=["ascii", "C"]
 )
-MEMTOOL = [sys.executable, "-m", "memtool"]
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("letters")
+@pytest.fixture
+def folder(tmp_path):
     generator = np.random.default_rng(0)
     for part in ("train", "test"):
         for label, name in enumerate(CLASSES):
-            (root / DATA / part / name).mkdir(parents=True)
+            (tmp_path / DATA / part / name).mkdir(parents=True)
             for number in range(6):
                 pixels = generator.integers(60 * label, 60 * label + 60, (8, 8, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(root / DATA / part / name / f"图{number}.png")
-    return root
+                Image.fromarray(pixels).save(tmp_path / DATA / part / name / f"图{number}.png")
+    return tmp_path
 
 
-def memtool(folder, encoding, *arguments, **options):
+# Each argument is the words of a command, joined by newlines. One process for all, since it takes
+# seconds to import torch; after each command, both streams get its exit code between separators.
+SEVERAL = """
+import sys
+from memtool.cli import main
+for words in sys.argv[1:]:
+    try:
+        main(words.split("\\n"))
+    except SystemExit as end:
+        for stream in (sys.stdout, sys.stderr):
+            print(end="\\x1e" + str(end.code) + "\\x1e", file=stream, flush=True)
+"""
+
+
+def started(folder, encoding, *command, **options):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80", **encoding}
-    return subprocess.run(
-        [*MEMTOOL, *arguments], cwd=folder, env=environment, timeout=120, **options
-    )
+    command = [sys.executable, *command]
+    return subprocess.run(command, cwd=folder, env=environment, timeout=120, **options)
 
 
-def said(folder, encoding, *arguments, code=0):
-    """What it says on both streams; fails unless it ends with `code` and without a traceback."""
-    done = memtool(folder, encoding, *arguments, capture_output=True)
-    text = (done.stdout + done.stderr).decode("utf-8")
-    assert done.returncode == code and "Traceback" not in text, text
-    return text
+def told(folder, encoding, *commands):
+    """What each command says on both streams, and its exit code; fails if one ends otherwise."""
+    words = ["\n".join(command) for command in commands]
+    done = started(folder, encoding, "-c", SEVERAL, *words, capture_output=True)
+    streams = [stream.decode("utf-8").split("\x1e") for stream in (done.stdout, done.stderr)]
+    assert done.returncode == 0 and "Traceback" not in done.stderr.decode(), done.stderr.decode()
+    out, err = ([*zip(parts[0:-1:2], parts[1::2], strict=True)] for parts in streams)
+    assert len(out) == len(commands) == len(err)
+    return [(text + more, int(code)) for (text, code), (more, _) in zip(out, err, strict=True)]
 
 
 @pytest.mark.slow
 @ENCODINGS
 def test_the_commands_work_whatever_the_encoding(folder, encoding):
-    def do(*arguments):
-        return said(folder, encoding, *arguments)
-
-    train = ("train", "--model", "digits-cnn", "--data", f"folder:{DATA}", "--epochs", "1")
-    do("make-noisy", f"folder:{DATA}", "-r", "50%", "-o", "标签.safetensors")
-    text = do(*train, "--labels", "标签.safetensors", "-o", "läufe/模型.safetensors")
-    assert text.isascii() and "ufe/" in text
-    cka = ("cka", "läufe/模型.safetensors", "läufe/模型.safetensors", "--layers", "block?")
-    assert do(*cka).isascii()
-    do(*cka, "--pairs", "all", "-o", "表.csv")
-    assert do("info", "läufe/模型.safetensors", "--format", "table").isascii()
-    assert do("info", "--layers", "läufe/模型.safetensors").isascii()
-    drawn = do("plot", "表.csv", "-o", "图.png")
-    assert drawn.isascii() and "Glyph" not in drawn and "findfont" not in drawn
+    data, labels, model = f"folder:{DATA}", "标签.safetensors", "läufe/模型.safetensors"
+    training = ("--model", "digits-cnn", "--data", data, "--epochs", "1", "--labels", labels)
+    cka = ("cka", model, model, "--layers", "block?")
+    answers = told(
+        *(folder, encoding),
+        ("make-noisy", data, "-r", "50%", "-o", labels),
+        ("train", *training, "-o", model),
+        (*cka, "--pairs", "all", "-o", "表.csv"),
+        cka,
+        ("info", model, "--format", "table"),
+        ("info", "--layers", model),
+        ("plot", "表.csv", "-o", "图.png"),
+        ("train", "--help"),
+        ("info", "没有.safetensors"),
+        ("plot", "没有.csv", "-o", "图.png"),
+    )
+    texts = [text for text, _ in answers]
+    assert [code for _, code in answers] == 8 * [0] + 2 * [1], texts
+    trained, _, compared, table, layers, drawn, usage, *errors = texts[1:]
+    assert "ufe/" in trained
+    assert all(text.isascii() for text in (trained, compared, table, layers, drawn))
+    assert "Glyph" not in drawn and "findfont" not in drawn
     assert (folder / "图.png").stat().st_size > 1000
-    assert "no such file" in said(folder, encoding, "info", "没有.safetensors", code=1)
-    assert "no such file" in said(folder, encoding, "plot", "没有.csv", "-o", "图.png", code=1)
-    assert "Usage" in do("train", "--help")
+    assert "Usage" in usage
+    assert all("no such file" in text for text in errors)
 
 
 @pytest.mark.parametrize("encoding", [{"PYTHONIOENCODING": "ascii"}, {"PYTHONIOENCODING": "utf-8"}])
@@ -74,10 +95,9 @@ def test_on_a_terminal_tables_and_bars_use_what_it_can_show(folder, encoding):
     ascii_alone = encoding["PYTHONIOENCODING"] == "ascii"
     train = ("train", "--model", "digits-cnn", "--data", f"folder:{DATA}", "--epochs", "2")
     ours, theirs = pty.openpty()
-    done = memtool(
-        folder,
-        {**encoding, "TERM": "xterm"},
-        *(*train, "-o", "终.safetensors"),
+    done = started(
+        *(folder, {**encoding, "TERM": "xterm"}),
+        *("-m", "memtool", *train, "-o", "终.safetensors"),
         stdout=theirs,
         stderr=theirs,
     )
@@ -100,20 +120,22 @@ def _read(terminal):
 
 
 def test_bytes_that_are_no_text_are_shown_as_escapes(folder):
-    table = os.fsdecode(b"caf\xe9.csv")
+    good, bad = (os.fsdecode(name) for name in (b"good\xe9.csv", b"bad\xe9.csv"))
     rows = "checkpoint,reference,layer,reference_layer,cka\na,b,f,f,0.5\na,b,f,g,0.25\n"
-    (folder / table).write_text(rows)
-    encoding = {"PYTHONIOENCODING": "utf-8"}
-    said(folder, encoding, "plot", table, "-o", os.fsdecode(b"\xff.svg"))
-    assert os.path.exists(bytes(folder) + b"/\xff.svg")
-    (folder / table).write_text(rows.replace("0.25", "x"))
-    assert "caf\\udce9.csv, line 3, column cka: 'x'" in said(
-        folder, encoding, "plot", table, "-o", "f.svg", code=1
+    (folder / good).write_text(rows)
+    (folder / bad).write_text(rows.replace("0.25", "x"))
+    (_, drawn), (refused, code), (unmade, other_code) = told(
+        *(folder, {"PYTHONIOENCODING": "utf-8"}),
+        ("plot", good, "-o", os.fsdecode(b"\xff.svg")),
+        ("plot", bad, "-o", "f.svg"),
+        ("make-noisy", "digits", "-r", "5%", "-o", os.fsdecode(b"\xff.safetensors")),
     )
-    made = ("make-noisy", "digits", "-r", "5%", "-o", os.fsdecode(b"\xff.safetensors"))
-    assert "\\udcff.safetensors: a name that is not UTF-8" in said(folder, encoding, *made, code=1)
+    assert (drawn, code, other_code) == (0, 1, 1)
+    assert os.path.exists(bytes(folder) + b"/\xff.svg")
+    assert "bad\\udce9.csv, line 3, column cka: 'x'" in refused
+    assert "\\udcff.safetensors: a name that is not UTF-8" in unmade
 
 
 def test_controls_in_names_do_not_act_on_a_terminal(folder):
-    text = said(folder, {"PYTHONIOENCODING": "utf-8"}, "info", "a\x1b[31mb", code=1)
-    assert "\x1b" not in text and "a\\x1b[31mb: no such file" in text
+    ((text, code),) = told(folder, {"PYTHONIOENCODING": "utf-8"}, ("info", "a\x1b[31mb"))
+    assert code == 1 and "\x1b" not in text and "a\\x1b[31mb: no such file" in text
