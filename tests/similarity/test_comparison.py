@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import os
 import subprocess
 import sys
@@ -16,6 +17,8 @@ import memtool
 from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.data.datasets import load
 from memtool.tensors import load_tensors, read_metadata, save_tensors
+
+ROOT = Path(memtool.__file__).parents[1]
 
 
 def rows(text):
@@ -290,25 +293,45 @@ def test_bf16_that_changes_cka_is_not_used(run, runs, tmp_path, estimator):
     assert "more than 0.001: computing in float32" in half.stderr
 
 
+# The estimators and pairs that two processes share, all in one torchrun and one process group: each
+# start takes many seconds, since three processes import torch.
+SHARED = {"exact": "all", "unbiased": "same", "minibatch": "all"}
+SEVERAL = """
+import json, sys
+from torch import distributed
+from memtool.cli import app, main
+distributed.init_process_group("gloo")
+distributed.init_process_group = distributed.destroy_process_group = lambda *_: None
+*first, last = json.loads(sys.argv[1])
+for arguments in first:
+    app(arguments, standalone_mode=False)
+main(last)
+"""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("estimator", "pairs"), [("exact", "all"), ("unbiased", "same"), ("minibatch", "all")]
-)
-def test_two_processes_give_the_rows_of_one(run, runs, other, tmp_path, estimator, pairs):
-    arguments = ["cka", runs.noisy, other, runs.clean, "--estimator", estimator]
-    arguments += ["--batch-size", 100, "--pairs", pairs, "--format", "csv"]
+def test_two_processes_give_the_rows_of_one(run, runs, other, tmp_path):
+    networks = [str(path) for path in (runs.noisy, other, runs.clean)]
+    commands = [
+        ["cka", *networks, "--estimator", estimator, "--pairs", pairs]
+        + ["--batch-size", "100", "--format", "csv"]
+        for estimator, pairs in SHARED.items()
+    ]
+    (tmp_path / "worker.py").write_text(SEVERAL)
     shared = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "memtool"]
-        + [str(argument) for argument in arguments],
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+        + [tmp_path / "worker.py", json.dumps(commands)],
         capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(memtool.__file__).parents[1],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
     )
     assert shared.returncode == 0, shared.stderr
-    alone = rows(run(*arguments).stdout)
-    for a, b in zip(alone, rows(shared.stdout), strict=True):
-        for column in ("cka", "cka_se"):
-            assert float(a.pop(column)) == pytest.approx(float(b.pop(column)), abs=1e-6)
-        assert a == b
-    assert shared.stderr.count("CKA of 500 examples") == 1
+    header, _ = shared.stdout.split("\n", 1)
+    tables = [rows(header + text) for text in shared.stdout.split(header)[1:]]
+    for command, table in zip(commands, tables, strict=True):
+        for a, b in zip(rows(run(*command).stdout), table, strict=True):
+            for column in ("cka", "cka_se"):
+                assert float(a.pop(column)) == pytest.approx(float(b.pop(column)), abs=1e-6)
+            assert a == b
+    for estimator in SHARED:
+        assert shared.stderr.count(f"{estimator} CKA of 500 examples") == 1
