@@ -16,6 +16,7 @@ Of several processes that need the same file, one writes it and the others wait;
 the next goes on in its place.
 """
 
+import errno
 import json
 import logging
 import math
@@ -40,7 +41,7 @@ from memtool.data.listing import Images, Labels, Vectors
 from memtool.data.sources import user_cache
 from memtool.data.spec import Options
 from memtool.data.statistics import CHUNK, channel_statistics, fingerprint
-from memtool.files import leftovers, locked, replacing
+from memtool.files import check_writable, leftovers, locked, replacing
 from memtool.progress import Advance, Progress
 from memtool.tensors import Metadata, encoded, opened, read_metadata
 
@@ -48,7 +49,8 @@ logger = logging.getLogger("memtool")
 
 VERSION = 1
 START = 2**20  # bytes before the first image: the header, written last, and spaces
-KIND = "images"
+KIND = "cache"
+MEASURED = ("mean", "std", "fingerprint")
 
 
 @dataclass(frozen=True)
@@ -86,6 +88,7 @@ def cached(
     file = cache_folder() / f"images-{_key(paths, labels, options)}.safetensors"
     found = _opened(file, len(paths))
     if found is None:
+        _check_writable(file, spec)
         with _alone(file, spec):
             # Another process may have written it meanwhile.
             found = _opened(file, len(paths), tell=True)
@@ -127,17 +130,18 @@ def _opened(file: Path, count: int, tell: bool = False) -> tuple[Content, list[s
         return None
     try:
         metadata = read_metadata(file, KIND)
-        with opened(file, "numpy") as content:
-            shape = tuple(content.get_slice("images").get_shape())
-            checksums = content.get_tensor("checksums")
-        measured, notes = metadata.get("measured"), metadata.get("notes")
-        if len(shape) != 4 or not shape[0] == len(checksums) == count or not measured:
+        with opened(file, "numpy") as tensors:
+            shape = tuple(tensors.get_slice("images").get_shape())
+            checksums = tensors.get_tensor("checksums")
+        measured = {key: metadata["data"].get(key) for key in MEASURED}
+        if not (len(shape) == 4 and shape[0] == len(checksums) == count and all(measured.values())):
             raise MemtoolError(f"{file}: does not hold {count} images")
     except MemtoolError as error:
         if tell:
             logger.warning(f"{error}; its images are decoded again")
         return None
-    return Content(_mapped(file, shape, "c"), Checksums(checksums, file), measured), notes or []
+    content = Content(_mapped(file, shape, "c"), Checksums(checksums, file), measured)
+    return content, metadata["data"].get("notes", [])
 
 
 def _mapped(file: Path, shape: Sequence[int], mode: Any) -> Images:
@@ -159,6 +163,16 @@ def _alone(file: Path, spec: str) -> Iterator[None]:
             with suppress(OSError):
                 left.unlink()
         yield
+
+
+def _check_writable(file: Path, spec: str) -> None:
+    try:
+        check_writable(file)
+    except MemtoolError as error:
+        raise MemtoolError(
+            f"{spec}: its images take more than --memory, and {error}; name another folder "
+            "(MEMTOOL_CACHE), or allow them more memory"
+        ) from error
 
 
 def _check_space(folder: Path, shape: Shape, spec: str) -> None:
@@ -208,8 +222,8 @@ def _write(
             }
             checksums = _checksums(images, advance)
         images.flush()  # type: ignore[attr-defined]
-        metadata = {"data": {"name": spec}, "measured": measured, "notes": notes}
-        _complete(temporary, images.shape, checksums, metadata)
+        data = {"name": spec, "notes": notes, **measured}
+        _complete(temporary, images.shape, checksums, {"data": data})
 
 
 def _room(file: Path, shape: Shape) -> Images:
@@ -219,9 +233,21 @@ def _room(file: Path, shape: Shape) -> Images:
     size = START + math.prod(shape) + 4 * shape[0]
     with open(file, "wb") as stream:
         stream.truncate(size)
-        if hasattr(os, "posix_fallocate"):
+        with _unless_full():
             os.posix_fallocate(stream.fileno(), 0, size)
     return _mapped(file, shape, "r+")
+
+
+@contextmanager
+def _unless_full() -> Iterator[None]:
+    """Ignore that a system cannot do what is done in the block, unless the disk is full."""
+    try:
+        yield
+    except AttributeError:  # of `os`, on macOS
+        pass
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
 
 
 def _checksums(images: Images, advance: Advance) -> NDArray[np.uint32]:

@@ -1,5 +1,6 @@
 """Images that outgrow memory: a file of them, which is whole or absent, and says what it is."""
 
+import errno
 import logging
 import os
 import shutil
@@ -172,7 +173,7 @@ def test_a_damaged_file_is_made_again(cache: Path, photos: Path, caplog, damage:
         "truncated": content[:-1],
         "longer": content + b"0",
         "header": b"\xff" * 100 + content[100:],
-        "metadata": content.replace(b"measured", b"measureD", 1),
+        "metadata": content.replace(b"fingerprint", b"fingerPrint", 1),
         "empty": b"",
     }[damage]
     assert damaged != content
@@ -212,12 +213,32 @@ def test_a_disk_that_becomes_full_leaves_nothing(
     cache: Path, photos: Path, monkeypatch, refused
 ) -> None:
     def full(descriptor: int, offset: int, size: int) -> None:
-        raise OSError(28, "No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(os, "posix_fallocate", full)
     told = refused(f"folder:{photos}", memory=MEMORY)
     assert "cannot be written (No space left on device)" in told
     assert not kept(cache)
+
+
+def test_a_disk_that_cannot_reserve_its_blocks_is_used_all_the_same(
+    cache: Path, photos: Path, monkeypatch
+) -> None:
+    def cannot(descriptor: int, offset: int, size: int) -> None:
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
+
+    monkeypatch.setattr(os, "posix_fallocate", cannot)
+    spec = f"folder:{photos}"
+    assert_same(data.load(spec, memory=MEMORY), data.load(spec))
+
+
+def test_a_cache_that_cannot_be_written_is_told_with_the_way_out(
+    tmp_path: Path, photos: Path, monkeypatch, refused
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("MEMTOOL_CACHE", str(tmp_path / "file/cache"))
+    told = refused(f"folder:{photos}", memory=MEMORY)
+    assert "cannot be written" in told and "MEMTOOL_CACHE" in told
 
 
 def test_images_that_cannot_be_read_leave_nothing(cache: Path, photos: Path, refused) -> None:
@@ -305,7 +326,7 @@ def test_where_there_are_no_locks_each_process_writes_its_own_and_the_file_is_wh
     fcntl = pytest.importorskip("fcntl")
 
     def without(descriptor: int, operation: int) -> None:
-        raise OSError(95, "Operation not supported")
+        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
 
     monkeypatch.setattr(fcntl, "flock", without)
     spec = f"folder:{photos}"
