@@ -1,6 +1,7 @@
 """The device to compute on, the precision, and the processes that share work under torchrun."""
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -48,9 +49,9 @@ def choose(name: str = "auto") -> "torch.device":
 
 
 @contextmanager
-def precision(name: Precision, device: "torch.device") -> Iterator[None]:
-    """Within the block, compute in this precision. (PyTorch by itself lets convolutions on CUDA use
-    TF32.)"""
+def tf32(name: Precision) -> Iterator[None]:
+    """Within the block, CUDA takes TF32 for products in float32 if `name` says so. (PyTorch by
+    itself lets convolutions use it.)"""
     import torch
 
     backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
@@ -58,11 +59,19 @@ def precision(name: Precision, device: "torch.device") -> Iterator[None]:
     for backend in backends:
         backend.allow_tf32 = name is Precision.tf32
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=name is Precision.bf16):
-            yield
+        yield
     finally:
         for backend, allowed in zip(backends, before, strict=True):
             backend.allow_tf32 = allowed
+
+
+@contextmanager
+def precision(name: Precision, device: "torch.device") -> Iterator[None]:
+    """Within the block, forward passes compute in this precision."""
+    import torch
+
+    with tf32(name), torch.autocast(device.type, torch.bfloat16, enabled=name is Precision.bf16):
+        yield
 
 
 @dataclass(frozen=True)
@@ -111,5 +120,39 @@ def processes(device: "torch.device") -> Iterator[Processes]:
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield Processes(distributed.get_rank(), size)
+    except RuntimeError as error:
+        if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
+            raise LostProcess(
+                "another process of this torchrun has ended or cannot be reached; what it did last "
+                "is told above, or by torchrun below"
+            ) from error
+        raise
     finally:
         distributed.destroy_process_group()
+
+
+class LostProcess(MemtoolError):
+    """Another process has ended in the middle of common work."""
+
+
+def is_first_to_fail(error: object) -> bool:
+    """Whether no other process of the torchrun has failed before, so that this one is to say why.
+
+    One that has only lost another gives that one a second to speak. Without torchrun, and where its
+    store cannot be reached, it is this process that speaks.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return True
+    from datetime import timedelta
+
+    from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+    if isinstance(error, LostProcess):
+        time.sleep(1)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    try:
+        host, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+        store = TCPStore(host, port, is_master=False, timeout=timedelta(seconds=5))
+        return bool(store.add(f"memtool-failed-{attempt}", 1) == 1)
+    except (KeyError, ValueError, RuntimeError):
+        return True

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.checkpoints.names import misfits, shapes_of, tied_names
 from memtool.data import normalize
-from memtool.layers import tensors_in, told_names
-from memtool.models import described, logits_of, nearly_equal
+from memtool.layers import told_names
+from memtool.models import described, logits_of, takes_channels_last
 
 logger = logging.getLogger("memtool")
 
@@ -79,15 +79,9 @@ class Network:
         """
         if images.device.type != "cpu":
             return self
-        channels_last = replace(self, memory_format=torch.channels_last)
-        with torch.no_grad():
-            expected = tensors_in(self.run(images[:2]))
-            try:
-                found = tensors_in(channels_last.run(images[:2]))
-            except Exception:  # whatever a model raises that asks for another format
-                return self
-        same = all(map(nearly_equal, found, expected))
-        return channels_last if same else self
+        if takes_channels_last(self.model, self.normalized(images[:2])):
+            return replace(self, memory_format=torch.channels_last)
+        return self
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

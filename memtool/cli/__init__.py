@@ -19,6 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__
 from memtool.cli.console import is_debugging, stderr, telling
+from memtool.device import is_first_to_fail
 from memtool.errors import ERROR, printable
 from memtool.tables import discard
 
@@ -49,8 +50,13 @@ class Group(TyperGroup):
         except MemtoolError as error:
             if is_debugging():
                 traceback.print_exc()
-            _tell(error)
+            if is_first_to_fail(error):
+                _tell(error)
             raise typer.Exit(1) from error
+        except typer.BadParameter as error:
+            if os.environ.get("RANK", "0") != "0":  # all processes of a torchrun find the same
+                raise typer.Exit(error.exit_code) from error
+            raise
 
 
 def _tell(error: object) -> None:
@@ -58,8 +64,20 @@ def _tell(error: object) -> None:
     stderr.print(f"{ERROR}{printable(' '.join(str(error).splitlines()))}")
 
 
+# Commands whose work the processes of a torchrun share.
+SHARED = ("train", "cka", "stitch")
+
+
 class Command(TyperCommand):
     """Arguments as their metavar says; typer adds braces and the Python type on its own."""
+
+    def invoke(self, ctx: Any) -> Any:
+        if self.name not in SHARED and os.environ.get("WORLD_SIZE", "1") != "1":
+            raise MemtoolError(
+                f"memtool {self.name} works in one process; run it without torchrun, which "
+                f"{', '.join(SHARED[:-1])} and {SHARED[-1]} take"
+            )
+        return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [p for p in self.params if p.param_type_name == "argument"]

@@ -2,14 +2,20 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from memtool import MemtoolError
 from memtool.cli import app, options
-from memtool.cli.console import progress
-from memtool.training import TrainConfig
+from memtool.cli.console import logger, progress
+from memtool.device import Precision
+from memtool.training.defaults import config_for, told
+from memtool.training.settings import Augment, Optimizer, Schedule, TrainConfig
+
+if TYPE_CHECKING:
+    from memtool.tables import TrainingRow
+    from memtool.training import Run
 
 
 @app.command()
@@ -56,24 +62,50 @@ def train(
         ),
     ] = None,
     epochs: Annotated[
-        int, typer.Option("--epochs", metavar="N", min=1, help="Number of epochs")
-    ] = TrainConfig.epochs,
+        int | None,
+        typer.Option(
+            "--epochs", metavar="N", min=1, help="Number of epochs", show_default=told("epochs")
+        ),
+    ] = None,
     batch_size: Annotated[
-        int,
-        typer.Option("--batch-size", metavar="N", min=2, help="Number of examples per batch"),
-    ] = TrainConfig.batch_size,
+        int | None,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            min=2,
+            help="Number of examples per batch, of all processes together",
+            show_default=told("batch_size"),
+        ),
+    ] = None,
+    optimizer: Annotated[
+        Optimizer | None,
+        typer.Option(
+            "--optimizer",
+            metavar="OPTIMIZER",
+            help="adamw, adam, or sgd with a Nesterov momentum of 0.9",
+            show_default=told("optimizer"),
+        ),
+    ] = None,
     learning_rate: Annotated[
-        float,
+        float | None,
         typer.Option(
-            "--learning-rate", metavar="RATE", min=0, help="Peak of AdamW's learning rate"
+            "--learning-rate",
+            metavar="RATE",
+            min=0,
+            help="Peak of the learning rate",
+            show_default=told("learning_rate"),
         ),
-    ] = TrainConfig.learning_rate,
-    weight_decay: Annotated[
-        float,
+    ] = None,
+    schedule: Annotated[
+        Schedule | None,
         typer.Option(
-            "--weight-decay", metavar="DECAY", min=0, help="Decoupled weight decay of AdamW"
+            "--schedule",
+            metavar="SCHEDULE",
+            help="Learning rate after the warm-up: linear or cosine, both to 0; step, a tenth "
+            "after half of it and a hundredth after three quarters; or constant",
+            show_default=told("schedule"),
         ),
-    ] = TrainConfig.weight_decay,
+    ] = None,
     warmup: Annotated[
         float,
         typer.Option(
@@ -81,10 +113,75 @@ def train(
             metavar="FRACTION",
             min=0,
             max=1,
-            help="Fraction of the run over which the learning rate rises; after that it falls "
-            "linearly to 0",
+            help="Fraction of the run over which the learning rate rises to its peak",
         ),
     ] = TrainConfig.warmup,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(
+            "--weight-decay",
+            metavar="DECAY",
+            min=0,
+            help="Weight decay, decoupled with adamw, else an L2 penalty; that of normalization "
+            "layers is 0",
+            show_default=told("weight_decay"),
+        ),
+    ] = None,
+    decay_norm: Annotated[
+        bool,
+        typer.Option(
+            "--decay-norm", help="Decay the weights and biases of normalization layers too"
+        ),
+    ] = False,
+    clip_norm: Annotated[
+        float | None,
+        typer.Option(
+            "--clip-norm",
+            metavar="NORM",
+            min=0,
+            help="Scale gradients of a larger norm down to it",
+            show_default=False,
+        ),
+    ] = None,
+    augment: Annotated[
+        Augment,
+        typer.Option(
+            "--augment",
+            metavar="KIND",
+            help="none, or crop-flip: training images are shifted by up to an eighth of their "
+            "sides, and half of them mirrored, anew in each epoch",
+        ),
+    ] = Augment.none,
+    precision: Annotated[
+        Precision | None,
+        typer.Option(
+            "--precision",
+            metavar="PRECISION",
+            help="Precision of the forward passes: float32, tf32 (on CUDA) or bf16",
+            show_default="bf16 on CUDA, else float32",
+        ),
+    ] = None,
+    compile: Annotated[
+        bool, typer.Option("--compile", help="Have torch.compile make the kernels")
+    ] = False,
+    sync_batch_norm: Annotated[
+        bool,
+        typer.Option(
+            "--sync-batch-norm",
+            help="Under torchrun, batch norm takes the statistics of the whole batch, not of each "
+            "process's part",
+        ),
+    ] = False,
+    evaluate_every: Annotated[
+        int,
+        typer.Option(
+            "--evaluate-every",
+            metavar="N",
+            min=1,
+            help="Evaluate, and print a row, after every N epochs, after the last one, and after "
+            "those whose checkpoints are saved",
+        ),
+    ] = TrainConfig.evaluate_every,
     seed: options.Seed = 0,
     save_every: Annotated[
         int | None,
@@ -109,7 +206,11 @@ def train(
     memory: options.Memory = "4GiB",
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue a stopped run where it left off, if there is one"),
+        typer.Option(
+            "--resume",
+            help="Continue a stopped run where it left off, if there is one; leave a finished one "
+            "as it is",
+        ),
     ] = False,
     rows_to: Annotated[
         Path | None,
@@ -128,25 +229,29 @@ def train(
 ) -> None:
     """Train a classifier on given labels
 
-    Prints one row per epoch: the loss, and the accuracy on the given labels, on the true labels,
-    on the given labels of the mislabelled images alone (this measures memorization), and on the
-    test images. Runs with the same seed start from the same initial weights, whatever their labels.
+    Prints one row per epoch: loss and accuracy on the given labels, on the true labels, on either
+    of the mislabelled images alone (on the given ones this measures memorization), on the other
+    training images, and on the test images. Runs with the same seed start from the same initial
+    weights, whatever their labels.
 
     \b
     Examples:
       memtool train --model digits-cnn --data digits -o runs/r0.safetensors
       memtool train --model digits-cnn --labels labels/r25.safetensors \\
           -o runs/r25.safetensors --save-every 1 --resume --table runs/r25.csv
+      memtool train --model resnet18 --data cifar10 --augment crop-flip \\
+          -o runs/r0.safetensors
+      torchrun --nproc-per-node 2 -m memtool train --model resnet18 \\
+          --data cifar10 -o runs/r0.safetensors
     """
     import json
 
     from memtool import models, tables
     from memtool.data import LabelFile
-    from memtool.device import choose
+    from memtool.device import choose, processes
     from memtool.files import check_writable
     from memtool.training import Run
 
-    epochs_to_save = _epochs_to_save(save_every, save_at, epochs)
     if dataset is None and labels is None:
         raise typer.BadParameter("pass --data, or --labels that know theirs", param_hint="--data")
     options.check_file(output)
@@ -156,6 +261,26 @@ def train(
         tables.format_of(rows_to, None)
         check_writable(rows_to)
     spec = models.parse(model)
+    where = choose(device)
+    config = config_for(
+        spec.name,
+        epochs=epochs,
+        batch_size=batch_size,
+        optimizer=optimizer,
+        learning_rate=learning_rate,
+        weight_decay=weight_decay,
+        schedule=schedule,
+        warmup=warmup,
+        seed=seed,
+        augment=augment,
+        clip_norm=clip_norm,
+        decay_norm=decay_norm,
+        sync_batch_norm=sync_batch_norm,
+        precision=precision or (Precision.bf16 if where.type == "cuda" else Precision.float32),
+        compile=compile,
+        evaluate_every=evaluate_every,
+    )
+    epochs_to_save = _epochs_to_save(save_every, save_at, config.epochs)
     given = LabelFile.load(labels) if labels else None
     named = dataset or (given.metadata["data"]["name"] if given else "")
     typed = options.dataset_spec(named, image_size, split_at)
@@ -168,41 +293,51 @@ def train(
             f"model {str(spec)!r} has {fitted.options['num_classes']} classes, "
             f"{set_.name} has {len(set_.classes)}; leave out num_classes"
         )
-    run = Run(
-        output=output,
-        spec=fitted,
-        dataset=set_,
-        labels=given or LabelFile.true_labels(set_),
-        config=TrainConfig(
-            epochs=epochs,
-            batch_size=batch_size,
-            learning_rate=learning_rate,
-            weight_decay=weight_decay,
-            warmup=warmup,
-            seed=seed,
-        ),
-        epochs_to_save=epochs_to_save,
-    )
-    models.check_classifier(fitted, set_.image_shape, len(set_.classes))
-    where = choose(device)
-    for epoch in epochs_to_save:
-        check_writable(run.epoch_path(epoch))
-    if dry_run:
-        print(json.dumps({"output": str(output), **run.metadata()}, sort_keys=True))
-        return
-    with ExitStack() as stack:
-        # The bar comes first: on a terminal, the rows then stand above it.
-        advance = stack.enter_context(progress(f"training {output}", epochs))
-        targets = [(None, table_format), *([(rows_to, None)] if rows_to else [])]
-        writers = [
-            stack.enter_context(tables.writer(tables.TrainingRow, path, chosen, byproduct=True))
-            for path, chosen in targets
-        ]
-        for row in run.train(where, resume):
-            for write in writers:
-                write(row)
-            advance(description=f"loss {row['loss']:.3f} test {row['test_accuracy']:.3f}")
-    run.finish()  # once the table is complete: a checkpoint says that the whole run is done
+    given = given or LabelFile.true_labels(set_)
+    with processes(where) as together:
+        run = Run(output, fitted, set_, given, config, epochs_to_save, together)
+        rows = _finished_rows(run, resume)
+        if rows is None:
+            models.check_classifier(fitted, set_.image_shape, len(set_.classes))
+            for epoch in epochs_to_save:
+                check_writable(run.epoch_path(epoch))
+        if dry_run:
+            if not together.rank:
+                print(json.dumps({"output": str(output), **run.metadata()}, sort_keys=True))
+            return
+        if together.rank:
+            options.take_part(rows if rows is not None else run.train(where, resume))
+            return
+        with ExitStack() as stack:
+            # The bar comes first: on a terminal, the rows then stand above it.
+            advance = stack.enter_context(progress(f"training {output}", config.epochs))
+            targets = [(None, table_format), *([(rows_to, None)] if rows_to else [])]
+            writers = [
+                stack.enter_context(tables.writer(tables.TrainingRow, path, chosen, byproduct=True))
+                for path, chosen in targets
+            ]
+            for row in run.train(where, resume) if rows is None else rows:
+                if row is None:  # an epoch that is not evaluated
+                    advance()
+                    continue
+                for write in writers:
+                    write(row)
+                advance(description=f"loss {row['loss']:.3f} test {row['test_accuracy']:.3f}")
+        run.finish()  # once the table is complete: a checkpoint says that the whole run is done
+
+
+def _finished_rows(run: "Run", resume: bool) -> "list[TrainingRow] | None":
+    """The rows of a run that is finished, None of any other. Raises MemtoolError for a finished
+    one without --resume: nothing is overwritten."""
+    rows = run.finished()
+    if rows is not None and not resume:
+        raise MemtoolError(
+            f"{run.output}: is finished; --resume takes it as it is; to train it anew remove it, "
+            "or choose another -o"
+        )
+    if rows is not None:
+        logger.info(f"{run.output}: is finished; nothing to do")
+    return rows
 
 
 def _epochs_to_save(every: int | None, at: str, epochs: int) -> set[int]:

@@ -4,7 +4,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,7 +230,18 @@ def normalize(images: "torch.Tensor", mean: list[float], std: list[float]) -> "t
         )
     unit = 255 if images.ndim == 4 else 1
     shape = (1, -1, *[1] * (images.ndim - 2))
-    # Made on the host and sent without waiting: this runs in every training step.
-    offset = torch.tensor(mean).mul(unit).view(shape).to(images.device, non_blocking=True)
-    scale = torch.tensor(std).mul(unit).view(shape).to(images.device, non_blocking=True)
-    return images.to(torch.float32, copy=True).sub_(offset).div_(scale)
+    offset, scale = _on_device(tuple(mean), tuple(std), unit, images.device)
+    return images.to(torch.float32, copy=True).sub_(offset.view(shape)).div_(scale.view(shape))
+
+
+@lru_cache(maxsize=16)
+def _on_device(
+    mean: tuple[float, ...], std: tuple[float, ...], unit: int, device: "torch.device"
+) -> "tuple[torch.Tensor, torch.Tensor]":
+    """Mean and deviation in the units of pixels. They are kept: a training step that waited for
+    them to get to the device would take longer."""
+    import torch
+
+    with torch.inference_mode(False):  # whichever mode asks first
+        offset, scale = (torch.tensor(values).mul(unit).to(device) for values in (mean, std))
+    return offset, scale

@@ -152,3 +152,18 @@ def nearly_equal(a: Tensor, b: Tensor) -> bool:
         return torch.equal(a, b)
     scale = float(b.abs().max()) if b.numel() else 0.0
     return torch.allclose(a, b, rtol=1e-3, atol=1e-3 * scale, equal_nan=True)
+
+
+@torch.no_grad()
+def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
+    """Whether a model in eval mode gives the same results with the channels of its images, a few
+    normalized ones (b, channels, height, width), last in memory.
+
+    One that looks at strides, or calls `view` on the output of a convolution, say, does not.
+    """
+    expected = list(tensors_in(model(images)))
+    try:
+        found = list(tensors_in(model(images.contiguous(memory_format=torch.channels_last))))
+    except Exception:  # whatever a model raises that asks for another format
+        return False
+    return len(found) == len(expected) and all(map(nearly_equal, found, expected))

@@ -59,7 +59,7 @@ class Stitching:
         yield 0
         if not settings.epochs:
             return
-        optimizer = make_optimizer(list(layer.parameters()), settings.config)
+        optimizer = make_optimizer(layer, settings.config)
         labels = self.examples.train_labels
         with torch.random.fork_rng(devices=[]):
             layer.train()

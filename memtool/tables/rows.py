@@ -44,6 +44,31 @@ class TrainingRow(TypedDict):
     ]
     test_accuracy: Annotated[float, Column("accuracy on the test images, in [0, 1]")]
     noise_seed: Annotated[int | None, Column("seed of the noise; empty without a label file", 9)]
+    true_loss: Annotated[
+        float, Column("mean cross-entropy on the true labels of the training images, in nats", 30)
+    ]
+    mislabelled_loss: Annotated[
+        float | None, Column("likewise on the given labels of the mislabelled images alone", 32)
+    ]
+    mislabelled_true_loss: Annotated[
+        float | None, Column("likewise on the true labels of the mislabelled images", 33)
+    ]
+    mislabelled_true_accuracy: Annotated[
+        float | None,
+        Column(
+            "still right: accuracy on the true labels of the mislabelled images, in [0, 1]; empty "
+            "if there are none",
+            23,
+        ),
+    ]
+    clean_loss: Annotated[
+        float | None,
+        Column("mean cross-entropy on the training images that are not mislabelled", 34),
+    ]
+    clean_accuracy: Annotated[
+        float | None, Column("accuracy on the training images that are not mislabelled", 24)
+    ]
+    test_loss: Annotated[float, Column("mean cross-entropy on the test images, in nats", 31)]
 
 
 class CkaRow(TypedDict):

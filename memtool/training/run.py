@@ -5,10 +5,15 @@ For the output `runs/r25.safetensors`, the checkpoints of single epochs are
 run is unfinished.
 """
 
+import logging
 from collections.abc import Collection, Iterator
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
+from time import perf_counter
+from typing import cast
 
 import torch
 from torch import nn
@@ -16,20 +21,28 @@ from torch import nn
 from memtool import MemtoolError
 from memtool.data import Dataset, normalize
 from memtool.data.labels import LabelFile
-from memtool.models import ModelSpec, build
+from memtool.device import Processes
+from memtool.layers import evaluating
+from memtool.models import ModelSpec, build, foreign_code, takes_channels_last
 from memtool.tables import TrainingRow
-from memtool.tensors import Metadata, save_tensors
-from memtool.training.loop import EpochMetrics, Task, fit, make_optimizer
+from memtool.tensors import Metadata, read_metadata, save_tensors
+from memtool.training.evaluation import EpochMetrics, Task, evaluate
+from memtool.training.loop import fit, make_optimizer
+from memtool.training.memory import evaluation_batch
+from memtool.training.parallel import agree, check_shares, shared, synchronized
 from memtool.training.settings import TrainConfig
-from memtool.training.state import State
+from memtool.training.state import Progress, State, check_same
+
+logger = logging.getLogger("memtool")
 
 
 @dataclass(frozen=True)
 class Run:
     """Everything that determines a training run: `train` it, then `finish` it.
 
-    Equal runs write equal bytes, on a CPU and with the same number of threads. `epochs_to_save` are
-    the epochs whose checkpoints are kept; 0 stands for the initial weights.
+    Equal runs write equal bytes, on a CPU and with the same number of threads and processes.
+    `epochs_to_save` are the epochs whose checkpoints are kept; 0 stands for the initial weights.
+    Of several `processes`, rank 0 alone writes.
     """
 
     output: Path
@@ -38,26 +51,44 @@ class Run:
     labels: LabelFile
     config: TrainConfig
     epochs_to_save: Collection[int]
+    processes: Processes = Processes()
 
     def epoch_path(self, epoch: int) -> Path:
         """Where the checkpoint of an epoch is kept."""
         return self.output.with_suffix("") / f"epoch-{epoch:04d}.safetensors"
 
-    def metadata(self, metrics: EpochMetrics | None = None) -> Metadata:
-        """The metadata of the checkpoint that has these metrics; None is the initial model's."""
-        epoch = metrics["epoch"] if metrics else 0
-        steps = epoch * self.config.steps_per_epoch(len(self.labels.given))
-        noise = {f"noise_{key}": value for key, value in self.labels.metadata["noise"].items()}
-        measured = metrics.items() if metrics else ()
+    def metadata(self, progress: Progress = Progress()) -> Metadata:
+        """The metadata of the checkpoint that a run has after its latest epoch; those of the
+        initial model have no metrics."""
+        steps = progress.epoch * self.config.steps_per_epoch(len(self.labels.given))
+        latest = progress.history[-1].items() if progress.history else ()
         return {
-            "model": self.spec.json(),
-            "data": self.dataset.metadata(),
-            "training": {**asdict(self.config), **noise, "epoch": epoch, "steps": steps},
-            "metrics": {key: value for key, value in measured if key != "epoch"},
+            **self._settings,
+            "training": {**self._settings["training"], "epoch": progress.epoch, "steps": steps},
+            "metrics": {key: value for key, value in latest if key != "epoch"},
+            "history": list(progress.history),
         }
 
-    def train(self, device: torch.device, resume: bool) -> Iterator[TrainingRow]:
-        """Train the model; save its state and the chosen checkpoints, and yield a row, per epoch.
+    def finished(self) -> list[TrainingRow] | None:
+        """The rows of the run if its final checkpoint is there, else None.
+
+        Raises MemtoolError if there is another file of that name, or that of a run with other
+        settings.
+        """
+        if not self.output.exists():
+            return None
+        metadata = read_metadata(self.output, "checkpoint")
+        training = {**metadata["training"]}
+        done = [training.pop(key, None) for key in ("epoch", "steps")]
+        recorded = {"model": metadata["model"], "data": metadata["data"], "training": training}
+        check_same(self.output, recorded, self._settings)
+        if done[0] != self.config.epochs:
+            raise MemtoolError(f"{self.output}: is of epoch {done[0]}, not {self.config.epochs}")
+        return [self._row(metrics) for metrics in metadata.get("history", ())]
+
+    def train(self, device: torch.device, resume: bool) -> Iterator[TrainingRow | None]:
+        """Train the model; save its state and the chosen checkpoints, and yield a row, per epoch;
+        None for an epoch that is not evaluated.
 
         With `resume`, a stopped run continues from its state, and the rows of the epochs that it
         has done come first: all rows together are those of a run that was never stopped. Raises
@@ -66,40 +97,106 @@ class Run:
         """
         if len(self.dataset.train) < 2:
             raise MemtoolError(f"{self.dataset.name}: one training image is not enough to train on")
+        check_shares(self.config, len(self.dataset.train), self.processes)
         model = self._initial_model().to(device)
-        optimizer = make_optimizer(list(model.parameters()), self.config)
-        history = self._state.load(model, optimizer) if resume else []
-        yield from map(self._row, history)
-        if not history:
-            self._save_checkpoint(model)
-        for metrics in fit(model, optimizer, self._task(device), self.config, len(history)):
-            history.append(metrics)
-            self._save_checkpoint(model, metrics)
-            self._state.save(model, optimizer, history)
-            yield self._row(metrics)
+        shape = self.dataset.image_shape
+        batch = evaluation_batch(model, shape, self.config, self.processes)
+        task = self._task(device, batch)
+        if self._suits_channels_last(model, task):
+            model = model.to(memory_format=torch.channels_last)
+            task = replace(task, memory_format=torch.channels_last)
+        optimizer = make_optimizer(model, self.config)
+        progress = self._state.load(model, optimizer) if resume else Progress()
+        rows = {metrics["epoch"]: self._row(metrics) for metrics in progress.history}
+        yield from (rows.get(epoch) for epoch in range(1, progress.epoch + 1))
+        if not progress.epoch:
+            self._save_checkpoint(model, progress)
+        cost, started = _Cost(), _clock(device)
+        for epoch in self._epochs(model, optimizer, task, progress.epoch):
+            agree(model, self.processes)
+            trained = _clock(device)
+            metrics = self._evaluated(model, task, epoch)
+            cost = cost.plus(trained - started, _clock(device) - trained)
+            history = (*progress.history, metrics) if metrics else progress.history
+            progress = Progress(epoch, history)
+            self._save_checkpoint(model, progress)
+            if not self.processes.rank:
+                self._state.save(model, optimizer, progress)
+            yield self._row(metrics) if metrics else None
+            started = _clock(device)
+        if cost.epochs:
+            logger.info(f"{self.output}: {cost.told(len(self.labels.given))}")
 
     def finish(self) -> None:
-        """Write the final checkpoint, from the state after the last epoch, and remove the state."""
-        weights, metrics = self._state.latest()
-        save_tensors(self.output, "checkpoint", weights, self.metadata(metrics))
+        """Write the final checkpoint, from the state after the last epoch, and remove the state.
+
+        One that is there already becomes as new as if it had been written, for make's sake.
+        """
+        if self.output.exists():
+            self.output.touch()
+        else:
+            weights, progress = self._state.latest()
+            save_tensors(self.output, "checkpoint", weights, self.metadata(progress))
         self._state.remove()
 
     @cached_property
-    def _state(self) -> State:
-        settings = {
-            **self.metadata(),
-            "labels": self.labels.fingerprint,
-            "epochs_to_save": sorted(self.epochs_to_save),
+    def _settings(self) -> Metadata:
+        """What checkpoints and the state have on record, and two runs of one name must share."""
+        noise = {f"noise_{key}": value for key, value in self.labels.metadata["noise"].items()}
+        return {
+            "model": self.spec.json(),
+            "data": self.dataset.metadata(),
+            "training": {
+                **asdict(self.config),
+                **noise,
+                "labels": self.labels.fingerprint,
+                "saved_epochs": sorted(self.epochs_to_save),
+                "processes": self.processes.size,
+            },
         }
-        return State(self.output.with_suffix(".state.safetensors"), settings)
+
+    @cached_property
+    def _state(self) -> State:
+        return State(self.output.with_suffix(".state.safetensors"), self._settings)
 
     def _initial_model(self) -> nn.Module:
         """The model with weights that follow from the seed alone."""
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.config.seed)
-            return build(self.spec)
+            model = build(self.spec)
+        together = self.config.sync_batch_norm and self.processes.size > 1
+        return synchronized(model) if together else model
 
-    def _task(self, device: torch.device) -> Task:
+    def _suits_channels_last(self, model: nn.Module, task: Task) -> bool:
+        """Whether convolutions may take their images with the channels last in memory."""
+        if not any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
+            return False
+        with evaluating(model):
+            return takes_channels_last(model, task.normalize(task.images[:2]))
+
+    def _epochs(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, done: int
+    ) -> Iterator[int]:
+        """Train one epoch after the other and yield its number."""
+        trained = shared(model, task, self.processes)
+        if self.config.compile:
+            trained = cast(nn.Module, torch.compile(trained))
+        with foreign_code("--compile") if self.config.compile else nullcontext():
+            yield from fit(trained, optimizer, task, self.config, done, self.processes)
+
+    def _evaluated(self, model: nn.Module, task: Task, epoch: int) -> EpochMetrics | None:
+        """The metrics after `epoch`, if it is to be evaluated. Raises MemtoolError if the loss is
+        not finite."""
+        if not self.config.evaluates(epoch) and epoch not in self.epochs_to_save:
+            return None
+        metrics = evaluate(model, task, self.config.precision, self.processes)
+        if not isfinite(metrics["loss"]):
+            raise MemtoolError(
+                f"the loss is {metrics['loss']} after epoch {epoch}; try a lower --learning-rate"
+            )
+        return {"epoch": epoch, **metrics}
+
+    def _task(self, device: torch.device, batch_size: int) -> Task:
         train, test = self.dataset.train, self.dataset.test
         mean, std = self.dataset.mean, self.dataset.std
         return Task(
@@ -110,14 +207,14 @@ class Run:
             test_labels=torch.from_numpy(test.labels).to(device),
             classes=len(self.dataset.classes),
             normalize=lambda images: normalize(images, mean, std),
+            batch_size=batch_size,
         )
 
-    def _save_checkpoint(self, model: nn.Module, metrics: EpochMetrics | None = None) -> None:
-        """Save the checkpoint of this epoch if it is to be kept."""
-        epoch = metrics["epoch"] if metrics else 0
-        if epoch in self.epochs_to_save:
-            path = self.epoch_path(epoch)
-            save_tensors(path, "checkpoint", model.state_dict(), self.metadata(metrics))
+    def _save_checkpoint(self, model: nn.Module, progress: Progress) -> None:
+        """Save the checkpoint of the latest epoch if it is to be kept."""
+        if progress.epoch in self.epochs_to_save and not self.processes.rank:
+            path = self.epoch_path(progress.epoch)
+            save_tensors(path, "checkpoint", model.state_dict(), self.metadata(progress))
 
     def _row(self, metrics: EpochMetrics) -> TrainingRow:
         noise = self.labels.metadata["noise"]
@@ -131,3 +228,32 @@ class Run:
             "seed": self.config.seed,
             **metrics,
         }
+
+
+@dataclass(frozen=True)
+class _Cost:
+    """The seconds that training and evaluation took, of so many epochs."""
+
+    epochs: int = 0
+    training: float = 0.0
+    evaluation: float = 0.0
+
+    def plus(self, training: float, evaluation: float) -> "_Cost":
+        """With those of one more epoch."""
+        return _Cost(self.epochs + 1, self.training + training, self.evaluation + evaluation)
+
+    def told(self, examples: int) -> str:
+        whole = self.training + self.evaluation
+        rate = self.epochs * examples / max(self.training, 1e-9)
+        part = self.evaluation / max(whole, 1e-9)
+        return (
+            f"{self.epochs} epochs in {whole:.1f} s: trained on {rate:,.0f} images a second; "
+            f"evaluation took {part:.0%} of the time"
+        )
+
+
+def _clock(device: torch.device) -> float:
+    """The time in seconds, once the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return perf_counter()

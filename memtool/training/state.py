@@ -1,5 +1,6 @@
 """The file from which a stopped run resumes."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,13 +8,23 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
+from memtool.errors import shortened
 from memtool.tensors import Metadata, load_tensors, read_metadata, save_tensors
-from memtool.training.loop import EpochMetrics
+from memtool.training.evaluation import EpochMetrics
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run has come: the epochs that are done, and the metrics of those of them that were
+    evaluated."""
+
+    epoch: int = 0
+    history: tuple[EpochMetrics, ...] = ()
 
 
 @dataclass(frozen=True)
 class State:
-    """A run after its latest epoch: weights, optimizer state, and the metrics of all epochs so far.
+    """A run after its latest epoch: weights, optimizer state, and its progress.
 
     `settings` are what a run must have in common with the run that wrote the file in order to
     resume it; they are values that JSON can hold. There is no random state: that of each epoch
@@ -23,45 +34,71 @@ class State:
     path: Path
     settings: Metadata
 
-    def save(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, history: list[EpochMetrics]
-    ) -> None:
-        """Replace the file, once `history` ends with the metrics of the latest epoch."""
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+        """Replace the file."""
         tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-        save_tensors(self.path, "state", tensors, {"settings": self.settings, "history": history})
+            tensors |= {
+                f"optimizer.{index}.{key}": value
+                for key, value in state.items()
+                if isinstance(value, Tensor)
+            }
+        recorded = {"epoch": progress.epoch, "history": progress.history}
+        save_tensors(self.path, "state", tensors, {"settings": self.settings, **recorded})
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> list[EpochMetrics]:
-        """Restore `model` and `optimizer`; return the history, which is empty without a file.
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+        """Restore `model` and `optimizer`; return the progress, which is none without a file.
 
         Raises MemtoolError if the file belongs to a run with other settings.
         """
         if not self.path.exists():
-            return []
+            return Progress()
         metadata = read_metadata(self.path, "state")
-        if metadata["settings"] != self.settings:
-            raise MemtoolError(
-                f"{self.path}: is of a run with other settings; give those, "
-                "or leave out --resume to start anew"
-            )
+        check_same(self.path, metadata["settings"], self.settings)
         tensors = load_tensors(self.path)
         model.load_state_dict(_part(tensors, "model."))
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
         state: dict[int, dict[str, Tensor]] = {}
         for key, value in _part(tensors, "optimizer.").items():
             index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = value
+            state.setdefault(int(index), {})[name] = _laid_out(value, parameters[int(index)])
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        return list(metadata["history"])
+        return Progress(metadata["epoch"], tuple(metadata["history"]))
 
-    def latest(self) -> tuple[dict[str, Tensor], EpochMetrics]:
-        """The weights and the metrics of the latest epoch; the file has to exist."""
-        history: list[EpochMetrics] = read_metadata(self.path, "state")["history"]
-        return _part(load_tensors(self.path), "model."), history[-1]
+    def latest(self) -> tuple[dict[str, Tensor], Progress]:
+        """The weights and the progress after the latest epoch; the file has to exist."""
+        metadata = read_metadata(self.path, "state")
+        progress = Progress(metadata["epoch"], tuple(metadata["history"]))
+        return _part(load_tensors(self.path), "model."), progress
 
     def remove(self) -> None:
-        """Remove the file: the run is complete."""
-        self.path.unlink()
+        """Remove the file, if there is one: the run is complete."""
+        self.path.unlink(missing_ok=True)
+
+
+def check_same(path: Path, recorded: Metadata, settings: Metadata) -> None:
+    """Raise MemtoolError, which names the file and the settings that differ, unless the run that
+    wrote `path` had these `settings`."""
+    if differences := list(_differences(recorded, settings)):
+        raise MemtoolError(
+            f"{path}: is of a run with other settings: {'; '.join(differences[:3])}; give those, "
+            "remove the file to start anew, or choose another -o"
+        )
+
+
+def _differences(recorded: Metadata, settings: Metadata, prefix: str = "") -> Iterator[str]:
+    """Each setting that is not the same, in words."""
+    for key in sorted(recorded.keys() | settings.keys()):
+        before, now = (some.get(key, "not recorded") for some in (recorded, settings))
+        if isinstance(before, dict) and isinstance(now, dict):
+            yield from _differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            yield f"{prefix}{key} was {shortened(before)}, is {shortened(now)}"
+
+
+def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:
+    """`value` as it lies in memory beside its parameter: fused optimizers take them together."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

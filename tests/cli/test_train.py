@@ -2,6 +2,9 @@
 
 import json
 
+from memtool.data import LabelFile
+from memtool.training.defaults import told
+
 
 def test_a_dry_run_checks_the_settings_and_writes_nothing(run, runs, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -23,9 +26,44 @@ def test_a_dry_run_checks_the_settings_and_writes_nothing(run, runs, tmp_path, m
         "schedule": "linear",
         "warmup": 0.1,
         "seed": 0,
+        "augment": "none",
+        "clip_norm": None,
+        "decay_norm": False,
+        "sync_batch_norm": False,
+        "precision": "float32",
+        "compile": False,
+        "evaluate_every": 1,
+        "labels": LabelFile.load(runs.noisy_labels).fingerprint,
+        "saved_epochs": list(range(1, 21)),
+        "processes": 1,
         "noise_ratio": 0.5,
         "noise_kind": "uniform",
         "noise_seed": 0,
         "epoch": 0,
         "steps": 0,
     }
+
+
+def test_the_defaults_are_those_of_the_network(run, folder, tmp_path):
+    train = ("train", "--data", f"folder:{folder}", "-o", tmp_path / "r.safetensors", "--dry-run")
+    chosen = ("--augment", "crop-flip", "--schedule", "step", "--clip-norm", 2, "--decay-norm")
+    training = {}
+    for model, more in (("resnet18?width=4", ()), ("cnn", chosen), ("digits-cnn", chosen)):
+        result = run(*train, "--model", model, *more)
+        assert result.code == 0, result.stderr
+        training[model] = json.loads(result.stdout)["training"]
+    resnet, cnn, digits = training.values()
+    assert (resnet["optimizer"], resnet["learning_rate"], resnet["epochs"]) == ("sgd", 0.1, 50)
+    assert (resnet["schedule"], resnet["batch_size"], resnet["weight_decay"]) == (
+        "cosine",
+        512,
+        5e-4,
+    )
+    assert (cnn["schedule"], cnn["epochs"], cnn["clip_norm"]) == ("step", 100, 2.0)
+    assert (digits["optimizer"], digits["epochs"], digits["decay_norm"]) == ("adamw", 20, True)
+
+
+def test_the_help_names_the_defaults(run):
+    text = "".join(run("train", "--help").stdout.split())
+    for name in ("epochs", "learning_rate", "weight_decay", "batch_size", "optimizer", "schedule"):
+        assert "".join(told(name).split()) in text

@@ -358,13 +358,14 @@ def test_auto_is_exact_for_tensors():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_no_synchronization_on_cuda(estimator):
     x, y = (z.cuda() for z in pair(256, 100, 50))
     stream = CKA(estimator)
     stream.update([x[:64]], [y[:64]])
-    torch.cuda.set_sync_debug_mode("error")
     try:
+        torch.cuda.set_sync_debug_mode("error")
         for start in range(64, 256, 64):
             stream.update([x[start : start + 64]], [y[start : start + 64]])
     finally:

@@ -6,7 +6,9 @@ from memtool import tables
 
 INTERFACE = {
     tables.TrainingRow: "checkpoint model data noise_ratio noise_kind seed epoch loss "
-    "given_accuracy true_accuracy mislabelled_accuracy test_accuracy noise_seed",
+    "given_accuracy true_accuracy mislabelled_accuracy test_accuracy noise_seed true_loss "
+    "mislabelled_loss mislabelled_true_loss mislabelled_true_accuracy clean_loss clean_accuracy "
+    "test_loss",
     tables.CkaRow: "checkpoint reference layer reference_layer model reference_model data epoch "
     "noise_ratio noise_kind noise_seed seed front_layer back_layer front_noise_ratio "
     "front_noise_seed front_seed back_noise_ratio back_noise_seed back_seed reference_epoch "

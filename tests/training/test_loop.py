@@ -1,6 +1,6 @@
-"""The training loop: batches, learning rates, metrics."""
+"""The training loop: batches, learning rates, weight decay, augmentation."""
 
-import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from memtool import MemtoolError
 from memtool.data import normalize
 from memtool.training import (
+    Augment,
     Optimizer,
     Task,
     TrainConfig,
-    accuracy,
     evaluate,
     fit,
     make_optimizer,
@@ -83,8 +82,8 @@ def test_the_optimizer_takes_each_step_at_the_rate_of_the_schedule(done):
 def test_every_optimizer_lowers_the_loss(choice):
     model = _model()
     config = TrainConfig(epochs=8, batch_size=16, optimizer=choice, learning_rate=0.02)
-    optimizer = make_optimizer(list(model.parameters()), config)
-    losses = [row["loss"] for row in fit(model, optimizer, _task(), config)]
+    optimizer, task = make_optimizer(model, config), _task()
+    losses = [evaluate(model, task)["loss"] for _ in fit(model, optimizer, task, config)]
     assert losses[-1] < losses[0]
 
 
@@ -97,7 +96,9 @@ def _task(examples: int = 48, wrong: int = 16) -> Task:
     given = true.clone()
     given[:wrong] = 1 - given[:wrong]
     return Task(
-        images, given, true, images[::3], true[::3], 2, lambda some: normalize(some, [0.4], [0.2])
+        *(images, given, true, images[::3], true[::3], 2),
+        normalize=lambda some: normalize(some, [0.4], [0.2]),
+        batch_size=20,
     )
 
 
@@ -113,53 +114,81 @@ def _model() -> nn.Module:
     )
 
 
-def test_the_metrics_are_those_of_a_float64_evaluation():
-    task, model = _task(), _model()
-    model(torch.randn(8, 1, 4, 4))  # statistics of batch norm that are not the first ones
-    model.eval()
-    exact = [layer.double() for layer in _copy(model)]
-
-    def logits(images):
-        activation = (images.double() / 255 - 0.4) / 0.2
-        for layer in exact:
-            activation = layer(activation)
-        return activation.detach().numpy()
-
-    train, test = logits(task.images), logits(task.test_images)
-    shifted = train - train.max(1, keepdims=True)
-    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
-    given, true = task.given.numpy(), task.true.numpy()
-    metrics = evaluate(model, task)
-    assert metrics == {
-        "loss": pytest.approx(-log_probabilities[np.arange(48), given].mean(), abs=1e-6),
-        "given_accuracy": np.mean(train.argmax(1) == given),
-        "true_accuracy": np.mean(train.argmax(1) == true),
-        "mislabelled_accuracy": np.mean(train.argmax(1)[:16] == given[:16]),
-        "test_accuracy": np.mean(test.argmax(1) == task.test_labels.numpy()),
-    }
+NORMS = [
+    nn.BatchNorm1d(3),
+    nn.BatchNorm2d(3),
+    nn.SyncBatchNorm(3),
+    nn.InstanceNorm2d(3, affine=True),
+    nn.LayerNorm(3),
+    nn.GroupNorm(1, 3),
+    nn.RMSNorm(3),
+]
 
 
-def _copy(model: nn.Module) -> nn.Module:
-    copy = _model()
-    copy.load_state_dict(model.state_dict())
-    return copy.eval()
+@pytest.mark.parametrize("choice", Optimizer)
+@pytest.mark.parametrize("decay_norm", [False, True])
+def test_normalization_layers_are_decayed_only_if_asked_for(choice, decay_norm):
+    linear, norms = nn.Linear(2, 2), nn.ModuleList(NORMS)
+    config = TrainConfig(weight_decay=0.125, optimizer=choice, decay_norm=decay_norm)
+    optimizer = make_optimizer(nn.ModuleList([linear, norms]), config)
+    decays = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
+    assert [decays[id(p)] for p in linear.parameters()] == [0.125, 0.125]
+    assert {decays[id(p)] for p in norms.parameters()} == {0.125 if decay_norm else 0.0}
+    assert len(decays) == 2 + sum(1 for _ in norms.parameters())
 
 
-def test_evaluation_leaves_the_model_as_it_was():
-    model = _model().train()
-    before = {key: value.clone() for key, value in model.state_dict().items()}
-    evaluate(model, _task())
-    assert model.training
-    assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
+def test_a_gradient_is_clipped_to_the_norm():
+    weight = nn.Parameter(torch.zeros(2))
+    config = TrainConfig(epochs=1, batch_size=4, clip_norm=1e-3, learning_rate=1.0, warmup=0.0)
+    seen = []
+
+    def forward(batch):
+        seen.append(weight.detach().clone())
+        return weight.expand(len(batch), 2)
+
+    for _ in optimize(forward, torch.zeros(12).long(), _sgd(weight), config):
+        seen.append(weight.detach().clone())
+    rates = [config.rate(step, 3) for step in range(3)]
+    steps = [(after - before).norm().item() for before, after in zip(seen, seen[1:], strict=False)]
+    assert steps == pytest.approx([1e-3 * rate for rate in rates], rel=1e-3)
 
 
-def test_no_mislabelled_image_no_accuracy_of_them():
-    assert evaluate(_model(), _task(wrong=0))["mislabelled_accuracy"] is None
-    assert accuracy(torch.zeros(0, 2), torch.zeros(0).long()) is None
+def test_augmentation_changes_what_is_trained_on_and_only_that():
+    def weights(augment):
+        model, task = _model(), _task()
+        config = TrainConfig(epochs=2, batch_size=16, augment=augment)
+        for _ in fit(model, make_optimizer(model, config), task, config):
+            pass
+        return evaluate(model, task)
+
+    first, second = weights(Augment.crop_flip), weights(Augment.crop_flip)
+    assert first == second != weights(Augment.none)
 
 
-def test_a_loss_that_is_not_finite_is_an_error():
-    model, task = _model(), _task()
-    config = TrainConfig(epochs=3, learning_rate=math.inf, warmup=0)
-    with pytest.raises(MemtoolError, match="the loss is (nan|inf) after epoch 1; .*learning-rate"):
-        list(fit(model, make_optimizer(list(model.parameters()), config), task, config))
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("augment", Augment)
+def test_nothing_within_an_epoch_waits_for_the_device(monkeypatch, augment):
+    task = replace(
+        _task(),
+        **{name: getattr(_task(), name).cuda() for name in ("images", "given", "true")},
+    )
+    model, step = _model().cuda(), torch.optim.AdamW.step
+    config = TrainConfig(epochs=3, batch_size=16, augment=augment, clip_norm=1.0)
+    steps = []
+
+    def checked(*arguments, **more):
+        """From the first step of an epoch on, whatever waits is an error."""
+        result = step(*arguments, **more)
+        torch.cuda.set_sync_debug_mode("error")
+        steps.append(1)
+        return result
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", checked)
+    try:
+        for _ in fit(model, make_optimizer(model, config), task, config):
+            torch.cuda.set_sync_debug_mode("default")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(steps) == 9

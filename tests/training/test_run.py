@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from memtool.tensors import load_tensors, read_metadata
+from memtool.training import Metrics
 from memtool.training import run as run_module
 from memtool.training import state as state_module
 
@@ -141,26 +142,85 @@ def stop_after_epoch_1(train, directory, monkeypatch, *more):
     monkeypatch.undo()
 
 
-@pytest.mark.parametrize(
-    "other",
-    [
-        ("--seed", 1),
-        ("--epochs", 4),
-        ("--learning-rate", 0.1),
-        ("--batch-size", 8),
-        ("--warmup", 0.5),
-        ("--save-at", "1,2"),
-    ],
-    ids=lambda other: other[0],
-)
-def test_a_run_does_not_go_on_with_other_settings(train, tmp_path, monkeypatch, other):
+OTHERS = {
+    "training.seed was 0, is 1": ("--seed", 1),
+    "training.epochs was 3, is 4": ("--epochs", 4),
+    "training.learning_rate was 0.003, is 0.1": ("--learning-rate", 0.1),
+    "training.batch_size was 16, is 8": ("--batch-size", 8),
+    "training.warmup was 0.1, is 0.5": ("--warmup", 0.5),
+    "training.optimizer was adamw, is sgd": ("--optimizer", "sgd"),
+    "training.schedule was linear, is cosine": ("--schedule", "cosine"),
+    "training.augment was none, is crop-flip": ("--augment", "crop-flip"),
+    "training.clip_norm was None, is 1.0": ("--clip-norm", 1),
+    "training.decay_norm was False, is True": ("--decay-norm",),
+    "training.precision was float32, is bf16": ("--precision", "bf16"),
+    "training.evaluate_every was 1, is 2": ("--evaluate-every", 2),
+    "training.saved_epochs was [0, 1, 2, 3], is [1, 2]": ("--save-at", "1,2"),
+}
+
+
+@pytest.mark.parametrize("difference", OTHERS)
+def test_a_run_does_not_go_on_with_other_settings(train, tmp_path, monkeypatch, difference):
     stop_after_epoch_1(train, tmp_path, monkeypatch)
     before = contents(tmp_path)
-    result = train(tmp_path, "--resume", *other)
+    result = train(tmp_path, "--resume", *OTHERS[difference])
     assert result.code == 1
     state = tmp_path / "r.state.safetensors"
-    assert result.stderr.startswith(f"memtool: error: {state}: is of a run with other settings")
+    assert result.stderr.startswith(f"memtool: error: {state}: is of a run with other settings: ")
+    assert difference in result.stderr
     assert contents(tmp_path) == before
+
+
+@pytest.fixture
+def finished(train, tmp_path):
+    """The folder of a run that is finished."""
+    assert train(tmp_path / "done").code == 0
+    return tmp_path / "done"
+
+
+def test_a_finished_run_is_done_and_its_rows_are_told_again(
+    train, finished, uninterrupted, monkeypatch
+):
+    monkeypatch.setattr(run_module, "fit", None)  # nothing is trained
+    monkeypatch.setattr(run_module, "build", None)
+    (finished / "r.csv").unlink()
+    result = train(finished, "--resume")
+    assert result.code == 0
+    assert "r.safetensors: is finished; nothing to do" in result.stderr
+    assert contents(finished) == uninterrupted
+
+
+def test_a_finished_run_is_not_trained_anew(train, finished, uninterrupted):
+    result = train(finished)
+    assert result.code == 1 and "r.safetensors: is finished; --resume takes it" in result.stderr
+    assert contents(finished) == uninterrupted
+
+
+@pytest.mark.parametrize("difference", OTHERS)
+def test_a_finished_run_is_not_one_with_other_settings(train, finished, uninterrupted, difference):
+    for resume in [["--resume"], []]:
+        result = train(finished, *resume, *OTHERS[difference])
+        assert result.code == 1 and difference in result.stderr
+    assert contents(finished) == uninterrupted
+
+
+def test_another_file_is_not_overwritten(train, tmp_path):
+    other = tmp_path / "r.safetensors"
+    other.write_bytes(b"something else")
+    result = train(tmp_path)
+    assert result.code == 1 and result.stderr.startswith(f"memtool: error: {other}: ")
+    assert other.read_bytes() == b"something else"
+
+
+def test_epochs_that_are_not_evaluated_have_no_row(run, folder, tmp_path):
+    result = run(
+        *("train", "--model", "digits-cnn", "--data", f"folder:{folder}", "--epochs", 7),
+        *("-o", tmp_path / "r.safetensors", "--evaluate-every", 3, "--save-at", "2,3"),
+    )
+    assert [line.split(",")[6] for line in result.stdout.splitlines()] == ["epoch", *"2367"]
+    history = read_metadata(tmp_path / "r.safetensors")["history"]
+    assert [metrics["epoch"] for metrics in history] == [2, 3, 6, 7]
+    assert "evaluation took" in result.stderr
 
 
 def test_a_run_does_not_go_on_with_other_labels(run, train, folder, tmp_path, monkeypatch):
@@ -214,9 +274,10 @@ def test_a_checkpoint_says_how_it_came_about(train, tmp_path, folder):
     training = metadata["training"]
     assert (training["epoch"], training["steps"], training["seed"]) == (2, 8, 5)
     assert (training["noise_ratio"], training["noise_kind"]) == (0.0, None)
-    assert set(metadata["metrics"]) == {
-        *("loss", "given_accuracy", "true_accuracy", "mislabelled_accuracy", "test_accuracy")
-    }
+    assert set(metadata["metrics"]) == set(Metrics.__annotations__)
+    history = metadata["history"]
+    assert [metrics.pop("epoch") for metrics in history] == [1, 2]
+    assert history[-1] == metadata["metrics"]
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_no_checkpoint(train, tmp_path):
@@ -236,3 +297,11 @@ def test_one_image_is_not_enough(run, tmp_path):
     result = run("train", "--model", "digits-cnn", "--data", f"folder:{tmp_path}", "-o", output)
     assert result.code == 1 and "one training image" in result.stderr
     assert not output.exists()
+
+
+def test_the_statistics_of_batch_norm_are_those_of_the_batches_alone(train, tmp_path):
+    train(tmp_path)
+    final = load_tensors(tmp_path / "r.safetensors")
+    steps = read_metadata(tmp_path / "r.safetensors")["training"]["steps"]
+    counts = [value for name, value in final.items() if name.endswith("num_batches_tracked")]
+    assert counts and {count.item() for count in counts} == {steps}

@@ -1,8 +1,10 @@
 """Hyperparameters: batches and learning rates."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.optim import lr_scheduler
 
 from memtool.training import Schedule, TrainConfig
 
@@ -32,3 +34,32 @@ def test_the_learning_rate_has_its_peak_and_never_goes_above(steps, warmup, sche
     assert max(rates) == pytest.approx(peak)
     if schedule is Schedule.constant:
         assert rates[-1] == peak
+
+
+PYTORCH = {
+    Schedule.linear: lambda optimizer, n: lr_scheduler.LinearLR(optimizer, 1.0, 0.0, n),
+    Schedule.cosine: lambda optimizer, n: lr_scheduler.CosineAnnealingLR(optimizer, n),
+    Schedule.step: lambda optimizer, n: lr_scheduler.MultiStepLR(optimizer, [n // 2, 3 * n // 4]),
+    Schedule.constant: lambda optimizer, n: lr_scheduler.ConstantLR(optimizer, 1.0, n),
+}
+
+
+@pytest.mark.parametrize("schedule", Schedule)
+@pytest.mark.parametrize("rising", [0, 5])
+def test_the_schedules_are_those_of_pytorch(schedule, rising):
+    steps = 20 + rising
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
+    expected = PYTORCH[schedule](optimizer, 20)
+    if rising:
+        warmup = lr_scheduler.LinearLR(optimizer, 1 / rising, 1.0, rising - 1)
+        expected = lr_scheduler.SequentialLR(optimizer, [warmup, expected], [rising])
+    config = TrainConfig(learning_rate=0.3, warmup=rising / steps, schedule=schedule)
+    for step in range(steps):
+        assert config.rate(step, steps) == pytest.approx(expected.get_last_lr()[0], abs=1e-12)
+        optimizer.step()
+        expected.step()
+
+
+def test_the_last_epoch_is_always_evaluated():
+    config = TrainConfig(epochs=7, evaluate_every=3)
+    assert [epoch for epoch in range(1, 8) if config.evaluates(epoch)] == [3, 6, 7]

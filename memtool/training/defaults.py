@@ -1,0 +1,59 @@
+"""What a training run takes where nothing else is said; without torch, for help texts.
+
+The residual networks and the CNN have the published protocol closest to the paper's (Maini et al.:
+Can Neural Network Memorization Be Localized?, ICML 2023); all other networks that of the digits.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from memtool.training.settings import Augment, Optimizer, Schedule, TrainConfig
+
+PROTOCOL: Mapping[str, Any] = {
+    "optimizer": Optimizer.sgd,
+    "batch_size": 512,
+    "schedule": Schedule.cosine,
+    "epochs": 50,
+}
+NETWORKS = dict.fromkeys(("resnet18", "resnet34", "resnet50", "cnn"), PROTOCOL)
+OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
+    Optimizer.sgd: {"learning_rate": 0.1, "weight_decay": 5e-4},
+}
+AUGMENTED_EPOCHS = 100  # of the protocol
+
+
+def config_for(model: str, **chosen: Any) -> TrainConfig:
+    """The hyperparameters of a run of the model of that name: those chosen and not None, then those
+    of the network, then those of the optimizer, then those of every run.
+
+    >>> config_for("resnet18").learning_rate
+    0.1
+    >>> config_for("resnet18", optimizer="adamw").learning_rate
+    0.003
+    """
+    given = {name: value for name, value in chosen.items() if value is not None}
+    network = dict(NETWORKS.get(model, {}))
+    if network and given.get("augment") == Augment.crop_flip:
+        network["epochs"] = AUGMENTED_EPOCHS
+    config = {**network, **given}
+    by_optimizer = OPTIMIZERS.get(config.get("optimizer", TrainConfig.optimizer), {})
+    return TrainConfig(**{**by_optimizer, **config})
+
+
+def told(name: str) -> str:
+    """The defaults of a hyperparameter in words, for a help text.
+
+    >>> told("learning_rate"), told("schedule")
+    ('0.003; 0.1 with sgd', 'linear; cosine for resnet18, resnet34, resnet50, cnn')
+    """
+    (field,) = [field for field in fields(TrainConfig) if field.name == name]
+    result = f"{field.default:g}" if isinstance(field.default, float) else str(field.default)
+    for optimizer, values in OPTIMIZERS.items():
+        if name in values:
+            result += f"; {values[name]:g} with {optimizer}"
+    if name in PROTOCOL:
+        result += f"; {PROTOCOL[name]} for {', '.join(NETWORKS)}"
+    if name == "epochs":
+        result += f", {AUGMENTED_EPOCHS} with --augment crop-flip"
+    return result

@@ -1,0 +1,58 @@
+"""What training takes in memory: said before the work if it does not fit; evaluation takes no more
+than a training step."""
+
+import os
+from math import ceil
+
+import torch
+from torch import nn
+
+from memtool import MemtoolError
+from memtool.device import Precision, Processes
+from memtool.layers import footprint, told_size
+from memtool.training.settings import Optimizer, TrainConfig
+
+# Below this, a larger batch is faster and nobody misses the memory.
+LEAST = 64 * 2**20
+
+
+def evaluation_batch(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    config: TrainConfig,
+    processes: Processes = Processes(),
+) -> int:
+    """The batch with which evaluating `model`, on its device, takes no more than training it.
+
+    `shape` is that of an image, (c, h, w), or a vector, (features,). Raises MemtoolError if a
+    training step takes more memory than the device has.
+    """
+    device = next(model.parameters()).device
+    batch = ceil(config.batch_size / processes.size)
+    step = footprint(model.train(), shape, gradients=True).of(batch)
+    _check(step + _optimizer_state(model, config), batch, config, device)
+    forward = footprint(model, shape)
+    return forward.batch_within(max(step, LEAST, forward.of(1)))
+
+
+def _optimizer_state(model: nn.Module, config: TrainConfig) -> int:
+    """The bytes that the optimizer keeps: a momentum for each weight, and a square for Adam's."""
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return weights * (1 if config.optimizer is Optimizer.sgd else 2)
+
+
+def _check(needed: int, batch: int, config: TrainConfig, device: torch.device) -> None:
+    if config.precision is Precision.bf16:  # half of what was measured, at best
+        needed //= 2
+    if needed > (available := memory_of(device)):
+        raise MemtoolError(
+            f"a training step with {batch} images takes {told_size(needed)} of memory, {device} "
+            f"has {told_size(available)}; choose a smaller --batch-size or smaller images"
+        )
+
+
+def memory_of(device: torch.device) -> int:
+    """The bytes that a device has: of CUDA those that are free, else those of the machine."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
