@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memtool import MemtoolError
+from memtool.data import HostImages
 from memtool.device import Precision, Processes, precision
 from memtool.layers import evaluating
 from memtool.models import described, logits_of
@@ -19,16 +20,16 @@ from memtool.models import described, logits_of
 class Task:
     """What a classifier is trained and tested on, all on one device.
 
-    Images are uint8 (n, c, h, w), labels int64 (n,) of so many `classes`. `normalize` turns a batch
-    of images into the floating-point input of the classifier, which gets it in `memory_format`,
-    None for that of the images. `batch_size` is that of evaluation, on which no number depends but
-    for rounding.
+    Images are uint8 (n, c, h, w), or give batches of such; labels are int64 (n,) of so many
+    `classes`. `normalize` turns a batch of images into the floating-point input of the classifier,
+    which gets it in `memory_format`, None for that of the images. `batch_size` is that of
+    evaluation, on which no number depends but for rounding.
     """
 
-    images: Tensor
+    images: Tensor | HostImages
     given: Tensor
     true: Tensor
-    test_images: Tensor
+    test_images: Tensor | HostImages
     test_labels: Tensor
     classes: int
     normalize: Callable[[Tensor], Tensor]
@@ -140,7 +141,7 @@ def evaluate(
     images.
     """
 
-    def measured(images: Tensor, labels: Sequence[Tensor]) -> list[Outcomes]:
+    def measured(images: Tensor | HostImages, labels: Sequence[Tensor]) -> list[Outcomes]:
         def logits(batch: Tensor) -> Tensor:
             return task.logits(model, images[batch]).float()
 

@@ -112,7 +112,7 @@ def fit(
     device = task.given.device
     crops = None
     if config.augment is Augment.crop_flip:
-        crops = CropFlip(len(task.given), min(task.images.shape[2:]), device)
+        crops = CropFlip(len(task.given), min(task.images[:1].shape[2:]), device)
 
     def start() -> None:
         model.train()

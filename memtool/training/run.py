@@ -30,7 +30,7 @@ from memtool.training.evaluation import EpochMetrics, Task, evaluate
 from memtool.training.loop import fit, make_optimizer
 from memtool.training.memory import evaluation_batch
 from memtool.training.parallel import agree, check_shares, shared, synchronized
-from memtool.training.settings import TrainConfig
+from memtool.training.settings import Augment, TrainConfig
 from memtool.training.state import Progress, State, check_same
 
 logger = logging.getLogger("memtool")
@@ -93,10 +93,13 @@ class Run:
         With `resume`, a stopped run continues from its state, and the rows of the epochs that it
         has done come first: all rows together are those of a run that was never stopped. Raises
         MemtoolError if the state belongs to a run with other settings, if the loss is not finite,
-        and for a single training image, whose statistics batch norm cannot compute.
+        for a single training image, whose statistics batch norm cannot compute, if the memory is
+        not enough, and for vectors that are to be augmented.
         """
         if len(self.dataset.train) < 2:
             raise MemtoolError(f"{self.dataset.name}: one training image is not enough to train on")
+        if self.config.augment is Augment.crop_flip and len(self.dataset.image_shape) != 3:
+            raise MemtoolError(f"{self.dataset.name}: vectors cannot be cropped and mirrored")
         check_shares(self.config, len(self.dataset.train), self.processes)
         model = self._initial_model().to(device)
         shape = self.dataset.image_shape
@@ -200,10 +203,10 @@ class Run:
         train, test = self.dataset.train, self.dataset.test
         mean, std = self.dataset.mean, self.dataset.std
         return Task(
-            images=torch.from_numpy(train.images).to(device),
+            images=train.on(device),
             given=torch.from_numpy(self.labels.given).to(device),
             true=torch.from_numpy(self.labels.true).to(device),
-            test_images=torch.from_numpy(test.images).to(device),
+            test_images=test.on(device),
             test_labels=torch.from_numpy(test.labels).to(device),
             classes=len(self.dataset.classes),
             normalize=lambda images: normalize(images, mean, std),

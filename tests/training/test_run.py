@@ -305,3 +305,36 @@ def test_the_statistics_of_batch_norm_are_those_of_the_batches_alone(train, tmp_
     steps = read_metadata(tmp_path / "r.safetensors")["training"]["steps"]
     counts = [value for name, value in final.items() if name.endswith("num_batches_tracked")]
     assert counts and {count.item() for count in counts} == {steps}
+
+
+def test_vectors_are_not_cropped(run, tmp_path):
+    import numpy as np
+
+    features = np.random.default_rng(0).random((20, 6), dtype=np.float32)
+    arrays = {"features": features, "labels": np.arange(20) % 2}
+    np.savez(
+        tmp_path / "vectors.npz",
+        **{f"{part}_{name}": value for part in ("train", "test") for name, value in arrays.items()},
+    )
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\ndef make(num_classes=2): return nn.Linear(6, num_classes)\n"
+    )
+    train = ("train", "--model", f"{tmp_path}/net.py:make", "--data", tmp_path / "vectors.npz")
+    output = ("-o", tmp_path / "r.safetensors", "--epochs", 1)
+    result = run(*train, *output, "--augment", "crop-flip")
+    assert result.code == 1 and "vectors cannot be cropped" in result.stderr
+    assert run(*train, *output).code == 0
+
+
+def test_images_that_outgrow_the_memory_are_trained_on_alike(run, folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for name, memory in (("whole", "1GiB"), ("mapped", "10KiB")):
+        result = run(
+            *("train", "--model", "digits-cnn", "--data", f"folder:{folder}", "--epochs", 2),
+            *("--augment", "crop-flip", "-o", tmp_path / f"{name}.safetensors"),
+            *("--memory", memory),
+        )
+        assert result.code == 0, result.stderr
+    assert any((tmp_path / "cache").rglob("images-*"))
+    whole, mapped = (tmp_path / f"{name}.safetensors" for name in ("whole", "mapped"))
+    assert whole.read_bytes() == mapped.read_bytes()
