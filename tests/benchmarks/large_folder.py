@@ -85,8 +85,9 @@ def show(what: str, cost: Cost, images: int) -> None:
     )
 
 
-def commands(root: Path, images: int, memory: str, model: str, beside: bool) -> None:
+def commands(root: Path, options: argparse.Namespace) -> None:
     """Each command on a folder at 224 px."""
+    images, memory, model = options.images, options.memory, options.model
     data, cache = f"folder:{root / 'photos'}?image_size={SIDE}", root / "cache"
     make(root / "photos", images, (500, 375))
     pixels = images * 3 * SIDE * SIDE
@@ -100,13 +101,13 @@ def commands(root: Path, images: int, memory: str, model: str, beside: bool) -> 
     for seed, output in enumerate((one, two)):
         cost = run(*train, "--seed", seed, "-o", output, "--memory", memory, cache=cache)
         show(f"train, 1 epoch, seed {seed}", cost, images)
-    if beside:
+    if options.beside:
         output = root / "beside.safetensors"
         cost = run(*train, "-o", output, "--memory", "64GiB", cache=cache)
         show("train, images in memory", cost, images)
-    cost = run("cka", two, one, "--layers", "layer?", "--memory", memory, cache=cache)
+    cost = run("cka", two, one, "--layers", options.layers, "--memory", memory, cache=cache)
     show("cka, test images", cost, images // 26)
-    stitch = ("stitch", two, one, "--at", "layer3", "--epochs", 1)
+    stitch = ("stitch", two, one, "--at", options.cut, "--epochs", 1)
     show("stitch, 1 cut, 1 epoch", run(*stitch, "--memory", memory, cache=cache), images)
     decoding = (cold.seconds - warm.seconds) / images
     print(
@@ -144,13 +145,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--images", type=int, default=1300)
     parser.add_argument("--listing", type=int, default=130_000)
-    parser.add_argument("--memory", default="160MiB", help="less than the images take")
-    parser.add_argument("--model", default="torchvision:resnet18")
+    parser.add_argument("--memory", default="128MiB", help="less than the images take")
+    parser.add_argument("--model", default="torchvision:shufflenet_v2_x0_5")
+    parser.add_argument("--layers", default="stage?", help="that cka compares")
+    parser.add_argument("--cut", default="stage3", help="where stitch cuts")
     parser.add_argument("--beside", action="store_true", help="train in memory, too")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         root = Path(name)
-        commands(root, options.images, options.memory, options.model, options.beside)
+        commands(root, options)
         listing(root, options.listing)
 
 

@@ -44,12 +44,13 @@ def both(tmp_path: Path, monkeypatch, run):
             assert result.code == 0, result.stderr
             assert len(opened) - before == (0 if in_memory else 1)
             found.append((result.stdout, output.read_bytes() if "OUT" in args else b""))
+            output.unlink(missing_ok=True)
         return found
 
     return twice
 
 
-def test_all_commands_agree(tmp_path: Path, folder: Path, both, run) -> None:
+def test_all_commands_agree_and_see_damage(tmp_path: Path, folder: Path, both, run) -> None:
     data = ("--data", f"folder:{folder}?image_size=32")
     (tmp_path / "tiny.py").write_text(TINY)
     model = ("--model", f"{tmp_path}/tiny.py:tiny")
@@ -68,4 +69,14 @@ def test_all_commands_agree(tmp_path: Path, folder: Path, both, run) -> None:
     stitched = both("stitch", one, two, "--at", "1", "--epochs", 1, "--both", *model)
     for in_memory, in_file in (made, trained, *compared, stitched):
         assert in_memory == in_file
-    assert len(list((tmp_path / "cache").glob("*.safetensors"))) == 1
+    (file,) = (tmp_path / "cache").glob("*.safetensors")
+    content = bytearray(file.read_bytes())
+    content[-4 * 96 - 1] ^= 1  # the last pixel of the last image, before the checksums
+    file.write_bytes(content)
+    for command in (
+        ("train", *model, *data, "--epochs", 1, "-o", tmp_path / "three.safetensors"),
+        ("cka", one, two, *layers),
+        ("stitch", one, two, "--at", "1", "--epochs", 1, *model),
+    ):
+        result = run(*command, *MEMORY)
+        assert result.code == 1 and f"{file}: is damaged" in result.stderr
