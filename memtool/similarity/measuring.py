@@ -1,6 +1,6 @@
 """The pass over the images: networks run, recorders record, sums add up. Read `measure` first."""
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import isfinite
@@ -64,10 +64,10 @@ def measure(
         with progress("comparing", len(visits) * (1 + len(others))) as advance:
             for visit in visits:
                 batch = images[order[visit.start : visit.stop]]
-                seen = ours.run(visit, batch)
+                seen = ours.run(visit, batch, plan.portion)
                 advance()
                 for other in others:
-                    other.add(other.run(visit, batch), seen)
+                    other.add(other.run(visit, batch, plan.portion), seen)
                     advance()
         for network in (ours, *others):
             network.add_up(processes)
@@ -107,7 +107,7 @@ class _Setting:
         most = self.settings.memory // (4 * len(images))
         found: dict[str, Tensor] = {}
         for some in _portions(names, selection.widths, most):
-            batches = images.split(self.settings.batch_size)
+            batches = images.split(self.plan.portion)
             found |= _median_distances(network, some, selection.batch_axes, batches)
         return self.settings.bandwidth * torch.stack([found[name] for name in names])
 
@@ -190,25 +190,41 @@ class Participant:
             recorders[True] = setting.feature_recorder(names)
         return Participant(selection, network, recorders)
 
-    def run(self, visit: Visit, images: Tensor) -> dict[bool, Batch]:
-        """Run the network on a batch; what is recorded of it."""
+    def run(self, visit: Visit, images: Tensor, portion: int) -> dict[bool, Batch]:
+        """Run the network on a batch, so many images at a time; what is recorded of it."""
         with ExitStack() as stack:
             batches = {
                 way: stack.enter_context(recorder.batch(visit))
                 for way, recorder in self.recorders.items()
             }
 
-            axes = self.selection.batch_axes
-
             def record(name: str, activation: Tensor) -> None:
                 for way, batch in batches.items():
                     if name in self.recorders[way].index:
-                        batch.record(name, activation.movedim(axes[name], 0))
+                        batch.record(name, activation)
 
-            names = {str(name) for recorder in self.recorders.values() for name in recorder.index}
-            with observed(self.network.model, names, record):
-                self.network.run(images)
+            self._observe(images, portion, record)
         return batches
+
+    def _observe(self, images: Tensor, portion: int, record: Callable[[str, Tensor], None]) -> None:
+        """Call `record` with each layer and its activation, (n, ...), of n images: as soon as it
+        appears, if that takes one pass, else with the parts of all passes put together."""
+        names = {str(name) for recorder in self.recorders.values() for name in recorder.index}
+        axes, is_whole = self.selection.batch_axes, len(images) <= portion
+        parts: dict[str, list[Tensor]] = {}
+
+        def see(name: str, activation: Tensor) -> None:
+            activation = activation.movedim(axes[name], 0)
+            if is_whole:
+                record(name, activation)
+            else:
+                parts.setdefault(name, []).append(activation.clone())
+
+        with observed(self.network.model, names, see):
+            for some in images.split(portion):
+                self.network.run(some)
+        for name in list(parts):
+            record(name, torch.cat(parts.pop(name)))
 
     def add(self, batches: dict[bool, Batch], reference: dict[bool, Batch]) -> None:
         for way, sums in self.sums.items():

@@ -9,8 +9,8 @@ from math import prod
 from torch import nn
 
 from memtool import MemtoolError
-from memtool.checkpoints import Checkpoint, trace_all
-from memtool.layers import Layer, select
+from memtool.checkpoints import Checkpoint, footprints, trace_all
+from memtool.layers import Footprint, Layer, select
 from memtool.similarity.settings import Pairs
 from memtool.tensors import stored_tensors
 
@@ -19,12 +19,14 @@ from memtool.tensors import stored_tensors
 class Selection:
     """The layers of a checkpoint that take part, in order of execution.
 
-    `patterns` are the globs that chose them; `called` names all layers that the model has.
+    `patterns` are the globs that chose them; `footprint` is what a forward pass of the network
+    takes; `called` names all layers that the model has.
     """
 
     checkpoint: Checkpoint
     layers: list[Layer]
     patterns: Sequence[str]
+    footprint: Footprint
     called: frozenset[str] = frozenset()
 
     @cached_property
@@ -76,10 +78,11 @@ def selections(
             checkpoint,
             select(layers, globs, str(checkpoint.path)),
             globs,
+            footprint,
             frozenset(layer.name for layer in layers),
         )
-        for checkpoint, layers, globs in zip(
-            checkpoints, trace_all(checkpoints), wanted, strict=True
+        for checkpoint, layers, globs, footprint in zip(
+            checkpoints, trace_all(checkpoints), wanted, footprints(checkpoints), strict=True
         )
     ]
 

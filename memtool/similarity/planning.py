@@ -6,6 +6,7 @@ from itertools import product
 
 from memtool import MemtoolError
 from memtool.device import Processes
+from memtool.layers import told_size
 from memtool.similarity.feature_space import is_cheaper
 from memtool.similarity.hsic import GROUPS, MINIMUM, check_examples
 from memtool.similarity.pairs import Comparison, Selection, TensorPair, compared
@@ -17,14 +18,16 @@ Batches = list[tuple[int, int]]  # (start, stop) of each
 
 @dataclass(frozen=True)
 class Memory:
-    """The bytes that a comparison takes at most, beside the forward passes."""
+    """The bytes that a comparison takes at most."""
 
     weights: int  # of all networks of a group
-    features: int  # kept for tiles, and for feature space
-    centered: int  # of a batch, one layer of each network
-    row_sums: int
+    passes: int  # a forward pass
+    kept: int  # the activations of a batch, if it takes several passes
     grams: int  # Gram matrices or tiles of a batch, of the reference and one more network
     wide_grams: int  # the part of them that is being added up, in float64
+    features: int = 0  # kept for tiles, and for feature space
+    centered: int = 0  # of a batch, one layer of each network
+    row_sums: int = 0
 
     @property
     def total(self) -> int:
@@ -38,14 +41,16 @@ class Plan:
     The examples come in `batches`. For the tiles of `exact` and `unbiased`, `blocks` are ranges of
     batches whose features are kept at a time; each takes a pass over all batches from its first one
     on. Where nothing takes tiles there are no blocks, and one pass. `groups` are the checkpoints
-    that are compared at a time; each group takes passes of the reference as well.
+    that are compared at a time; each group takes passes of the reference as well. A network is
+    given at most `portion` examples of a batch at a time.
     """
 
     estimator: Estimator
     batches: Batches
     blocks: list[range]
     groups: list[list[Comparison]]
-    memory: Memory = Memory(0, 0, 0, 0, 0, 0)
+    portion: int
+    memory: Memory = Memory(0, 0, 0, 0, 0)
 
     @property
     def n(self) -> int:
@@ -55,7 +60,7 @@ class Plan:
     @property
     def batch_size(self) -> int:
         """How many examples the largest batch has."""
-        return max(stop - start for start, stop in self.batches)
+        return largest(self.batches)
 
     @property
     def capacity(self) -> int:
@@ -122,7 +127,9 @@ class Plan:
         if features := sum(len(one.in_feature_space) for one in comparisons):
             every = sum(len(one.tensors) for one in comparisons)
             text += f"; {features} of {every} pairs of layers in feature space"
-        return f"{text}; {self.memory.total / 2**20:,.0f} MiB beside the forward pass"
+        passes, total = told_size(self.memory.passes), told_size(self.memory.total)
+        images = f" of {self.portion} images" if self.portion < self.batch_size else ""
+        return f"{text}; {total}, of which a forward pass{images} takes {passes}"
 
 
 def make_plan(
@@ -135,15 +142,17 @@ def make_plan(
     """The plan with the fewest forward passes that fits into `settings.memory`.
 
     `auto` becomes `exact` if one pass of each network fits, else `minibatch`; that does not depend
-    on the number of processes. Raises MemtoolError if n is too small for the estimator, or if
-    nothing fits.
+    on the number of processes. The batches of `minibatch` are part of its definition. Those of the
+    others are smaller where a forward pass would take more than half of the memory: that changes
+    no more than roundings of CKA, and its standard error, which leaves out groups of batches.
+    Raises MemtoolError if n is too small for the estimator, or if nothing fits.
     """
     comparisons = [compared(selection, reference, settings.pairs) for selection in selections]
     estimator = settings.estimator.canonical
     if estimator is Estimator.auto:
         estimator = _affordable(comparisons, reference, n, settings)
     check_examples(estimator, n)
-    batches = _batches_for(estimator, n, settings.batch_size)
+    batches = _batches_for(estimator, n, settings, [*selections, reference])
     ways = [comparisons]
     if estimator is not Estimator.minibatch and settings.kernel is Kernel.linear:
         cheaper = [_by_the_cheaper(one, reference, n, settings.pairs) for one in comparisons]
@@ -154,14 +163,25 @@ def make_plan(
         if (plan := _fitting(estimator, batches, way, size, reference, settings.memory, processes))
     ]
     if not plans:
-        batch = max(stop - start for start, stop in batches)
-        one_by_one = (_memory(estimator, [one], reference, batches, batch) for one in comparisons)
-        least = max(memory.total for memory in one_by_one)
-        raise MemtoolError(
-            f"--memory: {estimator} CKA of these layers takes {least / 2**20:,.0f} MiB or more; "
-            "allow for that, or choose fewer layers, smaller batches or --estimator minibatch"
-        )
+        raise _too_large(estimator, comparisons, reference, batches)
     return min(plans, key=lambda plan: plan.cost)  # the first of several
+
+
+def _too_large(
+    estimator: Estimator,
+    comparisons: Sequence[Comparison],
+    reference: Selection,
+    batches: Batches,
+) -> MemtoolError:
+    """The error that says what the checkpoint that takes most takes at least, by itself."""
+    batch = largest(batches)
+    each = (_memory(estimator, [one], reference, batches, batch, portion=1) for one in comparisons)
+    most = max(each, key=lambda memory: memory.total)
+    return MemtoolError(
+        f"--memory: {estimator} CKA of these layers takes {told_size(most.total)} or more, of "
+        f"which a forward pass takes {told_size(most.passes)}; allow for that, or choose fewer "
+        "layers, smaller batches or images, or --estimator minibatch"
+    )
 
 
 def even_batches(n: int, size: int, multiple: int = 1) -> Batches:
@@ -177,19 +197,34 @@ def even_batches(n: int, size: int, multiple: int = 1) -> Batches:
     return [(n * i // count, n * (i + 1) // count) for i in range(count)]
 
 
-def _batches_for(estimator: Estimator, n: int, size: int) -> Batches:
+def largest(batches: Batches) -> int:
+    """How many examples the largest batch has."""
+    return max(stop - start for start, stop in batches)
+
+
+def _batches_for(
+    estimator: Estimator, n: int, settings: CkaSettings, networks: Sequence[Selection]
+) -> Batches:
     """The batch size is part of `minibatch`; for the others, batches make equal groups to leave
-    out."""
+    out, and their forward passes take at most half of the memory where that is possible."""
+    size = settings.batch_size
     if estimator is Estimator.minibatch:
         return even_batches(n, size)
+    size = min([size, *(_portion(network, settings.memory // 2) for network in networks)])
     return even_batches(n, min(size, -(-n // GROUPS)), multiple=GROUPS)
+
+
+def _portion(network: Selection, memory: int) -> int:
+    """How many examples a forward pass within `memory` bytes may have, one at least."""
+    return network.footprint.batch_within(max(memory, network.footprint.of(1)))
 
 
 def _affordable(
     comparisons: Sequence[Comparison], reference: Selection, n: int, settings: CkaSettings
 ) -> Estimator:
-    batches = _batches_for(Estimator.exact, n, settings.batch_size)
-    needed = _memory(Estimator.exact, comparisons, reference, batches, n).total
+    networks = [*_networks(comparisons), reference]
+    batches = _batches_for(Estimator.exact, n, settings, networks)
+    needed = _memory(Estimator.exact, comparisons, reference, batches, n, largest(batches)).total
     return Estimator.exact if needed <= settings.memory else Estimator.minibatch
 
 
@@ -225,14 +260,24 @@ def _fitting(
     None if nothing does."""
     groups = [list(comparisons[i : i + group_size]) for i in range(0, len(comparisons), group_size)]
     for blocks in _divisions(estimator, len(batches), comparisons, processes):
-        plan = Plan(estimator, batches, blocks, groups)
-        needed = max(
-            (_memory(estimator, group, reference, batches, plan.capacity) for group in groups),
-            key=lambda one: one.total,
-        )
+        plan = Plan(estimator, batches, blocks, groups, largest(batches))
+        needed = _needed(plan, reference)
+        if needed.total > memory:
+            least = _needed(replace(plan, portion=1), reference)
+            room = memory - least.total + least.passes
+            portion = min(_portion(one, room) for one in [*_networks(comparisons), reference])
+            plan = replace(plan, portion=portion)
+            needed = _needed(plan, reference)
         if needed.total <= memory:
             return replace(plan, memory=needed)
     return None
+
+
+def _needed(plan: Plan, reference: Selection) -> Memory:
+    """What the group of checkpoints takes that takes most."""
+    how = plan.batches, plan.capacity, plan.portion
+    each = (_memory(plan.estimator, group, reference, *how) for group in plan.groups)
+    return max(each, key=lambda memory: memory.total)
 
 
 def _divisions(
@@ -254,25 +299,39 @@ def _memory(
     reference: Selection,
     batches: Batches,
     capacity: int,
+    portion: int,
 ) -> Memory:
-    """What is taken at most, if blocks have `capacity` examples."""
-    batch, n = max(stop - start for start, stop in batches), batches[-1][1]
+    """What is taken at most, if blocks have `capacity` examples, and a network is given `portion`
+    examples at a time."""
+    batch, n = largest(batches), batches[-1][1]
     tiled = _tensors(comparisons, reference, in_feature_space=False)
     featured = _tensors(comparisons, reference, in_feature_space=True)
-    networks = [*(one.selection for one in comparisons), reference]
+    networks = [*_networks(comparisons), reference]
     *others, own = map(len, tiled)
     of_two = own + max(others)
-    weights = sum(network.weights for network in networks)
-    if estimator is Estimator.minibatch:
-        return Memory(weights, 0, 0, 0, 4 * of_two * batch**2, 8 * of_two * batch**2)
-    return Memory(
-        weights=weights,
-        features=4 * (capacity * sum(map(sum, tiled)) + n * sum(map(sum, featured))),
-        centered=4 * batch * sum(max(network.widths.values()) for network in networks),
-        row_sums=8 * n * (GROUPS + 1) * sum(map(len, [*tiled, *featured])),
-        grams=4 * of_two * capacity * batch,
+    widths = [network.widths.values() for network in networks]
+    # All of a batch, and once more one layer, whose parts are put together.
+    kept = max(sum(own) + max(own) for own in widths) if portion < batch else 0
+    always = Memory(
+        weights=sum(network.weights for network in networks),
+        passes=max(network.footprint.of(portion) for network in networks),
+        kept=4 * batch * kept,
+        grams=4 * of_two * batch**2,
         wide_grams=8 * of_two * batch**2,
     )
+    if estimator is Estimator.minibatch:
+        return always
+    return replace(
+        always,
+        features=4 * (capacity * sum(map(sum, tiled)) + n * sum(map(sum, featured))),
+        centered=4 * batch * sum(map(max, widths)),
+        row_sums=8 * n * (GROUPS + 1) * sum(map(len, [*tiled, *featured])),
+        grams=4 * of_two * capacity * batch,
+    )
+
+
+def _networks(comparisons: Sequence[Comparison]) -> list[Selection]:
+    return [one.selection for one in comparisons]
 
 
 def _tensors(

@@ -130,7 +130,8 @@ class InMemory(Selection):
 
 def selection(model: nn.Module, patterns: list[str]) -> Selection:
     checkpoint = Loaded(Path("model"), {"training": {}}, ModelSpec("resnet18"), {}, {}, model=model)
-    return InMemory(checkpoint, selected(model, patterns), patterns)
+    footprint = layers.footprint(model, (3, 32, 32))
+    return InMemory(checkpoint, selected(model, patterns), patterns, footprint)
 
 
 def memtool_cka(

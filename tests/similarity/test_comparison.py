@@ -176,6 +176,18 @@ def test_a_budget_too_small_for_anything(run, runs):
     result = run("cka", runs.noisy, runs.clean, "--estimator", "exact", "--memory", "1MiB")
     assert result.code == 1 and result.stdout == ""
     assert "--memory: exact CKA of these layers takes" in result.stderr
+    assert "of which a forward pass takes" in result.stderr
+
+
+def test_a_pass_of_part_of_a_batch_changes_no_more_than_roundings(run, runs):
+    command = ("cka", runs.noisy, runs.clean, "--layers", "fc", "--estimator", "minibatch")
+    command += ("--batch-size", 250, "--format", "csv")
+    whole, parts = run(*command), run(*command, "--memory", "6MiB")
+    assert "a forward pass takes" in whole.stderr and "a forward pass of" in parts.stderr
+    (one,), (other,) = rows(whole.stdout), rows(parts.stdout)
+    assert one["batch_size"] == other["batch_size"] == "250"
+    assert float(one["cka"]) == pytest.approx(float(other["cka"]), abs=1e-6)
+    assert float(one["cka_se"]) == pytest.approx(float(other["cka_se"]), abs=1e-6)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "unbiased"])

@@ -1,12 +1,14 @@
 """The pass over the images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from memtool import cka
-from memtool.checkpoints import Checkpoint
+from memtool.checkpoints import Checkpoint, Network
 from memtool.device import Processes
 from memtool.progress import silent
 from memtool.similarity import (
@@ -20,11 +22,19 @@ from memtool.similarity import (
 from memtool.similarity.measuring import image_order, measure
 
 
-def measured(runs, images, settings, patterns=("block5", "fc")):
+def measured(runs, images, settings, patterns=("block5", "fc"), portion=None, seen=None):
+    """With `portion`, so many images in a pass; how many there are in each goes to `seen`."""
     opened = [Checkpoint.open(path) for path in (runs.noisy, runs.clean)]
     selected, reference = selections(opened, patterns)
     plan = make_plan([selected], reference, len(images), settings)
-    return measure(plan.groups[0], plan, reference, images, settings, Processes(), silent)
+    if portion:
+        plan = replace(plan, portion=portion)
+    with pytest.MonkeyPatch.context() as patch:
+        if seen is not None:
+            run = Network.run
+            counted = lambda self, images: seen.append(len(images)) or run(self, images)  # noqa: E731
+            patch.setattr(Network, "run", counted)
+        return measure(plan.groups[0], plan, reference, images, settings, Processes(), silent)
 
 
 def activations(path, images, layer):
@@ -85,6 +95,21 @@ def test_sigma_is_the_same_however_little_memory_there_is(runs, images):
         patch.setattr(measuring, "_portions", tiny)
         assert measured(runs, images, settings)[1].values == plenty
     assert portions[0] == [["block5"], ["fc"]]
+
+
+@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_passes_of_parts_of_a_batch_give_what_one_pass_gives(runs, images, estimator, kernel):
+    settings = CkaSettings(estimator=Estimator(estimator), kernel=Kernel(kernel), batch_size=20)
+    whole = measured(runs, images, settings, ["all"], portion=60)
+    seen: list[int] = []
+    for portion in (1, 4):  # batches have 6 or 20
+        parts = measured(runs, images, settings, ["all"], portion, seen)
+        assert max(seen) == max(portion, 2)  # two, to see which memory format suits the network
+        for one, other in zip(whole, parts, strict=True):
+            assert one.constant == other.constant and one.values.keys() == other.values.keys()
+            for pair, value in one.values.items():
+                assert other.values[pair] == pytest.approx(value, abs=1e-6)
 
 
 def test_images_come_in_an_order_that_the_seed_gives():

@@ -6,7 +6,7 @@ import pytest
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
-from memtool.layers import Layer
+from memtool.layers import Footprint, Layer
 from memtool.models import ModelSpec
 from memtool.similarity import Pairs, Selection
 from memtool.similarity.pairs import compared
@@ -15,7 +15,7 @@ from memtool.similarity.pairs import compared
 def selected(*names, patterns=("all",)):
     found = [Layer(name, "Conv2d", (4,), False, name) for name in names]
     checkpoint = Checkpoint(Path("x.safetensors"), {}, ModelSpec("none"), {}, {})
-    return Selection(checkpoint, found, patterns)
+    return Selection(checkpoint, found, patterns, Footprint(0, 0))
 
 
 def names_of(comparison):
@@ -46,6 +46,7 @@ def test_layers_that_are_one_tensor_are_computed_once():
         selected().checkpoint,
         [Layer(name, "ReLU", (4,), False, same) for name, same in (("a.relu", "a"), ("a", "a"))],
         ["all"],
+        Footprint(0, 0),
     )
     found = compared(one, one, Pairs.all)
     assert len(found.layers) == 4 and found.tensors == [("a", "a")]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
 from memtool.device import Processes
+from memtool.layers import Footprint, told_size
 from memtool.similarity import (
     CkaSettings,
     Estimator,
@@ -65,6 +66,47 @@ def test_what_fits_into_no_budget_says_how_much_it_takes(runs):
     settings = CkaSettings(estimator=Estimator.exact, memory=2**20)
     with pytest.raises(MemtoolError, match="exact CKA of these layers takes .* MiB or more"):
         make_plan(others, reference, 10_000, settings)
+
+
+def test_a_batch_takes_several_passes_where_one_does_not_fit(runs):
+    others, reference = selected(runs, "block6", "fc")
+    settings = CkaSettings(estimator=Estimator.minibatch)
+    whole = make_plan(others, reference, 2000, settings)
+    footprint = reference.footprint
+    assert whole.portion == whole.batch_size == 250
+    assert whole.memory.passes == footprint.of(250) and whole.memory.kept == 0
+    portions = []
+    for memory in range(whole.memory.total, 0, -(2**19)):
+        settings = replace(settings, memory=memory)
+        try:
+            made = make_plan(others, reference, 2000, settings)
+        except MemtoolError as error:
+            assert "minibatch CKA of these layers takes" in str(error)
+            assert f"a forward pass takes {told_size(footprint.of(1))};" in str(error)
+            break
+        assert made.memory.total <= memory
+        assert made.batches == whole.batches  # they are part of the definition
+        portions.append(made.portion)
+        if made.portion < 250:
+            widths = reference.widths.values()
+            assert made.memory.kept == 4 * 250 * (sum(widths) + max(widths))
+            assert f"a forward pass of {made.portion} images takes" in str(made)
+    assert portions == sorted(portions, reverse=True) and portions[0] == 250 > portions[-1] > 0
+
+
+def test_exact_takes_smaller_batches_where_a_forward_pass_is_large(runs):
+    others, reference = selected(runs, "fc")
+    footprint = Footprint(0, 2**24)
+    others, reference = ([replace(one, footprint=footprint) for one in others],
+                         replace(reference, footprint=footprint))  # fmt: skip
+    settings = CkaSettings(estimator=Estimator.exact, memory=2**30)
+    made = make_plan(others, reference, 10_000, settings)
+    assert 25 <= made.batch_size <= 32 and len(made.batches) % 10 == 0
+    assert made.portion == made.batch_size and made.memory.passes <= 2**29
+    minibatch = make_plan(
+        others, reference, 10_000, replace(settings, estimator=Estimator.minibatch)
+    )
+    assert minibatch.batch_size == 250 and 32 <= minibatch.portion < 64
 
 
 @pytest.mark.parametrize("processes", [1, 2, 3, 8])
