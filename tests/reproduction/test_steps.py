@@ -48,10 +48,17 @@ def test_every_step_comes_after_those_it_needs():
 
 @pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
 def test_the_makefile_gives_the_same_tables(tiny):
-    tables = [one for one in tiny if one.output.suffix not in (".pdf", ".png")]
+    """Labels, a training, CKA, stitching, and a figure of each of the last two as a table: every
+    command once or twice, since make starts a process for each step."""
+    left_out = ("divergence", FIGURES["divergence"], FIGURES["training"])
+    tables = [
+        one
+        for one in tiny
+        if not one.name.startswith(left_out) and one.output.suffix not in (".pdf", ".png")
+    ]
     list(run_steps(tables, jobs=2, command=main))
     ours = {path: path.read_bytes() for path in Path("out").rglob("*.csv")}
-    assert len(ours) == 2 * len(FIGURES)
+    assert len(ours) == 5
     shutil.move("out", "ours")
     Path("Makefile").write_text(to_makefile(tables, ["--version"]))
     make = ["make", "-j2", f"MEMTOOL={sys.executable} -m memtool"]
