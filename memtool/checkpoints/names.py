@@ -59,20 +59,22 @@ class Outline:
     tied: dict[str, list[str]]
 
 
-def outline_of(spec: ModelSpec, stored: Shapes) -> Outline:
-    """The tensors of the model, if it is not far larger than a file with the shapes `stored`.
+def outline_of(spec: ModelSpec, stored: Shapes | None = None) -> Outline:
+    """The tensors of the model; given the shapes `stored` in a file, only if it is not far larger.
 
     To find the model of a file takes a dozen such questions, about a few specs, and each skeleton a
     tenth of a second or more, so the answers are kept. Raises MemtoolError as `skeleton` does.
     """
     text = json.dumps(spec.json(), sort_keys=True)  # the options of a spec are not hashable
-    return _outline(text, spec.trusted, tuple(sorted(stored.values())))
+    sizes = None if stored is None else tuple(sorted(stored.values()))
+    return _outline(text, spec.trusted, sizes)
 
 
 @lru_cache(maxsize=64)
-def _outline(text: str, trusted: bool, stored: tuple[Shape, ...]) -> Outline:
+def _outline(text: str, trusted: bool, stored: tuple[Shape, ...] | None) -> Outline:
     spec = replace(ModelSpec.from_json(json.loads(text)), trusted=trusted)
-    model = models.skeleton(spec, models.size_limit(spec, stored))
+    limit = () if stored is None else (models.size_limit(spec, stored),)
+    model = models.skeleton(spec, *limit)
     return Outline(shapes_of(model), tied_names(model))
 
 

@@ -180,13 +180,12 @@ def _fits(spec: ModelSpec, shapes: Shapes) -> bool:
 def _read_off(spec: ModelSpec, option: str, shapes: Shapes) -> int | None:
     """The value of an option that is the size of some tensor in some dimension; None if it is not.
 
-    The model is built with two values of the option, which shows where its value is to be found.
+    The model is built with two values of the option, which shows where its value is to be found;
+    without a limit of size, since other options may still have defaults that make it larger.
     """
     values = (11, 13)
     try:
-        first, second = (
-            outline_of(_with_option(spec, option, value), shapes).shapes for value in values
-        )
+        first, second = (outline_of(_with_option(spec, option, n)).shapes for n in values)
     except MemtoolError:
         return None
     for name, found in shapes.items():

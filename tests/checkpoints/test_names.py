@@ -81,6 +81,14 @@ def test_tensors_that_fit_leave_nothing_to_say():
     assert misfits({"weight": (3, 4)}, expected) == "1 unexpected (norm.num_batches_tracked)"
 
 
+def test_a_model_far_narrower_than_its_default_is_recognized(tmp_path):
+    path = saved(tmp_path / "w.safetensors", tensors_of("resnet18?width=3&num_classes=4"))
+    found = Checkpoint.open(path).spec
+    assert (
+        found.name == "resnet18" and {"width": 3, "num_classes": 4}.items() <= found.options.items()
+    )
+
+
 def test_a_model_is_built_once_to_recognize_any_number_of_files(tmp_path, monkeypatch):
     built, build = [], models.skeleton
     monkeypatch.setattr(
