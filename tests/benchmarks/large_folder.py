@@ -143,9 +143,9 @@ def listing(root: Path, images: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--images", type=int, default=1300)
+    parser.add_argument("--images", type=int, default=520)
     parser.add_argument("--listing", type=int, default=130_000)
-    parser.add_argument("--memory", default="128MiB", help="less than the images take")
+    parser.add_argument("--memory", default="64MiB", help="less than the images take")
     parser.add_argument("--model", default="torchvision:shufflenet_v2_x0_5")
     parser.add_argument("--layers", default="stage?", help="that cka compares")
     parser.add_argument("--cut", default="stage3", help="where stitch cuts")
