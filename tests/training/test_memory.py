@@ -1,5 +1,8 @@
 """What training and evaluation take in memory."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -63,3 +66,40 @@ def test_sgd_keeps_less_than_adam(model):
 
 def test_the_memory_of_the_machine():
     assert 2**28 < module.memory_of(torch.device("cpu")) < 2**50
+
+
+PEAKS = """
+import torch
+from memtool.data import normalize
+from memtool.models import build, parse
+from memtool.training import Task, TrainConfig, evaluate, fit, make_optimizer
+from memtool.training.memory import evaluation_batch
+
+def peak():
+    lines = open("/proc/self/status").read().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) // 1024
+
+torch.set_num_threads(1)
+model, config = build(parse("torchvision:resnet18?num_classes=4")), TrainConfig(1, batch_size=4)
+images = torch.randint(0, 256, (500, 3, 96, 96), dtype=torch.uint8)
+labels = torch.arange(500) % 4
+batch = evaluation_batch(model, (3, 96, 96), config)
+task = Task(
+    images[:40], labels[:40], labels[:40], images, labels, 4,
+    lambda some: normalize(some, [0.5] * 3, [0.3] * 3), batch,
+)
+for _ in fit(model, make_optimizer(model, config), task, config):
+    trained = peak()
+evaluate(model, task)
+print(trained, peak())
+"""
+
+
+@pytest.mark.slow
+def test_the_peak_of_evaluation_is_that_of_training():
+    """500 images at once would take 700 MB more."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAKS], capture_output=True, text=True, timeout=300, check=True
+    )
+    trained, evaluated = map(int, done.stdout.split())
+    assert evaluated - trained < 150  # MiB
