@@ -262,8 +262,15 @@ def train(
         check_writable(rows_to)
     spec = models.parse(model)
     where = choose(device)
+    given = LabelFile.load(labels) if labels else None
+    named = dataset or (given.metadata["data"]["name"] if given else "")
+    typed = options.dataset_spec(named, image_size, split_at)
+    set_ = options.load_data(typed, data_dir, memory, training=True)
+    if given and labels:
+        given.check(labels, set_)
     config = config_for(
         spec.name,
+        len(set_.train),
         epochs=epochs,
         batch_size=batch_size,
         optimizer=optimizer,
@@ -281,12 +288,6 @@ def train(
         evaluate_every=evaluate_every,
     )
     epochs_to_save = _epochs_to_save(save_every, save_at, config.epochs)
-    given = LabelFile.load(labels) if labels else None
-    named = dataset or (given.metadata["data"]["name"] if given else "")
-    typed = options.dataset_spec(named, image_size, split_at)
-    set_ = options.load_data(typed, data_dir, memory, training=True)
-    if given and labels:
-        given.check(labels, set_)
     fitted = models.complete_for_dataset(spec, set_.image_shape, len(set_.classes))
     if fitted.options.get("num_classes", len(set_.classes)) != len(set_.classes):
         raise MemtoolError(

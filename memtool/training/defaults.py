@@ -6,6 +6,7 @@ Can Neural Network Memorization Be Localized?, ICML 2023); all other networks th
 
 from collections.abc import Mapping
 from dataclasses import fields
+from math import log2
 from typing import Any
 
 from memtool.training.settings import Augment, Optimizer, Schedule, TrainConfig
@@ -23,17 +24,31 @@ OPTIMIZERS: Mapping[str, Mapping[str, Any]] = {
 AUGMENTED_EPOCHS = 100  # of the protocol
 
 
-def config_for(model: str, **chosen: Any) -> TrainConfig:
-    """The hyperparameters of a run of the model of that name: those chosen and not None, then those
-    of the network, then those of the optimizer, then those of every run.
+def protocol_batch(images: int) -> int:
+    """The protocol's batch for so many training images: 512, or for fewer than 50,000, for which
+    that is too few steps, the power of two from 16 on with which an epoch has some 100.
 
-    >>> config_for("resnet18").learning_rate
+    >>> protocol_batch(50_000), protocol_batch(5_000)
+    (512, 64)
+    """
+    largest: int = PROTOCOL["batch_size"]
+    return min(largest, max(16, 1 << max(0, round(log2(images / 100)))))
+
+
+def config_for(model: str, images: int, **chosen: Any) -> TrainConfig:
+    """The hyperparameters with which the model of that name is trained on so many images: those
+    chosen and not None, then those of the network, then those of the optimizer, then those of every
+    run.
+
+    >>> config_for("resnet18", 50_000).learning_rate
     0.1
-    >>> config_for("resnet18", optimizer="adamw").learning_rate
+    >>> config_for("resnet18", 50_000, optimizer="adamw").learning_rate
     0.003
     """
     given = {name: value for name, value in chosen.items() if value is not None}
     network = dict(NETWORKS.get(model, {}))
+    if network:
+        network["batch_size"] = protocol_batch(images)
     if network and given.get("augment") == Augment.crop_flip:
         network["epochs"] = AUGMENTED_EPOCHS
     config = {**network, **given}
@@ -54,6 +69,8 @@ def told(name: str) -> str:
             result += f"; {values[name]:g} with {optimizer}"
     if name in PROTOCOL:
         result += f"; {PROTOCOL[name]} for {', '.join(NETWORKS)}"
+    if name == "batch_size":
+        result += ", less for fewer than 50,000 images"
     if name == "epochs":
         result += f", {AUGMENTED_EPOCHS} with --augment crop-flip"
     return result

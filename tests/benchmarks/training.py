@@ -214,10 +214,15 @@ def measure(setting: Setting, device: torch.device, turns: int) -> None:
     precision = Precision.bf16 if device.type == "cuda" else Precision.float32
     with tempfile.TemporaryDirectory() as folder:
         run = run_of(
-            setting, dataset, config_for(name, precision=precision, **chosen), Path(folder)
+            setting,
+            dataset,
+            config_for(name, len(dataset.train), precision=precision, **chosen),
+            Path(folder),
         )
         ours = memtool_epochs(run, device)
-        plain = plain_epochs(setting, dataset, config_for(name, **chosen), device)
+        plain = plain_epochs(
+            setting, dataset, config_for(name, len(dataset.train), **chosen), device
+        )
         next(ours), next(plain)  # kernels are chosen, workers started
         pairs = [(next(ours), next(plain)) for _ in range(turns)]
     images = len(dataset.train)

@@ -54,11 +54,7 @@ def test_the_defaults_are_those_of_the_network(run, folder, tmp_path):
         training[model] = json.loads(result.stdout)["training"]
     resnet, cnn, digits = training.values()
     assert (resnet["optimizer"], resnet["learning_rate"], resnet["epochs"]) == ("sgd", 0.1, 50)
-    assert (resnet["schedule"], resnet["batch_size"], resnet["weight_decay"]) == (
-        "cosine",
-        512,
-        5e-4,
-    )
+    assert (resnet["schedule"], resnet["batch_size"]) == ("cosine", 16)  # of 64 images
     assert (cnn["schedule"], cnn["epochs"], cnn["clip_norm"]) == ("step", 100, 2.0)
     assert (digits["optimizer"], digits["epochs"], digits["decay_norm"]) == ("adamw", 20, True)
 
