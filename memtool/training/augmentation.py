@@ -20,8 +20,8 @@ class CropFlip:
         self.mirrored = torch.zeros(examples, dtype=torch.bool, device=device)
 
     def draw(self) -> None:
-        """Draw from PyTorch's global generator of the CPU, whatever the device of the images
-        is."""
+        """Draw from PyTorch's global generator of the CPU, whatever the device of the images is.
+        The tensors stay the same: a CUDA graph reads them."""
         examples = len(self.mirrored)
         self.shifts.copy_(torch.randint(2 * self.border + 1, (2, examples)))
         self.mirrored.copy_(torch.rand(examples) < 0.5)

@@ -13,6 +13,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from memtool.device import Precision, Processes, tf32
 from memtool.training.augmentation import CropFlip
 from memtool.training.evaluation import Task
+from memtool.training.graphs import GraphedStep
 from memtool.training.settings import Augment, Optimizer, TrainConfig
 
 NORMALIZATIONS = (
@@ -25,13 +26,17 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     """The optimizer that `config` names, of all parameters of `model`, with a learning rate of 1.0
     for `optimize` to schedule."""
     groups = _parameter_groups(model, config)
+    device = next(model.parameters()).device
+    # On CUDA the rate is a tensor, which a graph can read anew each time.
+    on_cuda = device.type == "cuda"
+    rate = torch.tensor(1.0, device=device) if on_cuda else 1.0
     match config.optimizer:
         case Optimizer.adamw:
-            return torch.optim.AdamW(groups, lr=1.0, fused=True)
+            return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=on_cuda)
         case Optimizer.adam:
-            return torch.optim.Adam(groups, lr=1.0, fused=True)
+            return torch.optim.Adam(groups, lr=rate, fused=True, capturable=on_cuda)
         case Optimizer.sgd:
-            return torch.optim.SGD(groups, lr=1.0, momentum=0.9, nesterov=True, fused=True)
+            return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True)
 
 
 def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
@@ -57,6 +62,7 @@ def optimize(
     *,
     start: Callable[[], object] = nullcontext,
     processes: Processes = Processes(),
+    graph: bool = False,
 ) -> Iterator[int]:
     """Minimize the cross-entropy and yield the number of each epoch when it ends.
 
@@ -64,7 +70,8 @@ def optimize(
     `labels` is int64 (n,). `optimizer` comes from `make_optimizer`: the schedule multiplies its
     learning rate of 1.0 by `config.rate`. `start` is called before the first batch of each epoch.
     Each of several processes takes its part of every batch: their gradients are to be averaged,
-    as DistributedDataParallel does.
+    as DistributedDataParallel does. With `graph`, on CUDA and in one process, steps are replayed:
+    see `GraphedStep` for what that asks of `forward`.
 
     Epochs are counted from 1, and the first `done` of them are skipped. PyTorch's global generator
     is seeded from the seed and the number of each epoch, so that a run which was stopped and
@@ -75,6 +82,17 @@ def optimize(
     schedule = LambdaLR(optimizer, lambda step: config.rate(first + step, steps))
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     bf16 = config.precision is Precision.bf16
+
+    def step(share: Tensor, weight: float = 1.0) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        with torch.autocast(labels.device.type, torch.bfloat16, enabled=bf16):
+            logits = forward(share)
+        (functional.cross_entropy(logits.float(), labels[share]) * weight).backward()
+        if config.clip_norm is not None:
+            nn.utils.clip_grad_norm_(parameters, config.clip_norm)
+        optimizer.step()
+
+    graphed = GraphedStep(step, config.batch_size, labels.device) if graph else None
     for epoch in range(done + 1, config.epochs + 1):
         torch.manual_seed((config.seed << 20) + epoch)
         order = torch.randperm(len(labels)).to(labels.device)
@@ -83,15 +101,11 @@ def optimize(
             torch.manual_seed((config.seed << 20) + epoch + (processes.rank << 52))
         with tf32(config.precision):
             for batch in order.split(config.batch_sizes(len(labels))):
-                share = batch[processes.rank :: processes.size]
-                weight = processes.size * len(share) / len(batch)
-                optimizer.zero_grad(set_to_none=True)
-                with torch.autocast(labels.device.type, torch.bfloat16, enabled=bf16):
-                    logits = forward(share)
-                (functional.cross_entropy(logits.float(), labels[share]) * weight).backward()
-                if config.clip_norm is not None:
-                    nn.utils.clip_grad_norm_(parameters, config.clip_norm)
-                optimizer.step()
+                if graphed:
+                    graphed(batch)
+                else:
+                    share = batch[processes.rank :: processes.size]
+                    step(share, processes.size * len(share) / len(batch))
                 schedule.step()
         yield epoch
 
@@ -123,4 +137,16 @@ def fit(
         images = task.images[batch]
         return task.logits(model, crops(images, batch) if crops else images)
 
-    return optimize(forward, task.given, optimizer, config, done, start=start, processes=processes)
+    return optimize(
+        *(forward, task.given, optimizer, config, done),
+        start=start,
+        processes=processes,
+        graph=may_graph(task, config, processes),
+    )
+
+
+def may_graph(task: Task, config: TrainConfig, processes: Processes) -> bool:
+    """Whether steps may become CUDA graphs: all images have to be on the device, and torch.compile
+    and DistributedDataParallel launch their kernels in their own ways."""
+    on_cuda = isinstance(task.images, Tensor) and task.images.device.type == "cuda"
+    return on_cuda and processes.size == 1 and not config.compile

@@ -1,7 +1,5 @@
 """The training loop: batches, learning rates, weight decay, augmentation."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -163,32 +161,3 @@ def test_augmentation_changes_what_is_trained_on_and_only_that():
 
     first, second = weights(Augment.crop_flip), weights(Augment.crop_flip)
     assert first == second != weights(Augment.none)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
-@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-@pytest.mark.parametrize("augment", Augment)
-def test_nothing_within_an_epoch_waits_for_the_device(monkeypatch, augment):
-    task = replace(
-        _task(),
-        **{name: getattr(_task(), name).cuda() for name in ("images", "given", "true")},
-    )
-    model, step = _model().cuda(), torch.optim.AdamW.step
-    config = TrainConfig(epochs=3, batch_size=16, augment=augment, clip_norm=1.0)
-    steps = []
-
-    def checked(*arguments, **more):
-        """From the first step of an epoch on, whatever waits is an error."""
-        result = step(*arguments, **more)
-        torch.cuda.set_sync_debug_mode("error")
-        steps.append(1)
-        return result
-
-    monkeypatch.setattr(torch.optim.AdamW, "step", checked)
-    try:
-        for _ in fit(model, make_optimizer(model, config), task, config):
-            torch.cuda.set_sync_debug_mode("default")
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert len(steps) == 9
