@@ -109,6 +109,8 @@ class Run:
             model = model.to(memory_format=torch.channels_last)
             task = replace(task, memory_format=torch.channels_last)
         optimizer = make_optimizer(model, self.config)
+        if not resume and self._state.path.exists():
+            logger.info(f"{self._state.path}: a stopped run, which --resume continues; starts anew")
         progress = self._state.load(model, optimizer) if resume else Progress()
         rows = {metrics["epoch"]: self._row(metrics) for metrics in progress.history}
         yield from (rows.get(epoch) for epoch in range(1, progress.epoch + 1))

@@ -5,41 +5,15 @@ import pytest
 import torch
 from torch import nn
 
-from memtool.data import normalize
 from memtool.device import Processes
-from memtool.training import Outcomes, Task, evaluate
+from memtool.training import Outcomes, evaluate
 from memtool.training.evaluation import outcomes
 
-
-def _task(examples: int = 48, wrong: int = 16) -> Task:
-    """Bright and dark images; the given labels of the first `wrong` are the other class."""
-    generator = np.random.default_rng(0)
-    true = torch.arange(examples) % 2
-    images = generator.integers(0, 100, (examples, 1, 4, 4), dtype=np.uint8)
-    images = torch.from_numpy(images) + 100 * true.byte().view(-1, 1, 1, 1)
-    given = true.clone()
-    given[:wrong] = 1 - given[:wrong]
-    return Task(
-        *(images, given, true, images[::3], true[::3], 2),
-        normalize=lambda some: normalize(some, [0.4], [0.2]),
-        batch_size=20,
-    )
-
-
-def _model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, bias=False),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.5),
-        nn.Linear(16, 2),
-    )
+from .examples import small_model, small_task
 
 
 def test_the_metrics_are_those_of_a_float64_evaluation():
-    task, model = _task(), _model()
+    task, model = small_task(), small_model()
     model(torch.randn(8, 1, 4, 4))  # statistics of batch norm that are not the first ones
     model.eval()
     exact = [layer.double() for layer in _copy(model)]
@@ -77,22 +51,22 @@ def test_the_metrics_are_those_of_a_float64_evaluation():
 
 
 def _copy(model: nn.Module) -> nn.Module:
-    copy = _model()
+    copy = small_model()
     copy.load_state_dict(model.state_dict())
     return copy.eval()
 
 
 def test_evaluation_leaves_the_model_as_it_was():
-    model = _model().train()
+    model = small_model().train()
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    evaluate(model, _task())
+    evaluate(model, small_task())
     assert model.training
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
 @pytest.mark.parametrize("wrong, empty", [(0, "mislabelled"), (48, "clean")])
 def test_what_has_no_images_is_empty(wrong, empty):
-    for name, value in evaluate(_model(), _task(wrong=wrong)).items():
+    for name, value in evaluate(small_model(), small_task(wrong=wrong)).items():
         assert (value is None) == name.startswith(empty), name
 
 
@@ -100,8 +74,8 @@ def test_what_has_no_images_is_empty(wrong, empty):
 def test_the_metrics_do_not_depend_on_the_batches(batch_size):
     from dataclasses import replace
 
-    expected = evaluate(_model(), _task())
-    found = evaluate(_model(), replace(_task(), batch_size=batch_size))
+    expected = evaluate(small_model(), small_task())
+    found = evaluate(small_model(), replace(small_task(), batch_size=batch_size))
     assert found == {
         name: pytest.approx(value, abs=1e-6) if name.endswith("loss") else value
         for name, value in expected.items()

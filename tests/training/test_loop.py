@@ -1,23 +1,22 @@
 """The training loop: batches, learning rates, weight decay, augmentation."""
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from memtool.data import normalize
 from memtool.training import (
     Augment,
     Optimizer,
-    Task,
     TrainConfig,
     evaluate,
     fit,
     make_optimizer,
     optimize,
 )
+
+from .examples import small_model, small_task
 
 
 def batches_of(examples: int, **config) -> list[list[int]]:
@@ -78,38 +77,11 @@ def test_the_optimizer_takes_each_step_at_the_rate_of_the_schedule(done):
 
 @pytest.mark.parametrize("choice", Optimizer)
 def test_every_optimizer_lowers_the_loss(choice):
-    model = _model()
+    model = small_model()
     config = TrainConfig(epochs=8, batch_size=16, optimizer=choice, learning_rate=0.02)
-    optimizer, task = make_optimizer(model, config), _task()
+    optimizer, task = make_optimizer(model, config), small_task()
     losses = [evaluate(model, task)["loss"] for _ in fit(model, optimizer, task, config)]
     assert losses[-1] < losses[0]
-
-
-def _task(examples: int = 48, wrong: int = 16) -> Task:
-    """Bright and dark images; the given labels of the first `wrong` are the other class."""
-    generator = np.random.default_rng(0)
-    true = torch.arange(examples) % 2
-    images = generator.integers(0, 100, (examples, 1, 4, 4), dtype=np.uint8)
-    images = torch.from_numpy(images) + 100 * true.byte().view(-1, 1, 1, 1)
-    given = true.clone()
-    given[:wrong] = 1 - given[:wrong]
-    return Task(
-        *(images, given, true, images[::3], true[::3], 2),
-        normalize=lambda some: normalize(some, [0.4], [0.2]),
-        batch_size=20,
-    )
-
-
-def _model() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3, bias=False),
-        nn.BatchNorm2d(4),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Dropout(0.5),
-        nn.Linear(16, 2),
-    )
 
 
 NORMS = [
@@ -153,7 +125,7 @@ def test_a_gradient_is_clipped_to_the_norm():
 
 def test_augmentation_changes_what_is_trained_on_and_only_that():
     def weights(augment):
-        model, task = _model(), _task()
+        model, task = small_model(), small_task()
         config = TrainConfig(epochs=2, batch_size=16, augment=augment)
         for _ in fit(model, make_optimizer(model, config), task, config):
             pass

@@ -241,7 +241,8 @@ def test_resume_starts_where_there_is_nothing_to_go_on_from(train, tmp_path, uni
 
 def test_without_resume_a_stopped_run_starts_anew(train, tmp_path, uninterrupted, monkeypatch):
     stop_after_epoch_1(train, tmp_path / "again", monkeypatch, "--seed", 1)
-    assert train(tmp_path / "again").code == 0
+    result = train(tmp_path / "again")
+    assert result.code == 0 and "a stopped run, which --resume continues" in result.stderr
     assert contents(tmp_path / "again") == uninterrupted
 
 
@@ -338,3 +339,48 @@ def test_images_that_outgrow_the_memory_are_trained_on_alike(run, folder, tmp_pa
     assert any((tmp_path / "cache").rglob("images-*"))
     whole, mapped = (tmp_path / f"{name}.safetensors" for name in ("whole", "mapped"))
     assert whole.read_bytes() == mapped.read_bytes()
+
+
+def test_a_compiled_model_is_saved_under_its_own_names(train, tmp_path, uninterrupted, monkeypatch):
+    compiled = []
+
+    class Compiled(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+            self._orig_mod = model
+            compiled.append(model)
+
+        def forward(self, images):
+            return self._orig_mod(images)
+
+    monkeypatch.setattr(torch, "compile", Compiled)
+    assert train(tmp_path, "--compile").code == 0
+    assert len(compiled) == 1
+    expected = load_tensors(tmp_path / "r.safetensors")
+    whole = tmp_path / "whole.safetensors"
+    whole.write_bytes(uninterrupted["r.safetensors"])
+    for name, tensor in load_tensors(whole).items():
+        assert torch.equal(tensor, expected[name]), name
+
+
+def test_what_cannot_be_compiled_is_one_line(train, tmp_path, monkeypatch):
+    class Failing(torch.nn.Module):
+        def __init__(self, model):
+            super().__init__()
+
+        def forward(self, images):
+            raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(torch, "compile", Failing)
+    result = train(tmp_path, "--compile")
+    assert result.code == 1
+    assert "memtool: error: --compile: RuntimeError: no C++ compiler" in result.stderr
+
+
+def test_bf16_trains_a_network_of_float32(train, tmp_path, uninterrupted):
+    result = train(tmp_path, "--precision", "bf16")
+    assert result.code == 0, result.stderr
+    final = load_tensors(tmp_path / "r.safetensors")
+    assert all(t.dtype is not torch.bfloat16 for t in final.values())
+    assert (tmp_path / "r.safetensors").read_bytes() != uninterrupted["r.safetensors"]
+    assert read_metadata(tmp_path / "r.safetensors")["training"]["precision"] == "bf16"
