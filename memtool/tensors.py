@@ -213,9 +213,15 @@ def save_tensors(
     """
     from safetensors.torch import save_file
 
-    copies = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
+    separate: dict[str, torch.Tensor] = {}
+    memories = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        memory = own.untyped_storage().data_ptr()
+        separate[name] = own.clone() if memory in memories else own
+        memories.add(memory)
     with replacing_safetensors(path) as temporary:
-        save_file(copies, temporary, encoded(kind, metadata))
+        save_file(separate, temporary, encoded(kind, metadata))
 
 
 def files_of(path: Path) -> list[Path]:

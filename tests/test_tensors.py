@@ -172,3 +172,20 @@ def test_a_file_without_metadata_is_none_of_ours(tmp_path):
 def test_a_file_of_another_kind_is_told(runs):
     with pytest.raises(MemtoolError, match="is a labels file, not a checkpoint file"):
         read_metadata(runs.noisy_labels, "checkpoint")
+
+
+def test_tensors_in_one_memory_are_written_separately(tmp_path):
+    whole = torch.arange(12.0)
+    tensors = {
+        "whole": whole,
+        "same": whole,
+        "rows": whole.view(3, 4)[1:],
+        "columns": whole.view(3, 4)[:, 1:],
+        "last": whole.view(1, 3, 2, 2).contiguous(memory_format=torch.channels_last),
+        "empty": torch.zeros(0),
+        "none": torch.zeros(0, 3),
+    }
+    save_tensors(tmp_path / "x.safetensors", "state", tensors, {})
+    found = load_tensors(tmp_path / "x.safetensors")
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())

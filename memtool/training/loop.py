@@ -107,6 +107,7 @@ def optimize(
                     share = batch[processes.rank :: processes.size]
                     step(share, processes.size * len(share) / len(batch))
                 schedule.step()
+        optimizer.zero_grad(set_to_none=True)  # what follows an epoch has no use for gradients
         yield epoch
 
 

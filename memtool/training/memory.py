@@ -29,10 +29,10 @@ def evaluation_batch(
     """
     device = next(model.parameters()).device
     batch = ceil(config.batch_size / processes.size)
-    step = footprint(model.train(), shape, gradients=True).of(batch)
-    _check(step + _optimizer_state(model, config), batch, config, device)
+    step = footprint(model.train(), shape, gradients=True)
+    _check(step.of(batch) + _optimizer_state(model, config), batch, config, device)
     forward = footprint(model, shape)
-    return forward.batch_within(max(step, LEAST, forward.of(1)))
+    return forward.batch_within(max(step.per_example * batch, LEAST, forward.of(1)))
 
 
 def _optimizer_state(model: nn.Module, config: TrainConfig) -> int:

@@ -25,7 +25,7 @@ def model():
 
 def test_evaluation_takes_no_more_than_a_training_step(model):
     config = TrainConfig(batch_size=64)
-    step = footprint(model.train(), SHAPE, gradients=True).of(64)
+    step = 64 * footprint(model.train(), SHAPE, gradients=True).per_example
     batch = evaluation_batch(model, SHAPE, config)
     assert step > module.LEAST
     assert footprint(model, SHAPE).of(batch) <= step < footprint(model, SHAPE).of(batch + 1)
