@@ -93,6 +93,6 @@ def test_a_checkpoint_without_a_data_set_asks_for_one() -> None:
 
     unknown = SimpleNamespace(path=Path("a.safetensors"), data={}, preprocessing={})
     with pytest.raises(MemtoolError, match="a.safetensors: .*--data"):
-        options.load_dataset(None, unknown, None)
-    found = options.load_dataset("digits", unknown, None, samples=30)
+        options.load_dataset(None, unknown, None, "4GiB")
+    found = options.load_dataset("digits", unknown, None, "4GiB", samples=30)
     assert (found.name, len(found.test)) == ("digits?samples=30", 30)
