@@ -36,17 +36,13 @@ def make(num_classes=2, width=8):
 # Size of the images, model, and the cuts to stitch at: the stages of each.
 MODELS = {
     "torchvision:resnet18": (32, "layer?"),
-    "torchvision:vgg11_bn": (32, "features.3,features.28"),
     "torchvision:densenet121": (32, "features.denseblock?"),
     "torchvision:mobilenet_v3_small": (32, "features.1,features.12"),
-    "torchvision:efficientnet_b0": (32, "features.1,features.7"),
-    "torchvision:convnext_tiny": (32, "features.?"),
     "torchvision:vit_b_32?image_size=32": (32, "encoder.layers.encoder_layer_1*"),
     "torchvision:swin_t": (32, "features.1,features.7"),
     "torchvision:googlenet": (32, "inception3b,inception5b"),
     "torchvision:inception_v3": (75, "Mixed_5d,Mixed_7c"),
     "torchvision:shufflenet_v2_x0_5": (32, "stage?"),
-    "torchvision:regnet_y_400mf": (32, "trunk_output.block?"),
     "timm:resnet10t": (32, "layer?"),
     "timm:vit_tiny_patch16_224?img_size=32&depth=3": (32, "blocks.?"),
     "timm:convnext_atto": (32, "stages.?"),
