@@ -1,6 +1,7 @@
 """The device to compute on, the precision, and the processes that share work under torchrun."""
 
 import os
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -48,6 +49,23 @@ def choose(name: str = "auto") -> "torch.device":
     return torch.device(name)
 
 
+def machine_memory() -> int:
+    """The bytes of memory that this machine has; more than any has where it does not say."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not a POSIX system
+        return sys.maxsize
+
+
+def memory_of(device: "torch.device") -> int:
+    """The bytes that a device has: of CUDA those that are free, else those of the machine."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return machine_memory()
+
+
 @contextmanager
 def tf32(name: Precision) -> Iterator[None]:
     """Within the block, CUDA takes TF32 for products in float32 if `name` says so. (PyTorch by
@@ -72,6 +90,11 @@ def precision(name: Precision, device: "torch.device") -> Iterator[None]:
 
     with tf32(name), torch.autocast(device.type, torch.bfloat16, enabled=name is Precision.bf16):
         yield
+
+
+def is_first() -> bool:
+    """Whether this is rank 0 of a torchrun, the one that speaks, or the only process."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)

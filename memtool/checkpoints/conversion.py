@@ -43,9 +43,8 @@ def convert(
 
     They are of `model` if it is given, else of the model that is recognized or, for a checkpoint,
     on record. The metadata record the data set that `dataset_for` gives as what the network was
-    trained on. With `trust`, the
-    code that the metadata of a checkpoint name may run. Raises MemtoolError unless the weights are
-    exactly those of the model.
+    trained on. With `trust`, the code that the metadata of a checkpoint name may run. Raises
+    MemtoolError unless the weights are exactly those of the model.
     """
     checkpoint, tensors = _read(path, model, trust)
     if dataset_for:

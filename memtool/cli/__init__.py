@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__
 from memtool.cli.console import is_debugging, stderr, telling
-from memtool.device import is_first_to_fail
+from memtool.device import is_first, is_first_to_fail
 from memtool.errors import ERROR, printable
 from memtool.tables import discard
 
@@ -54,7 +54,7 @@ class Group(TyperGroup):
                 _tell(error)
             raise typer.Exit(1) from error
         except typer.BadParameter as error:
-            if os.environ.get("RANK", "0") != "0":  # all processes of a torchrun find the same
+            if not is_first():  # all processes of a torchrun find the same
                 raise typer.Exit(error.exit_code) from error
             raise
 

@@ -86,7 +86,7 @@ def cka(
             "used after all if CKA of the first batch changes by more than 0.001",
         ),
     ] = Precision.float32,
-    memory: options.Memory = "4GiB",
+    memory: options.Memory = options.MEMORY,
     seed: options.Seed = 0,
     dataset: options.Data = None,
     data_dir: options.DataDir = None,

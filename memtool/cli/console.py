@@ -7,7 +7,6 @@ only rank 0 speaks.
 """
 
 import logging
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +22,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+from memtool.device import is_first
 from memtool.errors import WARNING, printable
 from memtool.progress import Advance
 from memtool.tables import discard
@@ -62,7 +62,7 @@ class _Handler(logging.Handler):
 @contextmanager
 def telling() -> Iterator[None]:
     """Within the block, what the library logs goes to stderr."""
-    handler = _Handler() if os.environ.get("RANK", "0") == "0" else logging.NullHandler()
+    handler = _Handler() if is_first() else logging.NullHandler()
     before = logger.level, logger.propagate
     logger.addHandler(handler)
     logger.setLevel(logging.INFO)
@@ -98,7 +98,7 @@ def progress(description: str, total: int) -> Iterator[Advance]:
 
     In a log, it tells in a line every LOG_EVERY seconds how far it is: short work leaves none.
     """
-    silent = os.environ.get("RANK", "0") != "0" or not logger.isEnabledFor(logging.INFO)
+    silent = not is_first() or not logger.isEnabledFor(logging.INFO)
     bar = Progress(
         TextColumn("{task.description}", markup=False),
         BarColumn(bar_width=None),

@@ -63,6 +63,6 @@ def convert(
     options.check_file(output)
     check_writable(output)
     spec = options.model_spec(model)
-    with_data = partial(options.load_dataset, dataset, folder=None, memory="4GiB")
+    with_data = partial(options.load_dataset, dataset, folder=None, memory=options.MEMORY)
     dataset_for = with_data if dataset else None
     checkpoints.convert(file, spec, output, dataset_for, trust)

@@ -73,7 +73,7 @@ def make_noisy(
     data_dir: options.DataDir = None,
     image_size: options.ImageSize = None,
     split_at: options.SplitAt = None,
-    memory: options.Memory = "4GiB",
+    memory: options.Memory = options.MEMORY,
     seed: options.Seed = 0,
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,

@@ -140,6 +140,7 @@ Device = Annotated[
         help="Device to compute on: auto, cpu, cuda, cuda:1, ... or mps",
     ),
 ]
+MEMORY = "4GiB"  # by default
 Memory = Annotated[
     str,
     typer.Option(

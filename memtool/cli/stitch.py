@@ -106,7 +106,7 @@ def stitch(
     data_dir: options.DataDir = None,
     image_size: options.ImageSize = None,
     split_at: options.SplitAt = None,
-    memory: options.Memory = "4GiB",
+    memory: options.Memory = options.MEMORY,
     output: options.Output = None,
     resume: Annotated[
         bool,

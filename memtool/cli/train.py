@@ -203,7 +203,7 @@ def train(
             show_default=False,
         ),
     ] = "",
-    memory: options.Memory = "4GiB",
+    memory: options.Memory = options.MEMORY,
     resume: Annotated[
         bool,
         typer.Option(

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.data.listing import Images, Labels, Vectors
+from memtool.device import memory_of
 
 if TYPE_CHECKING:
     import torch
@@ -73,7 +74,7 @@ def on_device(splits: Sequence[Split], device: "torch.device") -> "torch.Tensor 
             return held
         return torch.from_numpy(splits[0].images)
     if device.type == "cuda":
-        return held.whole() if 2 * held.nbytes <= torch.cuda.mem_get_info(device)[0] else held
+        return held.whole() if 2 * held.nbytes <= memory_of(device) else held
     return held if any(split.checksums for split in splits) else held.whole()
 
 

@@ -18,6 +18,7 @@ from memtool.data.listing import Images
 from memtool.data.pictures import Picture, Remark, read
 from memtool.data.resizing import fitted
 from memtool.data.spec import Options
+from memtool.device import machine_memory
 from memtool.progress import Advance
 
 Item = TypeVar("Item")
@@ -31,10 +32,7 @@ AHEAD = 4  # images that each thread may be ahead of those that have their place
 
 def check_memory(size: int, what: str) -> None:
     """Raise MemtoolError, which names `what`, if `size` bytes are more than this machine has."""
-    try:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, ValueError, OSError):  # not a POSIX system
-        return
+    memory = machine_memory()
     if size > memory:
         raise MemtoolError(
             f"{what}: take {size / 2**30:,.1f} GiB, this machine has {memory / 2**30:,.1f}; take "

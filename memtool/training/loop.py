@@ -18,7 +18,7 @@ from memtool.training.settings import Augment, Optimizer, TrainConfig
 
 NORMALIZATIONS = (
     nn.modules.batchnorm._NormBase,
-    *(nn.LayerNorm, nn.GroupNorm, nn.LocalResponseNorm, nn.RMSNorm),
+    *(nn.LayerNorm, nn.GroupNorm, nn.RMSNorm),
 )
 
 

@@ -1,14 +1,13 @@
 """What training takes in memory: said before the work if it does not fit; evaluation takes no more
 than a training step."""
 
-import os
 from math import ceil
 
 import torch
 from torch import nn
 
 from memtool import MemtoolError
-from memtool.device import Precision, Processes
+from memtool.device import Precision, Processes, memory_of
 from memtool.layers import footprint, told_size
 from memtool.training.settings import Optimizer, TrainConfig
 
@@ -49,10 +48,3 @@ def _check(needed: int, batch: int, config: TrainConfig, device: torch.device) -
             f"a training step with {batch} images takes {told_size(needed)} of memory, {device} "
             f"has {told_size(available)}; choose a smaller --batch-size or smaller images"
         )
-
-
-def memory_of(device: torch.device) -> int:
-    """The bytes that a device has: of CUDA those that are free, else those of the machine."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

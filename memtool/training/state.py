@@ -63,17 +63,20 @@ class State:
             index, _, name = key.partition(".")
             state.setdefault(int(index), {})[name] = _laid_out(value, parameters[int(index)])
         optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        return Progress(metadata["epoch"], tuple(metadata["history"]))
+        return _progress(metadata)
 
     def latest(self) -> tuple[dict[str, Tensor], Progress]:
         """The weights and the progress after the latest epoch; the file has to exist."""
         metadata = read_metadata(self.path, "state")
-        progress = Progress(metadata["epoch"], tuple(metadata["history"]))
-        return _part(load_tensors(self.path), "model."), progress
+        return _part(load_tensors(self.path), "model."), _progress(metadata)
 
     def remove(self) -> None:
         """Remove the file, if there is one: the run is complete."""
         self.path.unlink(missing_ok=True)
+
+
+def _progress(metadata: Metadata) -> Progress:
+    return Progress(metadata["epoch"], tuple(metadata["history"]))
 
 
 def check_same(path: Path, recorded: Metadata, settings: Metadata) -> None:
