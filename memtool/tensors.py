@@ -90,6 +90,7 @@ FIELDS: Mapping[str, tuple[Sequence[str], Callable[[Any], bool]]] = {
     "image_shape": (["data.image_shape", "image_shape"], _is_image_shape),
     "epoch": (["training.epoch"], _is(int, NoneType)),
     "seed": (["training.seed", "noise.seed"], _is(int, NoneType)),
+    "order_seed": (["training.order_seed"], _is(int, NoneType)),
     "noise_ratio": (["training.noise_ratio", "noise.ratio"], _is(int, float, NoneType)),
     "noise_kind": (["training.noise_kind", "noise.kind"], _is(str, NoneType)),
     "noise_seed": (["training.noise_seed"], _is(int, NoneType)),

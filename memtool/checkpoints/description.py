@@ -83,6 +83,7 @@ def _row(
         "front_noise_ratio": front.noise_ratio,
         "back_noise_ratio": back.noise_ratio,
         "seed": noise.get("seed") if noise else origin.seed,
+        "order_seed": origin.order_seed,
         "loss": metrics.get("loss"),
         "given_accuracy": metrics.get("given_accuracy"),
         "true_accuracy": metrics.get("true_accuracy"),

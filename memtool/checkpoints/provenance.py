@@ -21,6 +21,7 @@ class Provenance:
 
     epoch: int | None = None
     seed: int | None = None
+    order_seed: int | None = None  # where it is not `seed`
     noise_ratio: float | None = None
     noise_kind: str | None = None
     noise_seed: int | None = None
@@ -30,7 +31,7 @@ class Provenance:
     @staticmethod
     def of(training: Mapping[str, Any]) -> "Provenance":
         """What the section `training` of a checkpoint's metadata says, once that is checked."""
-        own = {key: training.get(key) for key in ("epoch", "seed")}
+        own = {key: training.get(key) for key in ("epoch", "seed", "order_seed")}
         if not {"front", "back"} <= training.keys():
             return Provenance(**own, **{key: training.get(key) for key in NOISE})
         front, back = Provenance.of(training["front"]), Provenance.of(training["back"])

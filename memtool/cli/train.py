@@ -183,6 +183,18 @@ def train(
         ),
     ] = TrainConfig.evaluate_every,
     seed: options.Seed = 0,
+    order_seed: Annotated[
+        int | None,
+        typer.Option(
+            "--order-seed",
+            metavar="N",
+            min=0,
+            max=2**32 - 1,
+            help="Seed of the order of batches and of augmentation: with another one than --seed, "
+            "equal initial weights are trained again, to see by how much two runs differ anyway",
+            show_default="that of --seed",
+        ),
+    ] = None,
     save_every: Annotated[
         int | None,
         typer.Option(
@@ -279,6 +291,7 @@ def train(
         schedule=schedule,
         warmup=warmup,
         seed=seed,
+        order_seed=order_seed if order_seed != seed else None,
         augment=augment,
         clip_norm=clip_norm,
         decay_norm=decay_norm,

@@ -23,14 +23,14 @@ NEEDS: Needs = Needs(
     columns=("checkpoint", "reference", "layer", "reference_layer", "cka", "epoch", "noise_ratio"),
     conditions=("estimator", "kernel", "bandwidth", "data", "n"),
     optional=(
-        *("model", "noise_kind", "noise_seed", "seed"),
+        *("model", "noise_kind", "noise_seed", "seed", "order_seed"),
         *("front_layer", "front_noise_ratio", "front_noise_seed", "front_seed"),
         *("back_layer", "back_noise_ratio", "back_noise_seed", "back_seed"),
         *("reference_noise_ratio", "reference_noise_kind", "reference_noise_seed"),
-        *("reference_seed", "sample_seed", "precision"),
+        *("reference_seed", "reference_order_seed", "sample_seed", "precision"),
     ),
 )
-SAME_RUN = ("noise_ratio", "noise_kind", "noise_seed", "seed")
+SAME_RUN = ("noise_ratio", "noise_kind", "noise_seed", "seed", "order_seed")
 
 
 def draw_convergence(rows: Rows) -> Figure:

@@ -19,7 +19,7 @@ NEEDS: Needs = Needs(
     TrainingRow,
     columns=("checkpoint", "epoch", "noise_ratio", *TITLES),
     conditions=("model", "data", "noise_kind"),
-    optional=("seed", "noise_seed"),
+    optional=("seed", "order_seed", "noise_seed"),
 )
 
 

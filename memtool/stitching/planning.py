@@ -81,7 +81,7 @@ class StitchSettings:
 
     def json(self) -> dict[str, object]:
         """All settings, those of training among them, as JSON holds them."""
-        content = {**asdict(self), **asdict(self.config)}
+        content = {**asdict(self), **self.config.recorded()}
         del content["config"]
         return dict(json.loads(json.dumps(content)))
 

@@ -69,6 +69,9 @@ class TrainingRow(TypedDict):
         float | None, Column("accuracy on the training images that are not mislabelled", 24)
     ]
     test_loss: Annotated[float, Column("mean cross-entropy on the test images, in nats", 31)]
+    order_seed: Annotated[
+        int | None, Column("seed of the order of batches where it is another; else empty", 8)
+    ]
 
 
 class CkaRow(TypedDict):
@@ -100,6 +103,9 @@ class CkaRow(TypedDict):
             6,
         ),
     ]
+    order_seed: Annotated[
+        int | None, Column("seed of its order of batches where that is another; else empty", 8)
+    ]
     front_layer: Annotated[
         str | None, Column("of a stitched model, the last layer of its front; else empty", 10)
     ]
@@ -124,6 +130,9 @@ class CkaRow(TypedDict):
     reference_noise_seed: Annotated[int | None, Column("seed of that noise", 29)]
     reference_seed: Annotated[
         int | None, Column("seed of the reference's run; empty if unknown", 13)
+    ]
+    reference_order_seed: Annotated[
+        int | None, Column("seed of its order of batches where that is another; else empty", 15)
     ]
     estimator: Annotated[str, Column("how HSIC was estimated: exact, unbiased or minibatch")]
     kernel: Annotated[str, Column("kernel of HSIC: linear or rbf")]
@@ -286,6 +295,9 @@ class FileRow(TypedDict):
         float | None, Column("of a stitched model, the noise ratio of its back, in [0, 1]", 9)
     ]
     seed: Annotated[int | None, Column("seed of the run, or of the noise in a label file", 6)]
+    order_seed: Annotated[
+        int | None, Column("seed of the order of batches where it is another; else empty", 28)
+    ]
     loss: Annotated[float | None, Column("mean cross-entropy on the given labels, in nats", 22)]
     given_accuracy: Annotated[float | None, Column("accuracy on the given labels, in [0, 1]")]
     true_accuracy: Annotated[float | None, Column("accuracy on the true labels, in [0, 1]", 10)]

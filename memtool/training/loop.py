@@ -94,11 +94,11 @@ def optimize(
 
     graphed = GraphedStep(step, config.batch_size, labels.device) if graph else None
     for epoch in range(done + 1, config.epochs + 1):
-        torch.manual_seed((config.seed << 20) + epoch)
+        torch.manual_seed(config.epoch_seed(epoch))
         order = torch.randperm(len(labels)).to(labels.device)
         start()
         if processes.rank:  # dropout draws from here on, and in each process something else
-            torch.manual_seed((config.seed << 20) + epoch + (processes.rank << 52))
+            torch.manual_seed(config.epoch_seed(epoch) + (processes.rank << 52))
         with tf32(config.precision):
             for batch in order.split(config.batch_sizes(len(labels))):
                 if graphed:

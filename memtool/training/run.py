@@ -8,7 +8,7 @@ run is unfinished.
 import logging
 from collections.abc import Collection, Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
 from pathlib import Path
@@ -152,7 +152,7 @@ class Run:
             "model": self.spec.json(),
             "data": self.dataset.metadata(),
             "training": {
-                **asdict(self.config),
+                **self.config.recorded(),
                 **noise,
                 "labels": self.labels.fingerprint,
                 "saved_epochs": sorted(self.epochs_to_save),
@@ -231,6 +231,7 @@ class Run:
             "noise_kind": noise["kind"],
             "noise_seed": noise["seed"],
             "seed": self.config.seed,
+            "order_seed": self.config.order_seed,
             **metrics,
         }
 

@@ -1,8 +1,9 @@
 """Hyperparameters; without torch, so that the command line can offer them and still start fast."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from enum import StrEnum
+from typing import Any
 
 from memtool.device import Precision
 
@@ -41,7 +42,8 @@ class TrainConfig:
     `clip_norm` is the largest norm of the gradient, None for any. `sync_batch_norm`: batch norm
     takes the statistics of whole batches also where several processes share them. `compile`:
     torch.compile makes the kernels. `evaluate_every` counts the epochs from one evaluation to the
-    next. `seed` determines the initial weights, the order of the examples and their augmentation.
+    next. `seed` determines the initial weights, and the order of the examples and their
+    augmentation too, unless these have an `order_seed` of their own.
     """
 
     epochs: int = 20
@@ -59,6 +61,18 @@ class TrainConfig:
     precision: Precision = Precision.float32
     compile: bool = False
     evaluate_every: int = 1
+    order_seed: int | None = None
+
+    def recorded(self) -> dict[str, Any]:
+        """The hyperparameters by name, as files have them: `order_seed` only if there is one."""
+        content = asdict(self)
+        if self.order_seed is None:
+            del content["order_seed"]
+        return content
+
+    def epoch_seed(self, epoch: int) -> int:
+        """The seed of all that is random in an epoch."""
+        return ((self.seed if self.order_seed is None else self.order_seed) << 20) + epoch
 
     def steps_per_epoch(self, examples: int) -> int:
         """The number of batches that `examples` examples, at least one, are divided into."""

@@ -125,6 +125,13 @@ def test_a_stitched_model_is_not_of_the_run_whose_ends_it_has():
     assert recognize(other_noise) == "divergence"
 
 
+def test_another_order_of_batches_makes_another_run():
+    rows = convergence_rows()
+    known = [row | {"order_seed": 1, "reference_order_seed": 1} for row in rows]
+    assert recognize(known) == "convergence"
+    assert recognize([row | {"reference_order_seed": None} for row in known]) == "divergence"
+
+
 def test_two_checkpoints_at_one_point_are_an_error_that_names_both():
     rows = convergence_rows()
     twin = {"checkpoint": "other.safetensors", "cka": 0.25}

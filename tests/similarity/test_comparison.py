@@ -347,3 +347,15 @@ def test_two_processes_give_the_rows_of_one(run, runs, other, tmp_path):
             assert a == b
     for estimator in SHARED:
         assert shared.stderr.count(f"{estimator} CKA of 500 examples") == 1
+
+
+def test_a_second_clean_network_is_told_from_the_first(run, runs, tmp_path):
+    path = tmp_path / "second.safetensors"
+    metadata = read_metadata(runs.clean)
+    metadata["training"]["order_seed"] = 7
+    save_tensors(path, metadata.pop("kind"), load_tensors(runs.clean), metadata)
+    arguments = ("cka", runs.clean, path, "--layers", "fc", "--format", "csv")
+    (row,) = rows(run(*arguments).stdout)
+    assert (row["seed"], row["order_seed"]) == ("0", "")
+    assert (row["reference_seed"], row["reference_order_seed"]) == ("0", "7")
+    assert rows(run("info", path, "--format", "csv").stdout)[0]["order_seed"] == "7"

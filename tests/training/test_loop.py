@@ -58,6 +58,7 @@ def test_a_last_batch_of_one_joins_the_one_before(examples, sizes):
 
 def test_the_order_follows_from_the_seed_and_the_epoch():
     assert batches_of(50, seed=1) == batches_of(50, seed=1) != batches_of(50, seed=2)
+    assert batches_of(50, seed=1, order_seed=2) == batches_of(50, seed=2)
 
 
 @pytest.mark.parametrize("done", [0, 1])

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 
+from memtool import tables
 from memtool.tensors import load_tensors, read_metadata
 from memtool.training import Metrics
 from memtool.training import run as run_module
@@ -265,6 +266,22 @@ def test_one_seed_gives_the_same_initial_weights_whatever_the_labels(run, train,
         assert not torch.equal(starts[-1]["fc.weight"], final["fc.weight"])
     assert starts[0].keys() == starts[1].keys()
     assert all(torch.equal(starts[0][key], starts[1][key]) for key in starts[0])
+
+
+def test_another_order_of_batches_starts_from_the_same_weights(train, tmp_path, uninterrupted):
+    """And a run whose order has the seed of its weights is one without that option."""
+    train(tmp_path / "same", "--order-seed", 0)
+    assert contents(tmp_path / "same") == uninterrupted
+    train(tmp_path / "other", "--order-seed", 7)
+    for epoch, is_equal in (("r/epoch-0000", True), ("r", False)):
+        one, other = (
+            load_tensors(tmp_path / folder / f"{epoch}.safetensors") for folder in ("same", "other")
+        )
+        assert torch.equal(one["fc.weight"], other["fc.weight"]) == is_equal
+    recorded = read_metadata(tmp_path / "other/r.safetensors")["training"]
+    assert (recorded["seed"], recorded["order_seed"]) == (0, 7)
+    assert {row["order_seed"] for row in tables.read(tmp_path / "other/r.csv")} == {7}
+    assert {row["order_seed"] for row in tables.read(tmp_path / "same/r.csv")} == {None}
 
 
 def test_a_checkpoint_says_how_it_came_about(train, tmp_path, folder):
