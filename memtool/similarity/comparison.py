@@ -68,7 +68,7 @@ def _safe_precision(
     def found(settings: CkaSettings) -> Iterator[tuple[str, float | None]]:
         for group in plan.groups:
             for one in measure(group, trial, reference, batch, settings, Processes(), silent):
-                yield from ((layer, value) for (layer, _), (value, _) in one.values.items())
+                yield from ((layer, value) for (layer, _), (value, *_) in one.values.items())
 
     change, layer = max(processes.gather(_change(found(settings), found(settings.in_float32()))))
     if change <= TOLERANCE:
@@ -139,7 +139,7 @@ def _row(
     mine, theirs = checkpoint.provenance, reference.provenance
     front, back = mine.front or NOT_STITCHED, mine.back or NOT_STITCHED
     cut = checkpoint.spec.options if mine.front else {}
-    value, error = outcome.values[layer.same_as, other.same_as]
+    value, error, null = outcome.values[layer.same_as, other.same_as]
     return {
         "checkpoint": str(checkpoint.path),
         "reference": str(reference.path),
@@ -177,4 +177,5 @@ def _row(
         "sample_seed": settings.seed,
         "cka": value,
         "cka_se": error,
+        "cka_null": null,
     }

@@ -60,8 +60,8 @@ class FeatureRecorder(OffsetRecorder):
         estimator: Estimator,
         mine: Collection[int],
     ) -> None:
-        super().__init__(layers, device, batches)
-        self.estimator, self.missing = estimator, set(mine)
+        super().__init__(layers, device, batches, estimator)
+        self.missing = set(mine)
         self._layers: dict[int, LayerFeatures] = {}
 
     def _opened(self, visit: Visit) -> "FeatureBatch":
@@ -70,6 +70,9 @@ class FeatureRecorder(OffsetRecorder):
     def sums_with(self, other: Recorder, pairs: Sequence[tuple[int, int]]) -> "FeatureSums":
         assert isinstance(other, FeatureRecorder)
         return FeatureSums(self, other, pairs)
+
+    def traces(self) -> Tensor:
+        return torch.stack([self.layer(i).centering[1][:, 0].sum() for i in self.index.values()])
 
     def layer(self, i: int) -> "LayerFeatures":
         """The features of layer i, once all are there."""

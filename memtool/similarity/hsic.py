@@ -18,6 +18,16 @@ For features X (n, p) and Y (n, q) of the same examples (Kornblith et al. 2019),
     CKA = HSIC(X, Y) / sqrt(HSIC(X, X) HSIC(Y, Y)).
 
 Nothing is ever added to the denominator: where it is 0, there is no CKA.
+
+Features that have nothing to do with each other have a CKA, too, as `exact` is biased. Let a random
+permutation P shuffle the examples of one layer. E[P Lc P^T] is the same under all permutations, its
+rows sum to 0 and its trace is tr Lc, so that it is tr Lc / (n - 1) H, and
+
+    E <Kc, P Lc P^T> = tr Kc tr Lc / (n - 1) = T / (n - 1),
+    E CKA(X, P Y) = tr Kc tr Lc / ((n - 1) |Kc| |Lc|)
+
+for `exact`, since a permutation changes no layer's HSIC with itself (|A|^2 = <A, A>). By the same
+means, E[S] and E[D] of the unbiased formula cancel with T: its expectation is 0, in each batch.
 """
 
 import math
@@ -70,12 +80,13 @@ class Hsic:
     """HSIC of pairs of layers, float64, up to a factor common to a row: (replicates, pairs) each.
 
     The first row is of all examples. Each other row is of all but those of one group of batches;
-    there are none if there is a single group.
+    there are none if there is a single group. `permuted` is (pairs,), of all examples.
     """
 
     xy: Tensor
     xx: Tensor  # the first layer of each pair with itself
     yy: Tensor  # the second one with itself
+    permuted: Tensor  # what xy is in expectation when the examples of one layer are permuted
 
     def cka(self) -> tuple[Tensor, Tensor]:
         """CKA of each pair and its standard error, (pairs,) each.
@@ -89,6 +100,11 @@ class Hsic:
         replicates = torch.stack(left_out)
         squares = (replicates - replicates.mean(0)).square().sum(0)
         return value, (squares * (1 - 1 / len(replicates))).sqrt()
+
+    def null(self) -> Tensor:
+        """CKA in expectation when the examples of one layer are permuted, (pairs,); NaN where there
+        is no CKA."""
+        return normalized(self.permuted, self.xx[0], self.yy[0])
 
 
 class PairProducts:

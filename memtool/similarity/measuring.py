@@ -29,15 +29,16 @@ from memtool.similarity.tiles import TileRecorder
 class Outcome:
     """What a pass finds of one network, by the names of its tensors.
 
-    `values` are CKA of each pair with the reference, and its standard error; either is None where
-    it is not a number. Those of the reference itself are empty.
+    `values` are CKA of each pair with the reference, its standard error, and what CKA is in
+    expectation when the examples of one are permuted; each is None where it is not a number. Those
+    of the reference itself are empty.
     """
 
     selection: Selection
     uncalled: list[str]
     constant: set[Hashable] = field(default_factory=set)
     coincident: set[Hashable] = field(default_factory=set)  # with a median distance of 0
-    values: dict[TensorPair, tuple[float | None, float | None]] = field(default_factory=dict)
+    values: dict[TensorPair, tuple[float | None, ...]] = field(default_factory=dict)
 
 
 def measure(
@@ -242,8 +243,9 @@ class Participant:
             if (sigma := getattr(recorder, "sigma", None)) is not None:
                 outcome.coincident |= _where(recorder, sigma == 0)
         for way, sums in self.sums.items():
-            cka = (map(_finite, numbers.tolist()) for numbers in sums.hsic(advance).cka())
-            outcome.values |= zip(self.pairs[way], zip(*cka, strict=True), strict=True)
+            hsic = sums.hsic(advance)
+            numbers = (map(_finite, each.tolist()) for each in (*hsic.cka(), hsic.null()))
+            outcome.values |= zip(self.pairs[way], zip(*numbers, strict=True), strict=True)
         return outcome
 
 

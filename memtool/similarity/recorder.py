@@ -29,6 +29,7 @@ from torch import Tensor
 from memtool import MemtoolError
 from memtool.progress import Advance, unseen
 from memtool.similarity.hsic import GROUPS, Hsic, PairProducts, wide
+from memtool.similarity.settings import Estimator
 
 # How far from its mean, in units of its precision, rounding may leave a feature that is constant.
 ROUNDING = 32
@@ -106,6 +107,12 @@ class Recorder(ABC):
         """Which layers give all examples the same features, (layers,) bool."""
         return self.state["varying"] == 0
 
+    def permuted(self) -> Tensor:
+        """A factor for each layer, (layers,): the product of those of two layers is their HSIC in
+        expectation when the examples of one are permuted (see `hsic`). Here 0, as for estimators
+        without bias."""
+        return self.zeros(len(self.index))
+
     def features(self, i: int, activation: Tensor) -> Tensor:
         """The activation of layer i as `features`, their order being the same in all batches."""
         last = self._channels_last.setdefault(i, has_channels_last(activation))
@@ -138,15 +145,25 @@ class OffsetRecorder(Recorder):
         layers: Sequence[Hashable],
         device: torch.device,
         batches: Sequence[tuple[int, int]],
+        estimator: Estimator,
     ) -> None:
         """`batches` are the (start, stop) of all batches of the run."""
         super().__init__(layers, device)
-        self.batches = batches
+        self.batches, self.estimator = batches, estimator
         self._origin: dict[int, Tensor] = {}
 
     @property
     def n(self) -> int:
         return self.batches[-1][1]
+
+    def permuted(self) -> Tensor:
+        if self.estimator is not Estimator.exact:
+            return super().permuted()
+        return self.traces() / math.sqrt((self.n - 1) ** 3)
+
+    @abstractmethod
+    def traces(self) -> Tensor:
+        """tr Kc of each layer, (layers,), once the state is that of all examples."""
 
     def relative(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features x (n, p) of layer i relative to the origin, in memory that the next call uses
@@ -215,7 +232,9 @@ class PairSums(ABC):
             own.masked_fill(recorder.constant(), math.nan)
             for own, recorder in ((xx, self.x), (yy, self.y))
         )
-        return Hsic(xy, xx[:, self.products.rows], yy[:, self.products.columns])
+        rows, columns = self.products.rows, self.products.columns
+        permuted = self.x.permuted()[rows] * self.y.permuted()[columns]
+        return Hsic(xy, xx[:, rows], yy[:, columns], permuted)
 
 
 def add_up(state: dict[str, Tensor], add: Callable[[Tensor], Tensor]) -> None:

@@ -82,7 +82,12 @@ class CKA:
         """The jackknife's standard error of `compute`, of its shape; NaN for a single batch."""
         return self._computed()[1]
 
-    def _computed(self) -> tuple[Tensor, Tensor]:
+    def null(self) -> Tensor:
+        """What `compute` gives in expectation for unrelated layers, of its shape: those here, with
+        the examples of one permuted. 0 but for `exact`; NaN where `compute` is."""
+        return self._computed()[2]
+
+    def _computed(self) -> tuple[Tensor, ...]:
         check_examples(self.estimator, self.n)
         if self.estimator is Estimator.minibatch and self._kept:
             self._settle_sigma()
@@ -90,9 +95,9 @@ class CKA:
             sums = self._sums
         else:
             sums = _whole_sums(self._kept, self.estimator, self.kernel, self.bandwidth)
-        value, error = sums.hsic().cka()
+        hsic = sums.hsic()
         shape = len(sums.x.index), len(sums.y.index)
-        return value.view(shape), error.view(shape)
+        return tuple(each.view(shape) for each in (*hsic.cka(), hsic.null()))
 
     def _settle_sigma(self) -> None:
         """Take sigma of `minibatch` from the examples kept, and those into the sums."""

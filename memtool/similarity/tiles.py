@@ -51,8 +51,8 @@ class TileRecorder(OffsetRecorder):
         capacity: int,
         sigma: Tensor | None = None,
     ) -> None:
-        super().__init__(layers, device, batches)
-        self.estimator, self.capacity, self.sigma = estimator, capacity, sigma
+        super().__init__(layers, device, batches, estimator)
+        self.capacity, self.sigma = capacity, sigma
         self.block = _Block(range(0))
         self.state["products"] = self.zeros(1 + GROUPS, len(layers))
         self.state["row_sums"] = self.zeros(len(layers), self.n, GROUPS)
@@ -66,6 +66,10 @@ class TileRecorder(OffsetRecorder):
     def sums_with(self, other: Recorder, pairs: Sequence[tuple[int, int]]) -> "TileSums":
         assert isinstance(other, TileRecorder)
         return TileSums(self, other, pairs)
+
+    def traces(self) -> Tensor:
+        diagonal, rows = self.rows_without(None)
+        return diagonal.sum(1) - rows.sum(1) / self.n
 
     def gram(self, i: int, products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Entries of the Gram matrix of layer i from inner products and squared norms."""

@@ -155,6 +155,14 @@ class CkaRow(TypedDict):
         float | None,
         Column("standard error of cka (jackknife over groups of batches); empty for one batch"),
     ]
+    cka_null: Annotated[
+        float | None,
+        Column(
+            "what cka is in expectation for unrelated layers of these two networks (the images of "
+            "one permuted): 0 but for exact, which is biased; empty where cka is",
+            2,
+        ),
+    ]
 
 
 class StitchingRow(TypedDict):

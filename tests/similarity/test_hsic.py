@@ -55,7 +55,7 @@ def test_too_few_examples_have_no_hsic(estimator, n):
 def test_cka_and_its_jackknife():
     xy = torch.tensor([[0.5, 2.0], [0.4, 2.0], [0.6, 2.0], [0.5, 2.0]])
     xx, yy = torch.full((4, 2), 4.0), torch.ones(4, 2)
-    value, error = Hsic(xy, xx, yy).cka()
+    value, error = Hsic(xy, xx, yy, xy[0]).cka()
     assert value.tolist() == [0.25, 1.0]
     left_out = torch.tensor([0.2, 0.3, 0.25])
     expected = math.sqrt(2 / 3 * (left_out - left_out.mean()).square().sum())
@@ -64,7 +64,7 @@ def test_cka_and_its_jackknife():
 
 @pytest.mark.parametrize("own", [0.0, -1.0, math.nan, math.inf])
 def test_no_cka_without_a_positive_finite_hsic_with_itself(own):
-    value, error = Hsic(*torch.tensor([[[0.5]], [[own]], [[1.0]]])).cka()
+    value, error = Hsic(*torch.tensor([[[0.5]], [[own]], [[1.0]]]), torch.zeros(1)).cka()
     assert math.isnan(value) or value == 0 and own == math.inf
     assert math.isnan(error)
 

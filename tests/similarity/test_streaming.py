@@ -1,5 +1,6 @@
 """CKA of tensors, against the formulas as they are published, in float64."""
 
+import itertools
 import math
 
 import pytest
@@ -147,6 +148,62 @@ def test_sigma_does_not_depend_on_the_size_of_batches(estimator):
         else:
             sigmas.append(sums.x.sigma.item())
     assert sigmas == pytest.approx([sigmas[0]] * 3, abs=1e-6)
+
+
+def permuted_cka(x, y, estimator, gram, permutations):
+    """The mean CKA, in float64, of x with y in each of the orders (m, n)."""
+    n = len(x)
+    h = torch.eye(n, dtype=torch.float64) - 1 / n
+    k, l = h @ gram(x) @ h, h @ gram(y) @ h  # noqa: E741
+    shuffled = l[permutations[:, :, None], permutations[:, None, :]]
+    traces = (k * shuffled).sum((1, 2))
+    if estimator == "exact":
+        return (traces.mean() / (k.norm() * l.norm())).item()
+    a, b = k - k.diag().diag(), l - l.diag().diag()
+    shuffled = b[permutations[:, :, None], permutations[:, None, :]]
+    middle = a.sum() * b.sum() / ((n - 1) * (n - 2))
+    values = (a * shuffled).sum((1, 2)) + middle
+    values -= 2 / (n - 2) * torch.einsum("ij,pjk->p", a, shuffled)
+    return (
+        values.mean() / (n * (n - 3) * (unbiased_hsic(k, k) * unbiased_hsic(l, l)).sqrt())
+    ).item()
+
+
+NULL_GRAMS = [("linear", linear), ("rbf", rbf)]
+
+
+@pytest.mark.parametrize(("kernel", "gram"), NULL_GRAMS)
+@pytest.mark.parametrize("estimator", ["exact", "unbiased"])
+def test_the_null_is_the_mean_over_all_permutations(kernel, gram, estimator):
+    x, y = pair(6, 3, 2)
+    every = torch.tensor(list(itertools.permutations(range(6))))
+    expected = permuted_cka(x, y, estimator, gram, every)
+    stream = CKA(estimator, kernel)
+    stream.update([x], [y])
+    assert stream.null().item() == pytest.approx(expected, abs=1e-6)
+    assert (expected > 0.1) if estimator == "exact" else abs(expected) < 1e-12
+
+
+@pytest.mark.parametrize("is_cheaper", [True, False], ids=["features", "grams"])
+@pytest.mark.parametrize(("kernel", "gram"), NULL_GRAMS)
+def test_the_null_of_two_thousand_permutations(kernel, gram, is_cheaper, monkeypatch):
+    monkeypatch.setattr("memtool.similarity.streaming.is_cheaper", lambda *_: is_cheaper)
+    x, y = (side * 3 + 100 for side in pair(24))
+    generator = torch.Generator().manual_seed(0)
+    permutations = torch.rand(2000, 24, generator=generator).argsort(1)
+    stream = CKA("exact", kernel)
+    for a, b in zip(x.split(7), y.split(7), strict=True):
+        stream.update([a, x[: len(a), :1] * 0], [b])
+    value, constant = stream.null().flatten().tolist()
+    assert value == pytest.approx(permuted_cka(x, y, "exact", gram, permutations), rel=0.01)
+    assert value < stream.compute()[0, 0] - 0.05
+    assert math.isnan(constant)
+
+
+def test_minibatch_has_a_null_of_0():
+    stream = CKA("minibatch")
+    stream.update(*([side] for side in pair(24)))
+    assert stream.null().item() == 0
 
 
 def test_minibatch_with_one_batch_is_unbiased():

@@ -13,7 +13,8 @@ INTERFACE = {
     "noise_ratio noise_kind noise_seed seed order_seed front_layer back_layer front_noise_ratio "
     "front_noise_seed front_seed back_noise_ratio back_noise_seed back_seed reference_epoch "
     "reference_noise_ratio reference_noise_kind reference_noise_seed reference_seed "
-    "reference_order_seed estimator kernel bandwidth precision n batch_size sample_seed cka cka_se",
+    "reference_order_seed estimator kernel bandwidth precision n batch_size sample_seed cka cka_se "
+    "cka_null",
     tables.StitchingRow: "front back direction front_layer back_layer front_model back_model data "
     "front_epoch back_epoch front_noise_ratio back_noise_ratio front_noise_kind back_noise_kind "
     "front_noise_seed back_noise_seed front_seed back_seed connector batch_norm parameters init "
