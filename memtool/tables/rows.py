@@ -149,7 +149,10 @@ class CkaRow(TypedDict):
     sample_seed: Annotated[int, Column("seed of the order in which images are put into batches")]
     cka: Annotated[
         float | None,
-        Column("CKA, for exact in [0, 1]; empty if it is undefined, which a warning explains"),
+        Column(
+            "CKA, for exact in [0, 1]; empty if it is undefined, which a warning explains",
+            shaded=True,
+        ),
     ]
     cka_se: Annotated[
         float | None,

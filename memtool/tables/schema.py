@@ -16,11 +16,12 @@ class Column:
     """The meaning of a column, with its unit or range.
 
     On a terminal too narrow for a table, columns with the largest `minor` are left out first, and
-    columns with 0 never.
+    columns with 0 never. The cells of a `shaded` column, numbers in [0, 1], are coloured by value.
     """
 
     meaning: str
     minor: int = 0
+    shaded: bool = False
 
 
 def columns(row_type: type) -> dict[str, Column]:

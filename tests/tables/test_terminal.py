@@ -1,5 +1,7 @@
 """Tables on a terminal."""
 
+import re
+
 import pytest
 
 from memtool import tables
@@ -76,3 +78,50 @@ def test_what_there_is_no_room_for_is_told():
 @pytest.mark.parametrize("name", ["[bold]a[/bold]", ":smile:", "a[/]"])
 def test_names_are_shown_as_they_are(name):
     assert name in tables.render([{"layer": name}, {"layer": "b"}], untold("layer"), 80)
+
+
+def shades(text):
+    """The background of each cell that has one, by what the cell says."""
+    found = re.findall(r"\x1b\[[\d;]*?48;2;(\d+);(\d+);(\d+)m([^\x1b]*)", text)
+    return {cell: tuple(map(int, color)) for *color, cell in found}
+
+
+@pytest.fixture
+def colours(monkeypatch):
+    """A terminal of sixteen million colours."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    return monkeypatch
+
+
+VALUES = {"conv1": 1.0, "block2": 0.25, "fc": None, "out": -0.03, "more": 0.61}
+
+
+def cka_table(styled):
+    columns = tables.columns(CkaRow)
+    rows = [
+        dict.fromkeys(columns) | {"layer": layer, "cka": value, "cka_null": 0.1}
+        for layer, value in VALUES.items()
+    ]
+    return tables.render(rows, columns, 80, styled=styled)
+
+
+def test_cka_is_shaded_on_a_terminal(colours):
+    found = shades(cka_table(styled=True))
+    assert found == {
+        "      1": (252, 253, 191),
+        " 0.2500": (81, 18, 124),
+        "-0.0300": (0, 0, 4),
+        " 0.6100": pytest.approx((213, 91, 110), abs=2),
+    }
+    letters = re.findall(r"\x1b\[38;2;(\d+);\d+;\d+;48", cka_table(styled=True))
+    assert letters == ["0", "255", "255", "0"]  # black on what is light
+
+
+def test_shades_change_no_letter_and_are_for_terminals_that_have_colours(colours):
+    plain = cka_table(styled=False)
+    assert "\x1b" not in plain
+    assert re.sub(r"\x1b\[[\d;]*m", "", cka_table(styled=True)).split() == plain.split()
+    colours.setenv("NO_COLOR", "1")
+    assert shades(cka_table(styled=True)) == {} and "48;" not in cka_table(styled=True)
