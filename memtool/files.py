@@ -1,11 +1,22 @@
-"""Output files that are whole or absent: written beside their target, then renamed."""
+"""Output files that are whole or absent: written beside their target, then renamed.
+
+While a process writes `rows.csv`, the folder `.rows.csv.tmp` beside it is its own: a lock on a file
+in there says that it lives. All temporary files are in there, those of libraries too, so that
+whoever writes `rows.csv` next finds, and removes, what a killed process has left.
+"""
 
 import os
+import shutil
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memtool import MemtoolError
+
+HOLDER = "holder"  # the file that is locked, and says who has locked it
+
+_claims: set[Path] = set()  # the folders that are this process's own
 
 
 def _is_special(path: Path) -> bool:
@@ -14,80 +25,134 @@ def _is_special(path: Path) -> bool:
     return path.exists() and not path.is_file() and not path.is_dir()
 
 
-def _temporary(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
-
-
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` if the block ends well.
+    """Yield a temporary file beside `path`; rename it to `path` if the block ends well.
 
     On any error, Ctrl-C included, the temporary file is removed and `path` stays as it was. Missing
-    folders are made, and a symbolic link keeps its target. Raises MemtoolError if the file cannot
-    be written.
+    folders are made, a symbolic link keeps its target, and the new file has the permissions that
+    the umask gives, whoever wrote it. Raises MemtoolError if the file cannot be written, or if
+    another process is writing it.
     """
     if _is_special(path):
         yield path
         return
-    target = Path(os.path.realpath(path))
-    temporary = _temporary(target)
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        os.replace(temporary, target)
+        with claimed(path) as folder:
+            temporary = folder / str(os.getpid())
+            try:
+                temporary.touch()
+                mode = temporary.stat().st_mode
+                yield temporary
+                temporary.chmod(mode)  # some libraries make files that nobody else may read
+                os.replace(temporary, os.path.realpath(path))
+            finally:
+                with suppress(OSError):
+                    temporary.unlink()
     except BrokenPipeError:  # of stdout, which is written at the same time: no fault of this file
         raise
     except OSError as error:
         raise _not_written(path, error) from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink()
 
 
 @contextmanager
-def locked(path: Path, waiting: Callable[[], None]) -> Iterator[bool]:
-    """Within the block, no other process is in one that locks `path`, an empty file that is made.
+def claimed(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[Path]:
+    """Within the block, no other process writes `path`. Yields the folder for temporary files,
+    which is gone afterwards; what killed processes left in it is removed.
 
-    `waiting` is called if another one is now. A process that dies gives its lock back. Yields
-    whether there is such a lock: Windows and some network drives have none. Raises MemtoolError if
-    the file cannot be made.
+    If another process is writing it, `waiting` is called and its end is waited for; without
+    `waiting`, MemtoolError says who that is. Where there are no locks, as on Windows and some
+    network drives, other processes are not kept away. May be nested. Raises MemtoolError if the
+    folder cannot be made.
     """
+    target = Path(os.path.realpath(path))
+    folder = target.with_name(f".{target.name}.tmp")
+    if folder in _claims:
+        yield folder
+        return
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor, is_locked = _claim(folder, path, waiting)
     except OSError as error:
         raise _not_written(path, error) from error
+    _claims.add(folder)
     try:
-        yield _has_lock(descriptor, waiting)
+        if is_locked:
+            _empty(folder)
+        yield folder
     finally:
+        _claims.discard(folder)
+        if is_locked:
+            _empty(folder)
+        with suppress(OSError):  # the lock goes last: nobody else may find a file in there
+            (folder / HOLDER).unlink()
+            folder.rmdir()
         os.close(descriptor)
 
 
-def _has_lock(descriptor: int, waiting: Callable[[], None]) -> bool:
+def _claim(folder: Path, path: Path, waiting: Callable[[], None] | None) -> tuple[int, bool]:
+    """The open file that says who the folder's process is, and whether it could be locked."""
+    holder = folder / HOLDER
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(holder, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:  # the process before has just removed the folder
+            continue
+        try:
+            is_locked = _lock(descriptor, path, waiting)
+            if not is_locked or _is_same(descriptor, holder):
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                return descriptor, is_locked
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, waiting: Callable[[], None] | None) -> bool:
+    """Lock an open file, or raise MemtoolError if another process has; False without locks."""
     try:
         import fcntl
     except ImportError:
         return False
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        if not waiting:
+            holder = os.pread(descriptor, 200, 0).decode(errors="replace")
+            raise MemtoolError(
+                f"{path}: {holder or 'another process'} is writing it; wait for its end, or name "
+                "another file"
+            ) from error
+        waiting()
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
     except OSError:
         return False
     return True
 
 
-def leftovers(path: Path) -> list[Path]:
-    """The temporary files of `replacing(path)` in processes that were killed, or are running."""
-    return [file for file in path.parent.glob(f".{path.name}.*.tmp") if file.is_file()]
+def _is_same(descriptor: int, path: Path) -> bool:
+    """Whether an open file is still the one at `path`."""
+    return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
+
+
+def _empty(folder: Path) -> None:
+    """Remove what is in a folder for temporary files, but for the file that is locked."""
+    for entry in folder.iterdir():
+        if entry.name != HOLDER:
+            if entry.is_dir() and not entry.is_symlink():
+                shutil.rmtree(entry, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    entry.unlink()
 
 
 def check_writable(path: Path) -> None:
     """Check, before long work starts, that `path` can be written; nothing is left behind.
 
-    Raises MemtoolError if it cannot be written, or is a folder.
+    Raises MemtoolError if it cannot be written, is a folder, or is being written by another
+    process.
     """
     if path.suffix == ".safetensors":
         check_name(path)
@@ -97,10 +162,9 @@ def check_writable(path: Path) -> None:
         if _is_special(path):
             return
         target = Path(os.path.realpath(path))
-        folder = next(parent for parent in target.parents if parent.exists())
-        probe = _temporary(folder / target.name)
-        probe.touch()
-        probe.unlink()
+        existing = next(parent for parent in target.parents if parent.exists())
+        with claimed(existing / target.name) as folder:
+            (folder / "probe").touch()
     except OSError as error:
         raise _not_written(path, error) from error
 

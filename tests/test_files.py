@@ -1,14 +1,17 @@
 """Output files: whole or absent."""
 
+import fcntl
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from memtool import MemtoolError
-from memtool.files import check_writable, replacing
+from memtool.files import check_writable, claimed, replacing
+from memtool.tensors import save_tensors
 
 
 def names(folder):
@@ -19,7 +22,7 @@ def test_a_file_is_made_with_its_folders(tmp_path):
     path = tmp_path / "a" / "b" / "rows.csv"
     with replacing(path) as temporary:
         temporary.write_text("new")
-        assert temporary.parent == path.parent and not path.exists()
+        assert temporary.is_relative_to(path.parent) and not path.exists()
     assert path.read_text() == "new"
     assert names(path.parent) == ["rows.csv"]
 
@@ -33,6 +36,95 @@ def test_an_error_keeps_the_old_file_and_leaves_nothing_else(tmp_path, error):
         raise error
     assert path.read_text() == "old"
     assert names(tmp_path) == ["rows.csv"]
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_the_umask_says_who_may_read_a_file_whatever_library_writes_it(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_tensors(tmp_path / "a.safetensors", "state", {"x": torch.zeros(1)}, {})
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a.safetensors").stat().st_mode & 0o777 == 0o666 & ~umask
+
+
+def test_what_a_killed_process_left_is_removed_by_the_next_one(tmp_path):
+    path = tmp_path / "rows.csv"
+    code = (
+        "import os, pathlib, signal, sys\n"
+        "from memtool.files import replacing\n"
+        "with replacing(pathlib.Path(sys.argv[1])) as temporary:\n"
+        "    temporary.write_text('half')\n"
+        "    temporary.with_name('.tmpOfALibrary').write_text('half')\n"
+        "    (temporary.parent / 'folder' / 'deep').mkdir(parents=True)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    subprocess.run([sys.executable, "-c", code, path])
+    assert names(tmp_path) == [".rows.csv.tmp"]
+    with replacing(path) as temporary:
+        assert set(names(temporary.parent)) == {"holder", temporary.name}
+        temporary.write_text("whole")
+    assert names(tmp_path) == ["rows.csv"] and path.read_text() == "whole"
+
+
+@pytest.fixture
+def other(tmp_path):
+    """Another process, which is writing `rows.csv` until its stdin ends."""
+    code = (
+        "import pathlib, sys\n"
+        "from memtool.files import claimed\n"
+        "with claimed(pathlib.Path(sys.argv[1])):\n"
+        "    print(flush=True)\n"
+        "    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, tmp_path / "rows.csv"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        yield process
+
+
+def test_a_file_that_another_process_is_writing_is_refused_and_says_who_that_is(tmp_path, other):
+    path = tmp_path / "rows.csv"
+    for attempt in (check_writable, lambda path: replacing(path).__enter__()):
+        with pytest.raises(MemtoolError, match=rf"rows.csv: process {other.pid} on .* is writing"):
+            attempt(path)
+    other.communicate()
+    check_writable(path)
+    assert names(tmp_path) == []
+
+
+def test_one_can_wait_for_the_other_process(tmp_path, other):
+    with claimed(tmp_path / "rows.csv", waiting=other.stdin.close) as folder:
+        assert other.wait() == 0 and names(folder) == ["holder"]
+    assert names(tmp_path) == []
+
+
+def test_claims_may_be_nested(tmp_path):
+    path = tmp_path / "rows.csv"
+    with claimed(path) as folder:
+        with replacing(path) as temporary:
+            temporary.write_text("new")
+        assert folder.is_dir()
+    assert names(tmp_path) == ["rows.csv"]
+
+
+def test_without_locks_files_are_whole_all_the_same(tmp_path, monkeypatch):
+    def refuse(descriptor, operation):
+        raise OSError("no locks here")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with replacing(tmp_path / "rows.csv") as temporary:
+        temporary.write_text("new")
+    assert names(tmp_path) == ["rows.csv"]
+
+
+def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
+    (tmp_path / ".rows.csv.tmp").mkdir()
+    (tmp_path / ".rows.csv.tmp" / "holder").symlink_to(tmp_path / "precious")
+    (tmp_path / "precious").write_text("kept")
+    with pytest.raises(MemtoolError, match="cannot be written"):
+        check_writable(tmp_path / "rows.csv")
+    assert (tmp_path / "precious").read_text() == "kept"
 
 
 def test_what_the_disk_says_is_told_in_one_line(tmp_path):

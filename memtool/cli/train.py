@@ -261,7 +261,7 @@ def train(
     from memtool import models, tables
     from memtool.data import LabelFile
     from memtool.device import choose, processes
-    from memtool.files import check_writable
+    from memtool.files import check_writable, claimed
     from memtool.training import Run
 
     if dataset is None and labels is None:
@@ -308,7 +308,9 @@ def train(
             f"{set_.name} has {len(set_.classes)}; leave out num_classes"
         )
     given = given or LabelFile.true_labels(set_)
-    with processes(where) as together:
+    with processes(where) as together, ExitStack() as stack:
+        if not together.rank and not dry_run:
+            stack.enter_context(claimed(output))
         run = Run(output, fitted, set_, given, config, epochs_to_save, together)
         rows = _finished_rows(run, resume)
         if rows is None:
@@ -322,12 +324,12 @@ def train(
         if together.rank:
             options.take_part(rows if rows is not None else run.train(where, resume))
             return
-        with ExitStack() as stack:
+        with ExitStack() as shown:
             # The bar comes first: on a terminal, the rows then stand above it.
-            advance = stack.enter_context(progress(f"training {output}", config.epochs))
+            advance = shown.enter_context(progress(f"training {output}", config.epochs))
             targets = [(None, table_format), *([(rows_to, None)] if rows_to else [])]
             writers = [
-                stack.enter_context(tables.writer(tables.TrainingRow, path, chosen, byproduct=True))
+                shown.enter_context(tables.writer(tables.TrainingRow, path, chosen, byproduct=True))
                 for path, chosen in targets
             ]
             for row in run.train(where, resume) if rows is None else rows:

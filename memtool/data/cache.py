@@ -25,7 +25,7 @@ import shutil
 import struct
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
@@ -41,7 +41,7 @@ from memtool.data.listing import Images, Labels, Vectors
 from memtool.data.sources import user_cache
 from memtool.data.spec import Options
 from memtool.data.statistics import CHUNK, channel_statistics, fingerprint
-from memtool.files import check_writable, leftovers, locked, replacing
+from memtool.files import claimed, replacing
 from memtool.progress import Advance, Progress
 from memtool.tensors import Metadata, encoded, opened, read_metadata
 
@@ -88,7 +88,6 @@ def cached(
     file = cache_folder() / f"images-{_key(paths, labels, options)}.safetensors"
     found = _opened(file, len(paths))
     if found is None:
-        _check_writable(file, spec)
         with _alone(file, spec):
             # Another process may have written it meanwhile.
             found = _opened(file, len(paths), tell=True)
@@ -152,27 +151,20 @@ def _mapped(file: Path, shape: Sequence[int], mode: Any) -> Images:
 
 @contextmanager
 def _alone(file: Path, spec: str) -> Iterator[None]:
-    """Within the block, no other process writes `file`, where that can be had; what killed ones
-    left of it is removed."""
+    """Within the block, no other process writes `file`, where that can be had."""
 
     def waiting() -> None:
         logger.info(f"{spec}: another process is decoding it into {file}; waiting")
 
-    with locked(file.with_name(f".{file.stem}.lock"), waiting) as alone:
-        for left in leftovers(file) if alone else []:
-            with suppress(OSError):
-                left.unlink()
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(claimed(file, waiting))
+        except MemtoolError as error:
+            raise MemtoolError(
+                f"{spec}: its images take more than --memory, and {error}; name another folder "
+                "(MEMTOOL_CACHE), or allow them more memory"
+            ) from error
         yield
-
-
-def _check_writable(file: Path, spec: str) -> None:
-    try:
-        check_writable(file)
-    except MemtoolError as error:
-        raise MemtoolError(
-            f"{spec}: its images take more than --memory, and {error}; name another folder "
-            "(MEMTOOL_CACHE), or allow them more memory"
-        ) from error
 
 
 def _check_space(folder: Path, shape: Shape, spec: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
 from memtool.files import replacing
-from memtool.tables import StitchingRow, columns
+from memtool.tables import StitchingRow, checked, columns
 from memtool.tensors import files_of
 
 
@@ -24,14 +24,16 @@ class Unfinished:
                 unfinished.keep(row)
                 yield row
 
-    The file is gone when the block ends well, and stays if it does not.
+    The file is gone when the block ends well, and stays if it does not, unless no row was done.
     """
 
     def __init__(self, rows: Sequence[StitchingRow] = (), file: TextIO | None = None) -> None:
         self.rows, self._file = list(rows), file
+        self.is_empty = not self.rows
 
     def keep(self, row: StitchingRow) -> None:
         """Write a row to the file at once."""
+        self.is_empty = False
         if self._file:
             self._file.write(json.dumps(row) + "\n")
             self._file.flush()
@@ -61,20 +63,39 @@ class Unfinished:
             lines = [json.dumps(content) + "\n" for content in (header, *rows)]
             temporary.write_text("".join(lines), encoding="utf-8")
         with open(path, "a", encoding="utf-8") as file:
-            yield Unfinished(rows, file)
-        path.unlink()
+            unfinished = Unfinished(rows, file)
+            try:
+                yield unfinished
+                unfinished.is_empty = True
+            finally:
+                if unfinished.is_empty:
+                    path.unlink()
 
 
 def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[StitchingRow]:
     """The rows of the cuts that were done."""
-    lines = path.read_text(encoding="utf-8").split("\n")[:-1]  # the last one is not whole
-    if not lines or json.loads(lines[0]) != header:
+    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # whole ones
+    try:
+        found, *rows = [json.loads(line) for line in lines]
+        if found == header:
+            _check(rows)
+    except (ValueError, RecursionError) as error:
+        raise MemtoolError(f"{path}: is damaged; leave out --resume to start anew") from error
+    if found != header:
         raise MemtoolError(
             f"{path}: is of a sweep with other settings; give those, "
             "or leave out --resume to start anew"
         )
-    rows = [json.loads(line) for line in lines[1:]]
     return rows[: len(rows) // rows_per_cut * rows_per_cut]
+
+
+def _check(rows: Sequence[Any]) -> None:
+    """Raise ValueError unless these are rows of a sweep's table."""
+    for row in rows:
+        if not isinstance(row, dict) or row.keys() != columns(StitchingRow).keys():
+            raise ValueError("not a row")
+        for column, cell in row.items():
+            checked(StitchingRow, column, cell)
 
 
 def _digest(path: Path) -> str:

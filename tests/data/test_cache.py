@@ -295,7 +295,7 @@ def test_of_two_processes_one_decodes_and_the_other_waits(
     found: list[data.Dataset] = []
     mine = threading.Thread(target=lambda: found.append(data.load(spec, memory=MEMORY)))
     try:
-        _wait_for(lambda: bool(kept(cache)))
+        _wait_for(lambda: bool([*cache.glob(f".*.tmp/{other.pid}")]))
         mine.start()
         _wait_for(lambda: "another process is decoding it" in caplog.text)
         assert not reads

@@ -7,8 +7,13 @@ import pytest
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
 from memtool.stitching.unfinished import Unfinished
+from memtool.tables import StitchingRow, columns
 
 SETTINGS = {"epochs": 1}
+
+
+def row(number):
+    return dict.fromkeys(columns(StitchingRow)) | {"seed": number}
 
 
 @pytest.fixture
@@ -21,7 +26,7 @@ def stopped(table, networks, rows):
     with pytest.raises(KeyboardInterrupt):
         with Unfinished.beside(table, SETTINGS, networks, 3, resume=False) as unfinished:
             for number in range(rows):
-                unfinished.keep({"row": number})
+                unfinished.keep(row(number))
             raise KeyboardInterrupt
     return table.with_name("t.csv.partial")
 
@@ -30,19 +35,19 @@ def stopped(table, networks, rows):
 def test_the_rows_of_whole_cuts_come_back(tmp_path, networks, kept, back):
     table = tmp_path / "t.csv"
     partial = stopped(table, networks, kept)
-    assert partial.exists()
+    assert partial.exists() == bool(kept)  # nothing is left of a sweep that did nothing
     with Unfinished.beside(table, SETTINGS, networks, 3, resume=True) as unfinished:
-        assert unfinished.rows == [{"row": number} for number in range(back)]
-        unfinished.keep({"row": "next"})
+        assert unfinished.rows == [row(number) for number in range(back)]
+        unfinished.keep(row(99))
         lines = partial.read_text().splitlines()
-        assert len(lines) == 1 + back + 1 and json.loads(lines[-1]) == {"row": "next"}
+        assert len(lines) == 1 + back + 1 and json.loads(lines[-1]) == row(99)
     assert not partial.exists()
 
 
 def test_half_a_line_is_not_counted(tmp_path, networks):
     partial = stopped(tmp_path / "t.csv", networks, 3)
     with open(partial, "a") as file:
-        file.write('{"row": 3}\n{"row": 4}\n{"ro')
+        file.write(f'{json.dumps(row(3))}\n{json.dumps(row(4))}\n{{"ro')
     with Unfinished.beside(tmp_path / "t.csv", SETTINGS, networks, 3, resume=True) as unfinished:
         assert len(unfinished.rows) == 3
 
@@ -63,11 +68,23 @@ def test_other_settings_or_networks_are_refused(tmp_path, networks):
     assert partial.exists()  # it is still there to go on from
 
 
+@pytest.mark.parametrize(
+    "line", ["[" * 100_000, "{}", '{"row": 1}', "[1]", json.dumps({**row(0), "seed": "x"}), "\0"]
+)
+def test_a_damaged_file_is_refused(tmp_path, networks, line):
+    partial = stopped(tmp_path / "t.csv", networks, 3)
+    with open(partial, "a") as file:
+        file.write(f"{line}\n")
+    with pytest.raises(MemtoolError, match="t.csv.partial: is damaged"):
+        with Unfinished.beside(tmp_path / "t.csv", SETTINGS, networks, 3, resume=True):
+            pass
+
+
 @pytest.mark.parametrize("table", [None, "/dev/null"])
 def test_nothing_is_kept_beside_what_is_no_file(tmp_path, networks, table, monkeypatch):
     monkeypatch.chdir(tmp_path)
     path = None if table is None else tmp_path.__class__(table)
     with Unfinished.beside(path, SETTINGS, networks, 3, resume=True) as unfinished:
-        unfinished.keep({"row": 0})
+        unfinished.keep(row(0))
         assert unfinished.rows == []
     assert list(tmp_path.iterdir()) == []

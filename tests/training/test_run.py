@@ -125,10 +125,25 @@ def test_killed_and_resumed_a_run_ends_with_the_same_bytes(
     assert process.returncode == -signal.SIGKILL
     assert (directory / "r.state.safetensors").exists()
     assert not (directory / "r.safetensors").exists()
-    for remnant in directory.glob(".*.tmp"):  # nobody could remove these
-        remnant.unlink()
     assert train(directory, "--resume").code == 0
     assert contents(directory) == uninterrupted
+
+
+def test_two_processes_cannot_train_the_same_run(train, tmp_path):
+    directory = tmp_path / "claimed"
+    code = (
+        "import pathlib, sys\n"
+        "from memtool.files import claimed\n"
+        "with claimed(pathlib.Path(sys.argv[1])):\n"
+        "    print(flush=True)\n"
+        "    sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", code, directory / "r.safetensors"]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        other.stdout.readline()
+        refused = train(directory)
+        assert refused.code == 1 and f"process {other.pid} on" in refused.stderr
+    assert [*directory.iterdir()] == []
 
 
 def stop_after_epoch_1(train, directory, monkeypatch, *more):
