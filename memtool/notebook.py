@@ -41,13 +41,17 @@ def read_table(path: Path | str) -> Any:
     return pandas.DataFrame(rows)
 
 
-def draw(kind: str, rows: Any, *, net_of_control: bool = False) -> "Figure":
+def draw(kind: str, rows: Any, **options: Any) -> "Figure":
     """The figure of a `kind` (convergence, divergence, stitching, heatmap or training) that shows
     `rows`, dicts or a pandas frame, as `memtool plot` draws it.
 
     It is a matplotlib Figure: a notebook shows it, and its `savefig` writes it. Raises MemtoolError
-    if the rows lack what the figure needs. `net_of_control` subtracts the control's accuracy from
-    that of stitched models.
+    if the rows lack what the figure needs.
+
+    `options` are those of the command, as lists or texts: `layers` (globs, ["conv?", "fc"] or
+    "conv?,fc"), `ratios` ([0, 0.25] or "0,25%"), `epochs` ([1, 2, "last"]), `width` ("column",
+    "page" or inches), `title`, `style` (the path of a style file of matplotlib), and
+    `net_of_control`, which subtracts the control's accuracy from that of stitched models.
 
     >>> columns = ("checkpoint", "reference", "layer", "reference_layer", "epoch", "noise_ratio")
     >>> rows = [
@@ -58,7 +62,7 @@ def draw(kind: str, rows: Any, *, net_of_control: bool = False) -> "Figure":
     >>> draw("heatmap", rows).axes[0].get_ylabel()
     'layer of a'
     """
-    return figures.draw(figures.Kind(kind), _dicts(rows), net_of_control=net_of_control)
+    return figures.draw(figures.Kind(kind), _dicts(rows), figures.as_options(**options))
 
 
 def _dicts(rows: Any) -> list[dict[str, Any]]:

@@ -1,13 +1,18 @@
 """memtool plot"""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from memtool import tables
+from memtool import MemtoolError, tables
 from memtool.cli import app
+from memtool.cli.options import comma_separated
+
+if TYPE_CHECKING:
+    from memtool.figures import Options
 
 
 @app.command()
@@ -39,15 +44,68 @@ def plot(
             help="For stitching, draw the test accuracy minus that of the control at the same cut",
         ),
     ] = False,
+    layers: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--layers",
+            metavar="PATTERN",
+            help="Show these layers or cuts alone: globs, in which * crosses dots, separated by "
+            "commas",
+            show_default=False,
+        ),
+    ] = None,
+    ratios: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ratios",
+            metavar="RATIO",
+            help="Show these noise ratios alone, in [0, 1] or in percent",
+            show_default=False,
+        ),
+    ] = None,
+    epochs: Annotated[
+        str | None,
+        typer.Option(
+            "--epochs",
+            metavar="LIST",
+            help="Show these epochs alone, as in 1,2,4,last",
+            show_default=False,
+        ),
+    ] = None,
+    width: Annotated[
+        str | None,
+        typer.Option(
+            "--width",
+            metavar="WIDTH",
+            help="Width of the figure: column (3.3 inches), page (6.9) or a number of inches; by "
+            "default what the figure needs, up to a page",
+            show_default=False,
+        ),
+    ] = None,
+    title: Annotated[
+        str, typer.Option("--title", metavar="TEXT", help="Title above the figure")
+    ] = "",
+    style: Annotated[
+        Path | None,
+        typer.Option(
+            "--style",
+            metavar="FILE",
+            help="Style file of matplotlib (.mplstyle): fonts, sizes, lines, margins",
+            show_default=False,
+        ),
+    ] = None,
 ) -> None:
     """Draw the figures of the paper from tables
 
-    Rows that share all conditions but the seed are averaged, and their spread is drawn.
+    Rows that share all conditions but the seed are averaged, and their spread is drawn. A table may
+    compare checkpoints both with their own runs and with the clean one: convergence shows the rows
+    of the former, divergence those of the latter.
 
     \b
     Examples:
       memtool plot stitching.csv -o figure2.pdf
       memtool plot convergence tables/*.csv -o figure1.png -o figure1.pdf
+      memtool plot divergence cka.csv --epochs last --width column -o f.pdf
       memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
     """
     import sys
@@ -55,6 +113,15 @@ def plot(
     from memtool import figures
     from memtool.files import check_writable, replacing
 
+    options = _options(
+        layers=comma_separated(layers or []),
+        ratios=comma_separated(ratios or []),
+        epochs=epochs or (),
+        width=width,
+        title=title,
+        style=style,
+        net_of_control=net_of_control,
+    )
     names = list(sources or [])
     kind = figures.Kind(names.pop(0)) if names and names[0] in set(figures.Kind) else None
     if not names and sys.stdin.isatty():
@@ -69,15 +136,31 @@ def plot(
         row for name in names or ["-"] for row in tables.read(None if name == "-" else Path(name))
     ]
     kind = kind or figures.recognize(rows)
-    if net_of_control and kind is not figures.Kind.stitching:
-        raise typer.BadParameter(f"{kind} has no control", param_hint="--net-of-control")
-    figure = figures.draw(kind, rows, net_of_control=net_of_control)
+    with _usage():
+        figures.check_options(kind, options)
+    figure = figures.draw(kind, rows, options)
     for path in output:
         if _format(path) in figures.FORMATS:
             with replacing(path) as temporary, open(temporary, "wb") as stream:
-                figures.save(figure, stream, _format(path))
+                figures.save(figure, stream, _format(path), options)
         else:
             _write_rows(rows, path)
+
+
+def _options(**typed: Any) -> "Options":
+    from memtool.figures import as_options
+
+    with _usage():
+        return as_options(**typed)
+
+
+@contextmanager
+def _usage() -> Iterator[None]:
+    """Make a MemtoolError a usage error."""
+    try:
+        yield
+    except MemtoolError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 def _format(path: Path) -> str:

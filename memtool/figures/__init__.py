@@ -2,11 +2,12 @@
 
 Start with `drawing`, whose `draw` turns the rows of a table into the figure of one kind. Each kind
 has a module: `similarity` (Figures 1 and 3), `stitching` (Figure 2), `heatmap` and `training`. They
-share `rows` (which columns a figure needs, and grouping), `curves` (means and deviations) and
-`style` (what figures look like, and saving them).
+share `options` (what one may ask of a figure), `rows` and `selection` (which columns and rows it
+shows), `curves` (means and deviations), `stages` (of a network, by the names of its layers),
+`style` (what figures look like) and `saving`.
 
-To add a figure, write a module that declares its `NEEDS` and draws rows that meet them, and give
-its kind a name and an entry in `drawing`.
+To add a figure, write a module that declares its `NEEDS`, chooses among rows that meet them and
+draws these, and give its kind a name and a `Design` in `drawing`.
 
 The paper is Gupta, Saha, Rai, "Understanding Memorization using Representation Similarity Analysis
 and Model Stitching", UniReps 2024.

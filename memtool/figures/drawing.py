@@ -1,7 +1,9 @@
 """Which figures there are, which one a table calls for, and drawing it."""
 
 from collections.abc import Callable
+from dataclasses import fields
 from enum import StrEnum
+from typing import NamedTuple
 
 import matplotlib
 from matplotlib.figure import Figure
@@ -9,8 +11,10 @@ from matplotlib.figure import Figure
 from memtool import MemtoolError
 from memtool.figures import heatmap, similarity, stitching, training
 from memtool.figures.letters import families, warn_of_escapes
+from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, common_columns, listed
-from memtool.figures.style import LOOK
+from memtool.figures.style import LOOK, add_title
+from memtool.tables import Row
 
 
 class Kind(StrEnum):
@@ -23,12 +27,35 @@ class Kind(StrEnum):
     training = "training"
 
 
-FIGURES: dict[Kind, tuple[Needs, Callable[[Rows], Figure]]] = {
-    Kind.convergence: (similarity.NEEDS, similarity.draw_convergence),
-    Kind.divergence: (similarity.NEEDS, similarity.draw_divergence),
-    Kind.stitching: (stitching.NEEDS, stitching.draw),
-    Kind.heatmap: (heatmap.NEEDS, heatmap.draw),
-    Kind.training: (training.NEEDS, training.draw),
+class Design(NamedTuple):
+    """A kind of figure: what it needs of a table, which of the rows it shows, and how.
+
+    `takes` names the options, beyond those of every figure, that it heeds.
+    """
+
+    needs: Needs
+    choose: Callable[[Rows, Options], list[Row]]
+    draw: Callable[[Rows, Options], Figure]
+    takes: tuple[str, ...]
+
+
+OF_CKA = ("layers", "ratios", "epochs")
+OF_EVERY_FIGURE = ("width", "title", "style")
+FIGURES: dict[Kind, Design] = {
+    Kind.convergence: Design(
+        similarity.NEEDS, similarity.of_convergence, similarity.draw_convergence, OF_CKA
+    ),
+    Kind.divergence: Design(
+        similarity.NEEDS, similarity.of_divergence, similarity.draw_divergence, OF_CKA
+    ),
+    Kind.stitching: Design(
+        *(stitching.NEEDS, stitching.choose, stitching.draw),
+        takes=("layers", "ratios", "net_of_control"),
+    ),
+    Kind.heatmap: Design(heatmap.NEEDS, heatmap.choose, heatmap.draw, takes=("layers",)),
+    Kind.training: Design(
+        training.NEEDS, training.choose, training.draw, takes=("ratios", "epochs")
+    ),
 }
 
 
@@ -37,27 +64,48 @@ def recognize(rows: Rows) -> Kind:
 
     A table of CKA is a heatmap if it compares a layer with several reference layers. Otherwise it
     is a convergence if every reference belongs to the same run as its checkpoint (same noise ratio,
-    same seed), else a divergence.
+    same seed), a divergence if every one is compared with another run.
 
-    Raises MemtoolError if no figure can be drawn from these columns.
+    Raises MemtoolError if no figure can be drawn from these columns, or both of the latter can.
     """
     columns = common_columns(rows)
-    kinds = {kind for kind, (needs, _) in FIGURES.items() if columns.issuperset(needs.columns)}
+    kinds = {kind for kind in FIGURES if columns.issuperset(FIGURES[kind].needs.columns)}
     for kind in (Kind.stitching, Kind.training):
         if kind in kinds:
             return kind
     if Kind.heatmap in kinds and similarity.several_reference_layers(heatmap.NEEDS.select(rows)):
         return Kind.heatmap
     if Kind.convergence in kinds:
-        same_run = all(map(similarity.same_run, similarity.NEEDS.select(rows)))
-        return Kind.convergence if same_run else Kind.divergence
+        return _of_cka(similarity.NEEDS.select(rows))
     raise MemtoolError(
         f"no figure for a table with the columns {listed(sorted(columns)) or '(none)'}; "
         f"the kinds are {', '.join(Kind)}: name one to see which columns it lacks"
     )
 
 
-def draw(kind: Kind | str, rows: Rows, *, net_of_control: bool = False) -> Figure:
+def _of_cka(rows: Rows) -> Kind:
+    """Convergence or divergence; raises MemtoolError for a table of both."""
+    references = set(map(similarity.reference_run, rows))
+    others = similarity.of_other_runs(rows)
+    if others and others != references:
+        raise MemtoolError(
+            "the table compares checkpoints with their own runs and with another: name the figure, "
+            "convergence or divergence"
+        )
+    return Kind.divergence if others else Kind.convergence
+
+
+def check_options(kind: Kind, options: Options) -> None:
+    """Raise MemtoolError for an option that figures of this kind do not take."""
+    takes = (*FIGURES[kind].takes, *OF_EVERY_FIGURE)
+    for one in fields(Options):
+        if one.name not in takes and getattr(options, one.name) != getattr(Options(), one.name):
+            raise MemtoolError(
+                f"a figure of kind {kind} has no option {one.name}; it takes {', '.join(takes)}"
+            )
+
+
+def draw(kind: Kind | str, rows: Rows, options: Options = Options()) -> Figure:
     """Draw rows as a figure of the paper.
 
     - `convergence` (Figure 1): CKA of each checkpoint to the final model of its own run, against
@@ -78,15 +126,15 @@ def draw(kind: Kind | str, rows: Rows, *, net_of_control: bool = False) -> Figur
         rows: Rows of `memtool train`, `cka` or `stitch`, as dictionaries from column names to
             numbers or strings, or None for an empty cell. Columns that the figure does not use do
             not matter.
-        net_of_control: For `stitching`, draw the test accuracy minus that of the control at the
-            same cut.
+        options: Which rows to show, which view of them, the size and the look.
 
     Returns:
         A matplotlib figure, which is not registered with pyplot; write it with `save`.
 
     Raises:
-        MemtoolError: If the kind is unknown, the rows lack a column or a value that the figure
-            needs, or they mix conditions (such as the estimator of CKA) that a figure shows one of.
+        MemtoolError: If the kind is unknown or does not take an option, the rows lack a column or a
+            value that the figure needs, or they mix conditions (such as the estimator of CKA) that
+            a figure shows one of.
 
     >>> losses = {0.0: [1.2, 0.3], 0.5: [2.1, 1.7]}
     >>> rows = [
@@ -111,14 +159,14 @@ def draw(kind: Kind | str, rows: Rows, *, net_of_control: bool = False) -> Figur
     """
     if kind not in set(Kind):
         raise MemtoolError(f"no figure {str(kind)!r}; there are {', '.join(Kind)}")
-    needs, draw_rows = FIGURES[Kind(kind)]
-    if net_of_control:
-        if kind != Kind.stitching:
-            raise MemtoolError(f"{kind} has no control")
-        draw_rows = stitching.draw_net_of_control
-    needs.check(rows, kind)
-    rows = needs.select(rows)
-    with matplotlib.rc_context(LOOK | {"font.family": families(rows)}):
-        figure = draw_rows(rows)
+    check_options(Kind(kind), options)
+    needs, choose, draw_rows, _ = FIGURES[Kind(kind)]
+    needs.check_columns(rows, kind)
+    rows = choose(needs.select(rows), options)
+    needs.check_conditions(rows, kind)
+    with matplotlib.rc_context(LOOK | options.style):
+        matplotlib.rcParams["font.family"] = families(rows)
+        figure = draw_rows(rows, options)
+        add_title(figure, options.title)
         warn_of_escapes(figure, rows)
     return figure

@@ -10,9 +10,11 @@ from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from memtool import MemtoolError
+from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, groups, positions, usable
+from memtool.figures.selection import of_layers
 from memtool.figures.style import PAGE_WIDTH, layer_ticks, names_length, short_name
-from memtool.tables import CkaRow
+from memtool.tables import CkaRow, Row
 
 NEEDS: Needs = Needs(
     CkaRow,
@@ -23,7 +25,12 @@ COLORBAR = 0.6  # inches
 MOST_VALUES = 8  # layers up to which there is room to write the values into the cells
 
 
-def draw(rows: Rows) -> Figure:
+def choose(rows: Rows, options: Options) -> list[Row]:
+    """The rows of the layers, on both sides, that are asked for."""
+    return of_layers(of_layers(rows, options.layers), options.layers, "reference_layer")
+
+
+def draw(rows: Rows, options: Options = Options()) -> Figure:
     """CKA, coloured from 0 to 1, with one panel per pair of checkpoints.
 
     Layers run from the first, at the bottom left, to the last. Cells without a value are grey.
@@ -34,8 +41,9 @@ def draw(rows: Rows) -> Figure:
     pairs = groups(rows, lambda row: (row["checkpoint"], row["reference"]))
     margin = 0.5 + names_length([*positions(rows, "layer"), *positions(rows, "reference_layer")])
     layers = max(len(positions(group, "layer")) for group in pairs.values())
-    side = max(2.0, min(0.09 * layers, PAGE_WIDTH - COLORBAR - margin))
-    figure, panels = _panels(len(pairs), side + margin)
+    width = options.width or PAGE_WIDTH
+    side = max(min(2.0, width - COLORBAR - margin), min(0.09 * layers, width - COLORBAR - margin))
+    figure, panels = _panels(len(pairs), side + margin, width)
     for axes, ((checkpoint, reference), group) in zip(panels, pairs.items(), strict=True):
         image = _draw_matrix(axes, group, side)
         axes.set_xlabel(f"layer of {short_name(reference)}")
@@ -44,9 +52,9 @@ def draw(rows: Rows) -> Figure:
     return figure
 
 
-def _panels(number: int, side: float) -> tuple[Figure, list[Axes]]:
+def _panels(number: int, side: float, width: float) -> tuple[Figure, list[Axes]]:
     """Panels, `side` inches wide and high with their labels, and room for a colour bar."""
-    columns = min(number, max(1, int((PAGE_WIDTH - COLORBAR) / side)))
+    columns = min(number, max(1, int((width - COLORBAR) / side)))
     lines = math.ceil(number / columns)
     size = (columns * side + COLORBAR, lines * side)
     figure = Figure(figsize=size, layout="compressed")

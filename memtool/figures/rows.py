@@ -56,18 +56,17 @@ class Needs:
             place = getattr(row, "place", f"row {number}")
             raise MemtoolError(f"{place}, column {column}: {error}") from error
 
-    def check(self, rows: Rows, kind: str) -> None:
-        """Raise MemtoolError if a column is missing or if a condition differs between rows.
-
-        The messages say that `kind` is the figure that cannot be drawn.
-        """
+    def check_columns(self, rows: Rows, kind: str) -> None:
+        """Raise MemtoolError, which names the figure's `kind`, if a column is missing."""
         present = common_columns(rows)
         if missing := [name for name in self.columns if name not in present]:
             raise MemtoolError(
                 f"{kind}: the table has no column {', '.join(missing)} "
                 f"(it has {listed(sorted(present)) or 'no rows'})"
             )
-        selected = self.select(rows)
+
+    def check_conditions(self, selected: Rows, kind: str) -> None:
+        """Raise MemtoolError, likewise, if a condition differs between rows from `select`."""
         for name in self.conditions:
             values = _values(selected, name)
             if len(values) > 1:

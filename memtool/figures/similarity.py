@@ -1,10 +1,14 @@
 """Figures 1 and 3: CKA of checkpoints to the final model of their own run, or to a clean one."""
 
+from typing import Any
+
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
 from memtool.figures.curves import draw_runs, require_epoch, run, run_styles, runs_title
+from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, groups, positions, usable
+from memtool.figures.selection import of_epochs, of_layers, of_ratios
 from memtool.figures.style import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
@@ -30,25 +34,53 @@ NEEDS: Needs = Needs(
         *("reference_seed", "reference_order_seed", "sample_seed", "precision"),
     ),
 )
-SAME_RUN = ("noise_ratio", "noise_kind", "noise_seed", "seed", "order_seed")
+RUN = ("noise_ratio", "seed", "order_seed")  # what tells runs apart
+NOISE = ("noise_kind", "noise_seed")  # which do so too where there is noise
 
 
-def draw_convergence(rows: Rows) -> Figure:
-    """Figure 1: CKA of each checkpoint to the final model of its own run, one panel per layer.
+def of_convergence(rows: Rows, options: Options) -> list[Row]:
+    """The rows that are asked for, without those that compare checkpoints known to be of two runs.
 
-    If no run has several epochs, there is no time axis: one panel shows CKA against the layer.
+    Raises MemtoolError if there are none, or if they are for a heatmap.
     """
-    return _draw(rows, "CKA to final model")
+    _check_corresponding(rows)
+    own = [row for row in rows if not _known_to_differ(row)]
+    if rows and not own:
+        raise MemtoolError(
+            "convergence: no row compares a checkpoint with the final model of its own run; "
+            "draw them as divergence"
+        )
+    return _chosen(own, options)
 
 
-def draw_divergence(rows: Rows) -> Figure:
-    """Figure 3: CKA of each checkpoint to the final clean model, one panel per layer.
+def of_divergence(rows: Rows, options: Options) -> list[Row]:
+    """The rows that are asked for, and whose reference is compared with checkpoints of other runs:
+    the own run of a clean reference is among them, at the top.
 
-    If no run has several epochs, there is no time axis: one panel shows CKA against the layer. The
-    axis says "clean" only if all rows do, by a `reference_noise_ratio` of 0.
+    Raises MemtoolError if there are none, or if they are for a heatmap.
     """
-    clean = all(row["reference_noise_ratio"] == 0 for row in rows)
-    return _draw(rows, "CKA to final clean model" if clean else "CKA to reference model")
+    _check_corresponding(rows)
+    others = of_other_runs(rows)
+    found = [row for row in rows if reference_run(row) in others]
+    if rows and not found:
+        raise MemtoolError(
+            "divergence: all rows compare a checkpoint with its own run; draw them as convergence"
+        )
+    return _chosen(found, options)
+
+
+def of_other_runs(rows: Rows) -> set[tuple[Any, ...]]:
+    """The runs of the references that are compared with checkpoints of other runs, or of unknown
+    ones."""
+    return {reference_run(row) for row in rows if not same_run(row)}
+
+
+def reference_run(row: Row) -> tuple[Any, ...]:
+    """What tells the run of a row's reference from others."""
+    ratio = row["reference_noise_ratio"]
+    if ratio is None:
+        return (row["reference"],)
+    return tuple(row[f"reference_{column}"] for column in _telling(ratio))
 
 
 def same_run(row: Row) -> bool:
@@ -56,7 +88,53 @@ def same_run(row: Row) -> bool:
     so do stitched models."""
     if row["noise_ratio"] is None or row["front_noise_ratio"] is not None:
         return False
-    return all(row[column] == row[f"reference_{column}"] for column in SAME_RUN)
+    return all(row[one] == row[f"reference_{one}"] for one in _telling(row["noise_ratio"]))
+
+
+def _known_to_differ(row: Row) -> bool:
+    """Whether checkpoint and reference come from different runs; unknown runs do not count."""
+    pairs = {one: (row[one], row[f"reference_{one}"]) for one in _telling(row["noise_ratio"])}
+    # An empty order_seed is known: it is the seed.
+    return any(
+        mine != theirs and (None not in (mine, theirs) or one == "order_seed")
+        for one, (mine, theirs) in pairs.items()
+    )
+
+
+def _telling(ratio: float | None) -> tuple[str, ...]:
+    return (*RUN, *NOISE) if ratio else RUN
+
+
+def _check_corresponding(rows: Rows) -> None:
+    if several_reference_layers(rows):
+        raise MemtoolError(
+            "the table compares a layer with several reference layers: draw it as a heatmap, "
+            "or leave out `--pairs all` to compare corresponding layers"
+        )
+
+
+def _chosen(rows: Rows, options: Options) -> list[Row]:
+    rows = of_layers(rows, options.layers)
+    rows = of_ratios(rows, options.ratios, lambda row: row["noise_ratio"])
+    return of_epochs(rows, options.epochs, run)
+
+
+def draw_convergence(rows: Rows, options: Options = Options()) -> Figure:
+    """Figure 1: CKA of each checkpoint to the final model of its own run, one panel per layer.
+
+    If no run has several epochs, there is no time axis: one panel shows CKA against the layer.
+    """
+    return _draw(rows, "CKA to final model", options)
+
+
+def draw_divergence(rows: Rows, options: Options = Options()) -> Figure:
+    """Figure 3: CKA of each checkpoint to the final clean model, one panel per layer.
+
+    If no run has several epochs, there is no time axis: one panel shows CKA against the layer. The
+    axis says "clean" only if all rows do, by a `reference_noise_ratio` of 0.
+    """
+    clean = all(row["reference_noise_ratio"] == 0 for row in rows)
+    return _draw(rows, "CKA to final clean model" if clean else "CKA to reference model", options)
 
 
 def several_reference_layers(rows: Rows) -> bool:
@@ -65,24 +143,19 @@ def several_reference_layers(rows: Rows) -> bool:
     return len(pairs) > len({pair[:3] for pair in pairs})
 
 
-def _draw(rows: Rows, ylabel: str) -> Figure:
-    if several_reference_layers(rows):
-        raise MemtoolError(
-            "the table compares a layer with several reference layers: draw it as a heatmap, "
-            "or leave out `--pairs all` to compare corresponding layers"
-        )
+def _draw(rows: Rows, ylabel: str, options: Options) -> Figure:
     rows = usable(rows, "cka")
     runs = groups(rows, run).values()
     if any(len({row["epoch"] for row in rows_of_run}) > 1 for rows_of_run in runs):
-        return _over_epochs(rows, ylabel)
-    return _over_layers(rows, ylabel)
+        return _over_epochs(rows, ylabel, options)
+    return _over_layers(rows, ylabel, options)
 
 
-def _over_epochs(rows: Rows, ylabel: str) -> Figure:
+def _over_epochs(rows: Rows, ylabel: str, options: Options) -> Figure:
     require_epoch(rows)
     layers = groups(rows, lambda row: row["layer"])
     styles = run_styles(rows)
-    figure, panels = panel_grid(list(layers), columns=4 if len(layers) <= 16 else 6)
+    figure, panels = panel_grid(list(layers), 4 if len(layers) <= 16 else 6, options.width)
     for axes, group in zip(panels, layers.values(), strict=True):
         draw_runs(axes, group, "epoch", "cka", styles, markevery=SPARSE)
     unit_interval(panels[0])
@@ -91,11 +164,11 @@ def _over_epochs(rows: Rows, ylabel: str) -> Figure:
     return figure
 
 
-def _over_layers(rows: Rows, ylabel: str) -> Figure:
+def _over_layers(rows: Rows, ylabel: str, options: Options) -> Figure:
     layers, references = positions(rows, "layer"), positions(rows, "reference_layer")
     rows = [{**row, "position": layers[row["layer"]]} for row in rows]
     styles = run_styles(rows)
-    width = COLUMN_WIDTH if len(layers) <= 20 else PAGE_WIDTH
+    width = options.width or (COLUMN_WIDTH if len(layers) <= 20 else PAGE_WIDTH)
     height = 2.2 + names_length([*layers, *references])
     figure = Figure(figsize=(width, height), layout="constrained")
     axes = figure.subplots()

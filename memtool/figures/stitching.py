@@ -9,7 +9,9 @@ from matplotlib.figure import Figure
 from memtool import MemtoolError
 from memtool.errors import shortened
 from memtool.figures.curves import curve, cut_name
+from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, groups, usable
+from memtool.figures.selection import of_layers, of_ratios
 from memtool.figures.style import CUT_COLORS, NOISE_RATIO, Style, finish, panel_grid, styles_of
 from memtool.tables import Row, StitchingRow
 
@@ -42,7 +44,15 @@ OTHER_END = {"front": "back", "back": "front"}
 NO_GAIN: Style = {**CLEAN, "label": "as the control"}
 
 
-def draw(rows: Rows) -> Figure:
+def choose(rows: Rows, options: Options) -> list[Row]:
+    """The rows of the cuts and noise ratios that are asked for."""
+    rows = of_layers(rows, options.layers, "front_layer")
+    return of_ratios(
+        rows, options.ratios, lambda row: row[f"{_noisy_end(row['direction'])}_noise_ratio"]
+    )
+
+
+def draw(rows: Rows, options: Options = Options()) -> Figure:
     """Figure 2: one panel per direction, one curve per cut.
 
     The black dotted line is the accuracy of the clean networks alone: those with noise ratio 0,
@@ -51,11 +61,13 @@ def draw(rows: Rows) -> Figure:
 
     Raises MemtoolError if a direction is not known, or the noise ratio of a noisy network.
     """
+    if options.net_of_control:
+        return _draw_net_of_control(rows, options)
     rows = _with_curves(usable(_trained(rows), "test_accuracy"))
     directions = _directions(rows)
     shown = [name for name in TITLES if name in directions]
     clean, styles = _clean_accuracy(rows), _cut_styles(rows)
-    figure, panels = panel_grid(_titles(directions, shown), columns=len(shown))
+    figure, panels = panel_grid(_titles(directions, shown), len(shown), options.width)
     for axes, direction in zip(panels, shown, strict=True):
         if clean is not None:
             axes.axhline(clean, **CLEAN)
@@ -66,7 +78,7 @@ def draw(rows: Rows) -> Figure:
     return figure
 
 
-def draw_net_of_control(rows: Rows) -> Figure:
+def _draw_net_of_control(rows: Rows, options: Options) -> Figure:
     """Figure 2 after subtracting from each row the test accuracy of its control.
 
     A dotted line at 0 stands for a stitched model that is as accurate as its control.
@@ -87,7 +99,9 @@ def draw_net_of_control(rows: Rows) -> Figure:
     rows = _with_curves(rows)
     directions = _directions(rows)
     styles = _cut_styles(rows)
-    figure, panels = panel_grid(_titles(directions, list(directions)), columns=len(directions))
+    figure, panels = panel_grid(
+        _titles(directions, list(directions)), len(directions), options.width
+    )
     for axes, (direction, group) in zip(panels, directions.items(), strict=True):
         axes.axhline(0, **NO_GAIN)
         _draw_cuts(axes, group, _noisy_end(direction), styles)

@@ -1,4 +1,4 @@
-"""The look that all figures share: sizes, colours, markers, panels, axes, legend; and saving.
+"""The look that all figures share: sizes, colours, markers, panels, axes, legend.
 
 Sizes are in inches, those of letters in points. A figure fits a column of the usual two-column
 page, or the page.
@@ -7,18 +7,20 @@ page, or the page.
 import math
 import textwrap
 from collections.abc import Hashable, Iterable, Sequence
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from memtool import MemtoolError
+from memtool.errors import printable
 from memtool.figures.letters import drawable
+from memtool.figures.options import NARROWEST, WIDTHS
 
 Style = dict[str, Any]  # keyword arguments of Axes.plot
 Key = TypeVar("Key", bound=Hashable)
@@ -30,7 +32,8 @@ LIGHTEST = 0.8  # position in a colour map; what lies beyond is too light for wh
 MARKERS = "os^Dv*Xp<>"
 SPARSE = 0.25  # distance between markers along a curve of many epochs, in panel diagonals
 
-COLUMN_WIDTH, PAGE_WIDTH = 3.3, 6.9  # inches
+COLUMN_WIDTH, PAGE_WIDTH = WIDTHS["column"], WIDTHS["page"]
+HIGHEST = 2.6  # inches, of a panel
 LOOK: dict[Any, Any] = {
     "font.size": 8,
     "figure.labelsize": 8,
@@ -53,52 +56,6 @@ LOOK: dict[Any, Any] = {
     "legend.columnspacing": 1.2,
     "text.parse_math": False,  # a file name may hold dollar signs
 }
-SAVING: dict[Any, Any] = {
-    "savefig.dpi": 300,
-    "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's default, Type 3
-    "svg.hashsalt": "memtool",  # without it, the ids in an SVG are random
-}
-MOST_PIXELS = 2**16  # along a side of a PNG
-METADATA: dict[str, dict[str, Any]] = {
-    "pdf": {"CreationDate": None},
-    "png": {},
-    "svg": {"Date": None},
-}
-FORMATS = tuple(METADATA)
-
-
-def save(figure: Figure, stream: BinaryIO, format: str) -> None:
-    """Write a figure to a binary stream.
-
-    Equal figures give equal bytes: no date is written, and nothing random. Pixels of a PNG are
-    1/300 inch wide, and letters in a PDF are TrueType, as journals ask for.
-
-    Args:
-        figure: A figure that `draw` returned, or any other.
-        stream: An open file, or another stream that takes bytes.
-        format: "pdf", "png" or "svg".
-
-    Raises:
-        MemtoolError: If the format is another one, or the figure too large for a PNG.
-
-    >>> import io
-    >>> from matplotlib.figure import Figure
-    >>> stream = io.BytesIO()
-    >>> save(Figure(), stream, "pdf")
-    >>> stream.getvalue()[:5]
-    b'%PDF-'
-    """
-    if format not in METADATA:
-        raise MemtoolError(f"no figure format {format!r}; there are {', '.join(METADATA)}")
-    width, height = figure.get_size_inches()
-    if format == "png" and max(width, height) * SAVING["savefig.dpi"] >= MOST_PIXELS:
-        raise MemtoolError(
-            f"a figure of {width:.0f} x {height:.0f} inches is too large for a PNG; leave rows out "
-            "of the table, or write a PDF or an SVG"
-        )
-    # LOOK is needed again, since matplotlib makes ticks only when it draws them.
-    with matplotlib.rc_context(LOOK | SAVING):
-        figure.savefig(stream, format=format, metadata=METADATA[format])
 
 
 def styles_of(keys: Sequence[Key], labels: Sequence[str], colors: str) -> dict[Key, Style]:
@@ -115,15 +72,18 @@ def styles_of(keys: Sequence[Key], labels: Sequence[str], colors: str) -> dict[K
 
 
 def panel_grid(
-    titles: Sequence[str], columns: int, sharey: bool = True
+    titles: Sequence[str], columns: int, inches: float | None = None, sharey: bool = True
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with one panel per title, as wide as a column of text or as the page."""
-    columns = min(columns, len(titles))
+    """A figure with one panel per title, at most so many side by side.
+
+    It is `inches` wide; without, a column of text or the page.
+    """
+    columns = min(columns, len(titles), int(inches / NARROWEST) if inches else columns)
     lines = math.ceil(len(titles) / columns)
-    width = (COLUMN_WIDTH if columns == 1 else PAGE_WIDTH) / columns
+    width = (inches or (COLUMN_WIDTH if columns == 1 else PAGE_WIDTH)) / columns
     size = 8 if columns <= 4 else 6.5  # points; a letter is about 0.62 times as wide
     titles = [_wrap(drawable(title), int(72 * width / (0.62 * size))) for title in titles]
-    height = 0.2 + 0.7 * width + 0.12 * max(title.count("\n") + 1 for title in titles)
+    height = 0.2 + min(0.7 * width, HIGHEST) + 0.12 * max(title.count("\n") + 1 for title in titles)
     figure = Figure(figsize=(columns * width, lines * height), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
     for axes in grid[len(titles) :]:
@@ -149,6 +109,23 @@ def finish(figure: Figure, x: str, y: str, styles: Sequence[Style], legend_title
     else:
         figure.supxlabel(x)
         figure.supylabel(y, y=(0.5 * panels + 0.1) / (panels + strip))  # the middle of the panels
+
+
+def add_title(figure: Figure, title: str) -> None:
+    """Put a title above all else, in as many lines as it takes; the figure grows by them."""
+    if not title:
+        return
+    lines = textwrap.wrap(printable(title), int(figure.get_figwidth() / 0.065))
+    strip = 0.05 + 0.14 * len(lines)  # inches
+    height = figure.get_figheight() + strip
+    figure.set_figheight(height)
+    figure.text(0.5, 1 - 0.03 / height, "\n".join(lines), ha="center", va="top")
+    # A legend outside the panels would else be put at the top of the figure, as the title is.
+    below = (0, 0, 1, 1 - strip / height)
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
+        engine.set(rect=below)
+    for legend in figure.legends:
+        legend.set_bbox_to_anchor(below, figure.transFigure)
 
 
 def whole_numbers() -> MaxNLocator:

@@ -3,10 +3,12 @@
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
-from memtool.figures.curves import draw_runs, require_epoch, run_styles, runs_title
+from memtool.figures.curves import draw_runs, require_epoch, run, run_styles, runs_title
+from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows
+from memtool.figures.selection import of_epochs, of_ratios
 from memtool.figures.style import SPARSE, finish, panel_grid, unit_interval, whole_numbers
-from memtool.tables import TrainingRow
+from memtool.tables import Row, TrainingRow
 
 TITLES = {  # of the panels, by the column that they show
     "loss": "loss",
@@ -23,7 +25,13 @@ NEEDS: Needs = Needs(
 )
 
 
-def draw(rows: Rows) -> Figure:
+def choose(rows: Rows, options: Options) -> list[Row]:
+    """The rows of the noise ratios and epochs that are asked for."""
+    rows = of_ratios(rows, options.ratios, lambda row: row["noise_ratio"])
+    return of_epochs(rows, options.epochs, run)
+
+
+def draw(rows: Rows, options: Options = Options()) -> Figure:
     """Loss in nats and accuracies in [0, 1] against the epoch, with one curve per noise ratio.
 
     A column without any value has no panel: memorization, if nothing was mislabelled.
@@ -33,7 +41,7 @@ def draw(rows: Rows) -> Figure:
         raise MemtoolError(f"no row has a value in any of {', '.join(TITLES)}")
     require_epoch(rows)
     styles = run_styles(rows)
-    figure, panels = panel_grid([TITLES[name] for name in columns], columns=3, sharey=False)
+    figure, panels = panel_grid([TITLES[name] for name in columns], 3, options.width, sharey=False)
     for axes, column in zip(panels, columns, strict=True):
         draw_runs(axes, rows, "epoch", column, styles, markevery=SPARSE)
         if column == "loss":

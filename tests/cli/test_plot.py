@@ -7,7 +7,7 @@ import json
 import pytest
 
 from memtool import tables, tensors
-from memtool.figures import draw, save
+from memtool.figures import Options, draw, save
 
 from ..figures.examples import stitch_rows, training_rows, with_control
 
@@ -21,10 +21,16 @@ def test_the_option_net_of_control_draws_the_difference(run, tmp_path):
     result, figure = drawn("a.svg", with_control(stitch_rows()))
     assert result.code == 0, result.stderr
     expected = io.BytesIO()
-    save(draw("stitching", with_control(stitch_rows()), net_of_control=True), expected, "svg")
+    save(
+        draw("stitching", with_control(stitch_rows()), Options(net_of_control=True)),
+        expected,
+        "svg",
+    )
     assert figure.read_bytes() == expected.getvalue()
     result, figure = drawn("b.svg", training_rows())
-    assert result.code == 2 and "training has no control" in result.stderr
+    assert result.code == 2 and "training has no option net_of_control" in " ".join(
+        result.stderr.split()
+    )
     assert not figure.exists()
 
 

@@ -6,7 +6,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
-from memtool.figures import Kind, draw, recognize, save
+from memtool.figures import Kind, Options, draw, recognize, save
 from memtool.figures.drawing import FIGURES
 from memtool.figures.training import TITLES
 
@@ -53,7 +53,7 @@ def test_an_unknown_table_names_its_columns_and_the_kinds(rows):
 
 @each_kind
 def test_a_missing_column_is_named(kind, rows):
-    needs, _ = FIGURES[kind]
+    needs = FIGURES[kind].needs
     for column in needs.columns:
         without = [{k: v for k, v in row.items() if k != column} for row in rows]
         with pytest.raises(MemtoolError, match=f"{kind}: the table has no column {column} "):
@@ -72,7 +72,7 @@ def test_a_table_without_rows_or_values_is_refused(kind, rows):
 
 @each_kind
 def test_conditions_that_a_mean_would_hide_are_refused(kind, rows):
-    needs, _ = FIGURES[kind]
+    needs = FIGURES[kind].needs
     for name in needs.conditions:
         mixed = [row | {name: "one"} for row in rows[:-1]] + [rows[-1] | {name: "other"}]
         with pytest.raises(MemtoolError, match=rf"differ in {name} \(one, other\)"):
@@ -82,7 +82,7 @@ def test_conditions_that_a_mean_would_hide_are_refused(kind, rows):
 @each_kind
 def test_columns_that_are_not_declared_change_nothing(kind, rows):
     """A renamed column breaks the declaration (test_rows.py), so it never breaks just a figure."""
-    needs, _ = FIGURES[kind]
+    needs = FIGURES[kind].needs
     rows = [row | {"remark": i} for i, row in enumerate(rows)]
     declared = [{name: row[name] for name in needs.names if name in row} for row in rows]
     assert recognize(declared) is kind
@@ -96,5 +96,5 @@ def test_a_kind_may_be_named_as_text():
 
 
 def test_only_stitching_has_a_control():
-    with pytest.raises(MemtoolError, match="training has no control"):
-        draw("training", training_rows(), net_of_control=True)
+    with pytest.raises(MemtoolError, match="training has no option net_of_control; it takes rat"):
+        draw("training", training_rows(), Options(net_of_control=True))

@@ -11,7 +11,7 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
 from memtool.figures import draw, letters, save
-from memtool.figures.style import FORMATS
+from memtool.figures.saving import FORMATS
 
 from .examples import each_kind, pair_rows, titles
 

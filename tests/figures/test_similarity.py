@@ -21,6 +21,8 @@ from .examples import (
     titles,
 )
 
+KINDS = ("noise_kind", "reference_noise_kind")
+
 
 def test_convergence_has_a_panel_per_layer_and_a_curve_per_ratio():
     figure = draw("convergence", convergence_rows())
@@ -139,8 +141,8 @@ def test_two_checkpoints_at_one_point_are_an_error_that_names_both():
     both = r"epoch-2\.safetensors and other\.safetensors would become one point"
     with pytest.raises(MemtoolError, match=both):
         draw("convergence", rows + twins)
-    labelled = [row | {"noise_kind": "uniform"} for row in rows]
-    labelled += [row | {"noise_kind": "pairflip"} for row in twins]
+    labelled = [row | dict.fromkeys(KINDS, "uniform") for row in rows]
+    labelled += [row | dict.fromkeys(KINDS, "pairflip") for row in twins]
     figure = draw("convergence", labelled)
     assert legend_labels(figure) == ["0, -", "25, uniform", "25, pairflip", "67.5, uniform"]
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from memtool import MemtoolError
-from memtool.figures import draw
+from memtool.figures import Options, draw
 
 from .examples import (
     LAYERS,
@@ -121,7 +121,7 @@ def test_seeds_of_the_networks_count_as_seeds():
 
 def test_stitching_net_of_control_takes_it_off_row_by_row():
     rows = with_control(stitch_rows(seeds=(0, 1)))
-    figure = draw("stitching", rows, net_of_control=True)
+    figure = draw("stitching", rows, Options(net_of_control=True))
     assert titles(figure) == ["noisy front, clean back", "clean front, noisy back"]
     assert figure.get_supylabel() == "test accuracy − control's"
     assert legend_labels(figure) == [*LAYERS, "as the control"]
@@ -143,7 +143,7 @@ def test_stitching_net_of_control_takes_it_off_row_by_row():
 )
 def test_net_of_control_needs_a_control_and_a_direction(rows):
     with pytest.raises(MemtoolError, match="stitch with --control"):
-        draw("stitching", rows, net_of_control=True)
+        draw("stitching", rows, Options(net_of_control=True))
 
 
 def test_of_a_curve_over_epochs_the_last_is_drawn():
@@ -168,4 +168,4 @@ def test_stitching_refuses_what_it_cannot_place(changes, message):
 def test_an_unknown_direction_has_no_difference_to_the_control():
     rows = [row | {"direction": "sideways"} for row in with_control(stitch_rows(["forward"]))]
     with pytest.raises(MemtoolError, match="no direction 'sideways'"):
-        draw("stitching", rows, net_of_control=True)
+        draw("stitching", rows, Options(net_of_control=True))

@@ -8,7 +8,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
-from memtool.figures import draw, save
+from memtool.figures import as_options, draw, save
 from memtool.figures.style import LOOK, PAGE_WIDTH, finish, panel_grid, short_name, styles_of
 
 from .examples import EPOCHS, cka_row, each_kind, legend_labels, overlap, titles, training_rows
@@ -80,3 +80,21 @@ def test_files_carry_no_date_and_fonts_that_journals_take():
 def test_an_unknown_format_is_refused():
     with pytest.raises(MemtoolError, match="'gif'; there are pdf, png, svg"):
         save(Figure(), io.BytesIO(), "gif")
+
+
+@each_kind
+def test_a_figure_is_as_wide_as_one_says_and_has_its_title_on_top(kind, rows):
+    title = "A title of a figure that is so long that it takes several lines in a narrow column"
+    width, options = 3.3, as_options(width="column", title=title)
+    figure = draw(kind, rows, options)
+    if kind != "heatmap":  # squares, which grow no wider than they need
+        assert figure.get_figwidth() == pytest.approx(width)
+    assert figure.get_figwidth() <= width + 0.01
+    (text,) = figure.texts[:1] if figure.get_supxlabel() == "" else figure.texts[-1:]
+    assert text.get_text().replace("\n", " ") == title
+    with matplotlib.rc_context(LOOK):
+        figure.draw_without_rendering()
+        box = text.get_window_extent()
+        parts = [*figure.legends, *(axes.title for axes in figure.axes), *figure.axes]
+        assert not any(overlap(box, part.get_window_extent()) for part in parts)
+    assert box.y1 <= figure.bbox.y1 and box.x0 >= 0 and box.x1 <= figure.bbox.x1

@@ -128,7 +128,7 @@ def with_cell(rows, column, cell):
 @each_kind
 def test_a_number_that_is_none_is_told_with_file_line_column_and_value(tmp_path, kind, rows, cell):
     path = tmp_path / "rows.csv"
-    needs, _ = FIGURES[kind]
+    needs = FIGURES[kind].needs
     for column in set(needs.columns) & rows[0].keys():
         if tables.type_of(needs.row_type, column) == "text":
             continue

@@ -1,0 +1,97 @@
+"""What one asks of a figure besides its kind: which rows and view of them, what size and look."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from memtool import MemtoolError
+from memtool.figures.style_file import Parameters, read_style
+
+LAST = "last"  # of the epochs
+WIDTHS = {"column": 3.3, "page": 6.9}  # inches; of the usual two-column page
+NARROWEST, WIDEST = 1.5, 40.0
+
+
+@dataclass(frozen=True)
+class Options:
+    """What one asks of a figure; each that is left as it is leaves the choice to the figure."""
+
+    layers: tuple[str, ...] = ()  # globs
+    ratios: tuple[float, ...] = ()  # in [0, 1]
+    epochs: tuple[int | str, ...] = ()  # numbers, `last` or `all`
+    width: float | None = None  # inches
+    title: str = ""
+    style: Parameters = field(default_factory=dict)
+    net_of_control: bool = False
+
+
+def as_options(
+    *,
+    layers: str | Iterable[str] = (),
+    ratios: float | Iterable[float] = (),
+    epochs: int | str | Iterable[int | str] = (),
+    width: str | float | None = None,
+    title: str = "",
+    style: Path | str | None = None,
+    net_of_control: bool = False,
+) -> Options:
+    """Options as one types them: lists, or texts with commas; `column` or `page`; a file of style.
+
+    Raises MemtoolError for a value that is none, and for a style file that cannot be taken.
+
+    >>> as_options(epochs="1,2,last", width="column").epochs
+    (1, 2, 'last')
+    """
+    return Options(
+        tuple(_parts(layers)),
+        tuple(_ratio(part) for part in _parts(ratios)),
+        tuple(_epoch(part) for part in _parts(epochs)),
+        _inches(width),
+        title,
+        read_style(Path(style)) if style is not None else {},
+        net_of_control,
+    )
+
+
+def _parts(given: Any) -> list[Any]:
+    """What is given as a list: a text is split at commas, a single value is a list of one."""
+    if isinstance(given, str):
+        return [part.strip() for part in given.split(",") if part.strip()]
+    return list(given) if isinstance(given, Iterable) else [given]
+
+
+def _ratio(given: Any) -> float:
+    """'25%', '0.25' or .25 as .25."""
+    text = str(given)
+    try:
+        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    except ValueError:
+        raise MemtoolError(f"{text!r} is not a ratio, such as 25% or 0.25") from None
+    if not 0 <= value <= 1:
+        hint = f"; did you mean {text}%?" if 1 < value <= 100 and "%" not in text else ""
+        raise MemtoolError(f"ratio {text} is outside [0, 1]{hint}")
+    return value
+
+
+def _epoch(given: Any) -> int | str:
+    text = str(given)
+    if text in (LAST, "all"):
+        return text
+    if not text.isdecimal():
+        raise MemtoolError(f"{text!r} is not an epoch; name numbers, `last` or `all`")
+    return int(text)
+
+
+def _inches(given: str | float | None) -> float | None:
+    if given is None or given in WIDTHS:
+        return None if given is None else WIDTHS[str(given)]
+    try:
+        width = float(given)
+    except ValueError:
+        raise MemtoolError(
+            f"width {given!r}: it is one of {', '.join(WIDTHS)}, or a number of inches"
+        ) from None
+    if not NARROWEST <= width <= WIDEST:
+        raise MemtoolError(f"width {given}: it is from {NARROWEST:g} to {WIDEST:g} inches")
+    return width
