@@ -66,8 +66,9 @@ def reproduce(
     """Reproduce the paper: noise, training, CKA, stitching
 
     Writes Figures 1, 2 and 3 of the paper, a figure of the training, and their tables to DIR, and
-    prints a table of the findings. Steps whose output exists and is not older than their inputs are
-    skipped.
+    prints a table of the findings, which findings.csv holds too: each claim of the paper with the
+    number that decides it, and whether it holds. Steps whose output exists and is not older than
+    their inputs are skipped.
 
     \b
     Examples:
@@ -98,8 +99,11 @@ def reproduce(
             for warning in outcome.warnings:
                 logger.warning(f"{outcome.step.name}: {warning}")
     read = {kind: tables.read(output / f"{stem}.csv") for kind, stem in FIGURES.items()}
-    with tables.writer(tables.FindingRow, None, table_format) as write:
-        for row in measure_findings(**read):
-            write(row)
+    cka = [*read["convergence"], *read["divergence"]]
+    findings = measure_findings(read["training"], cka, read["stitching"])
+    for path, chosen in ((output / "findings.csv", None), (None, table_format)):
+        with tables.writer(tables.FindingRow, path, chosen) as write:
+            for row in findings:
+                write(row)
     for stem in FIGURES.values():
         logger.info(f"{output / stem}.pdf")

@@ -6,3 +6,6 @@ from .options import Options as Options
 from .options import as_options as as_options
 from .saving import FORMATS as FORMATS
 from .saving import save as save
+from .rows import Needs as Needs
+from .style import FORMATS as FORMATS
+from .style import save as save

@@ -1,3 +1,4 @@
+from .claims import spearman as spearman
 from .findings import measure_findings as measure_findings
 from .recipes import FIGURES as FIGURES
 from .recipes import RECIPES as RECIPES

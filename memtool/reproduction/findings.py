@@ -1,141 +1,134 @@
-"""What the tables of a reproduction on the digits show, in numbers: rows in, rows out.
+"""Which claims of the paper hold in the tables of a reproduction: rows in, rows out.
 
-Each value is the mean over the seeds in the rows. The layers are block1 to block6 of `digits-cnn`.
-The bounds of the expected values leave room for the spread between seeds.
+It works for any network and data set. `samples.py` makes complete runs of rows, `evidence.py` the
+numbers that claims are about, and `claims.py` says which number decides what.
+
+Numbers are averaged over the seeds; how far they vary with these is a percentile bootstrap (Efron
+and Tibshirani 1993, chapter 13) that draws whole seeds. A claim holds if the whole interval is at
+or beyond one bound, does not if the whole interval is at or beyond the other, and is undecided
+else.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
-from memtool.tables import FindingRow, Row
+from memtool.reproduction.claims import CLAIMS, Claim, Evidence, Statistic
+from memtool.reproduction.evidence import Rows, Tables, select
+from memtool.reproduction.samples import Missing, Sample
+from memtool.tables import FindingRow
 
-Rows = Sequence[Row]
-
-HALF = 0.5  # the noise ratio of the findings that concern a single one
-DEEP = ("block4", "block5", "block6")
+DRAWS = 2000  # of the bootstrap
+HOLDS, FAILS, UNDECIDED = "holds", "does not", "undecided"
 
 
-def measure_findings(
-    training: Rows, convergence: Rows, divergence: Rows, stitching: Rows
-) -> list[FindingRow]:
-    """What the paper claims, measured: one row per claim.
+def measure_findings(training: Rows, cka: Rows, stitching: Rows) -> list[FindingRow]:
+    """Decide each claim of the paper: one row per claim, always the same claims in this order.
 
-    Each argument is the table of the figure of that name, with all noise ratios and seeds.
+    What the rows do not suffice for has no value, is undecided, and says why.
+
+    Args:
+        training: Rows of `memtool train`, of all noise ratios and seeds.
+        cka: Rows of `memtool cka`, of corresponding layers: to the final model of the same run
+            (convergence) and to the final clean model (divergence), in one list. A run with noise
+            ratio 0 that is compared with a clean model of another run is the ceiling.
+        stitching: Rows of `memtool stitch --both --control`, with the final clean model as the
+            back.
+
+    Any of them may be empty. The order of rows makes no difference, but for that of the layers of a
+    network, which is their order of execution.
+
+    Raises:
+        MemtoolError: If rows lack a column, or mix what cannot be compared, such as estimators.
     """
-    return [
-        *_learning(training),
-        *_convergence(convergence),
-        *_divergence(divergence),
-        *_stitching(stitching),
-    ]
+    tables = select(training, cka, stitching)
+    evidence: dict[Evidence, Sample | Missing] = {
+        find: _found(find, tables) for find in {claim.evidence for claim in CLAIMS}
+    }
+    return [_finding(claim, evidence[claim.evidence]) for claim in CLAIMS]
 
 
-def _learning(rows: Rows) -> list[FindingRow]:
-    """Every noise ratio is learned in full; the test accuracy is what suffers."""
-    last = [row for row in rows if row["epoch"] == max(row["epoch"] for row in rows)]
-    learned = min(mean(last, "given_accuracy", noise_ratio=ratio) for ratio in _ratios(rows))
-
-    def tested(ratio: float) -> float:
-        return mean(last, "test_accuracy", noise_ratio=ratio)
-
-    return [
-        _finding("accuracy on given labels, lowest of all r", learned, 0.99, 1),
-        _finding("test accuracy, r = 0", tested(0.0), 0.98, 1),
-        _finding("test accuracy, r = 50%", tested(HALF), 0.54, 0.70),
-        _finding("test accuracy, r = 67.5%", tested(0.675), 0.36, 0.52),
-    ]
+def _found(find: Evidence, tables: Tables) -> Sample | Missing:
+    try:
+        return find(tables)
+    except Missing as reason:
+        return reason
 
 
-def _convergence(rows: Rows) -> list[FindingRow]:
-    """Deep layers converge more slowly the larger r is.
-
-    The speed of convergence is the CKA to the final model, averaged over the epochs.
-    """
-    ratios = _ratios(rows)
-
-    def speeds(layer: str) -> list[float]:
-        return [mean(rows, "cka", noise_ratio=ratio, layer=layer) for ratio in ratios]
-
-    return [
-        _finding(f"Spearman(r, convergence), {layer}", spearman(ratios, speeds(layer)), -1, -0.95)
-        for layer in DEEP
-    ]
-
-
-def _divergence(rows: Rows) -> list[FindingRow]:
-    """A deep layer becomes like that of the clean model, then unlike it; a shallow one stays."""
-    epochs = sorted({row["epoch"] for row in rows})
-
-    def to_clean(layer: str) -> list[float]:
-        return [mean(rows, "cka", noise_ratio=HALF, layer=layer, epoch=epoch) for epoch in epochs]
-
-    shallow, deep = to_clean("block1"), to_clean("block6")
-    peak = max(deep)
-    peak_epoch = epochs[deep.index(peak)]
-    return [
-        _finding("CKA to clean at the end, block1, r = 50%", shallow[-1], 0.95, 1),
-        _finding("CKA to clean at the end, block6, r = 50%", deep[-1], 0, 0.5),
-        _finding("fall of CKA to clean from its peak, block6, r = 50%", peak - deep[-1], 0.25, 1),
-        _finding("epoch of that peak", peak_epoch, 1, len(epochs) // 2),
-    ]
-
-
-def _stitching(rows: Rows) -> list[FindingRow]:
-    """A noisy front costs accuracy in deep cuts; a clean front gains more than the control."""
-
-    def gain(direction: str, layer: str) -> float:
-        """Test accuracy of the stitched models less that of the networks that give their backs."""
-        noisy = "back_noise_ratio" if direction == "reverse" else "front_noise_ratio"
-        conditions = {"direction": direction, "front_layer": layer, noisy: HALF}
-        return mean(rows, "test_accuracy", **conditions) - mean(rows, "back_accuracy", **conditions)
-
-    shallow_cost, deep_cost = -gain("forward", "block1"), -gain("forward", "block6")
-    clean, control = gain("reverse", "block4"), gain("control", "block4")
-    return [
-        _finding("cost of a noisy front, cut block1, r = 50%", shallow_cost, -0.01, 0.01),
-        _finding("cost of a noisy front, cut block6, r = 50%", deep_cost, 0.1, 1),
-        _finding("gain of a clean front, cut block4, r = 50%", clean, 0.3, 1),
-        _finding("gain of the control, cut block4, r = 50%", control, 0, 0.25),
-    ]
-
-
-def _finding(name: str, value: float, least: float, most: float) -> FindingRow:
+def _finding(claim: Claim, found: Sample | Missing) -> FindingRow:
+    try:
+        if isinstance(found, Missing):
+            raise found
+        value = claim.statistic(found.values.mean(axis=0), found)
+        low, high = interval(found, claim.statistic)
+    except Missing as reason:
+        return _undecided(claim, str(reason))
+    ends = (value,) if low is None or high is None else (low, high)
+    verdict = _verdict(claim, ends)
     return {
-        "finding": name,
+        "claim": claim.claim,
+        "measure": claim.measure.format(r=f"{100 * found.ratios[-1]:g}%"),
         "value": value,
-        "least": least,
-        "most": most,
-        "holds": least <= value <= most,
+        "low": low,
+        "high": high,
+        "seeds": len(found.seeds),
+        "verdict": verdict,
+        "why": "; ".join(
+            filter(None, [f"{_told(value, ends, found)} {_said(claim, verdict)}", found.note])
+        ),
     }
 
 
-def _ratios(rows: Rows) -> list[float]:
-    return sorted({row["noise_ratio"] for row in rows})
+def _undecided(claim: Claim, reason: str) -> FindingRow:
+    return {
+        "claim": claim.claim,
+        "measure": claim.measure.format(r="the largest r").replace("r = the", "the"),
+        "value": None,
+        "low": None,
+        "high": None,
+        "seeds": 0,
+        "verdict": UNDECIDED,
+        "why": reason,
+    }
 
 
-def mean(rows: Iterable[Row], column: str, **conditions: Any) -> float:
-    """The mean of `column` over the rows that meet all conditions, empty cells left out.
+def _verdict(claim: Claim, ends: Sequence[float]) -> str:
+    sign = 1 if claim.holds > claim.fails else -1
+    if all(sign * end >= sign * claim.holds for end in ends):
+        return HOLDS
+    return FAILS if all(sign * end <= sign * claim.fails for end in ends) else UNDECIDED
 
-    NaN if there are none.
 
-    >>> mean([{"epoch": 1, "cka": 0.5}, {"epoch": 2, "cka": 0.9}], "cka", epoch=2)
-    0.9
+def _told(value: float, ends: Sequence[float], found: Sample) -> str:
+    """The value with its interval."""
+    if len(ends) == 1:
+        return f"{value:.3g} (one seed: no interval)"
+    return f"{value:.3g} (95% interval {ends[0]:.3g} to {ends[1]:.3g}, {len(found.seeds)} seeds)"
+
+
+def _said(claim: Claim, verdict: str) -> str:
+    """How the value lies to the bounds."""
+    beyond, behind = ("at least", "at most")
+    if claim.holds < claim.fails:
+        beyond, behind = behind, beyond
+    return {
+        HOLDS: f"is {beyond} {claim.holds:g}",
+        FAILS: f"is {behind} {claim.fails:g}",
+        UNDECIDED: f"is not clearly {beyond} {claim.holds:g}, nor {behind} {claim.fails:g}",
+    }[verdict]
+
+
+def interval(found: Sample, statistic: Statistic) -> tuple[float | None, float | None]:
+    """The 2.5th and 97.5th percentile of the statistic of seeds drawn with replacement.
+
+    (None, None) for a single seed. With two or three seeds this is the range of their values.
     """
-    values = [
-        row[column]
-        for row in rows
-        if row[column] is not None and all(row[key] == value for key, value in conditions.items())
-    ]
-    return float(np.mean(values)) if values else float("nan")
-
-
-def spearman(x: Sequence[float], y: Sequence[float]) -> float:
-    """Spearman's rank correlation, in [-1, 1], of two sequences without ties.
-
-    >>> round(spearman([1, 2, 3, 4], [2, 4, 8, 16]), 6)
-    1.0
-    """
-    ranks = np.argsort(np.argsort([x, y], axis=1), axis=1).astype(float)
-    return float(np.corrcoef(ranks)[0, 1])
+    n = len(found.seeds)
+    if n == 1:
+        return None, None
+    drawn = np.sort(np.random.default_rng(0).integers(n, size=(DRAWS, n)), axis=1)
+    # Few seeds can be drawn in few ways only.
+    picks, counts = np.unique(drawn, axis=0, return_counts=True)
+    values = [statistic(found.values[pick].mean(axis=0), found) for pick in picks]
+    low, high = np.percentile(np.repeat(values, counts), [2.5, 97.5])
+    return float(low), float(high)

@@ -330,13 +330,39 @@ class LayerRow(TypedDict):
 
 
 class FindingRow(TypedDict):
-    """One claim of the paper, in numbers."""
+    """One claim of the paper, and whether it holds in a reproduction."""
 
-    finding: Annotated[str, Column("what was measured")]
-    value: Annotated[float, Column("mean over the seeds")]
-    least: Annotated[float, Column("lowest value that is expected")]
-    most: Annotated[float, Column("highest value that is expected")]
-    holds: Annotated[bool, Column("whether the value lies between the two")]
+    claim: Annotated[str, Column("what the paper says, or what follows from it")]
+    measure: Annotated[
+        str,
+        Column(
+            "the number that decides it: thirds are those of the depth, convergence is the mean "
+            "over the epochs of CKA to the own final model, Spearman the rank correlation, 0 where "
+            "the values range over less than 0.01",
+            10,
+        ),
+    ]
+    value: Annotated[
+        float | None,
+        Column("that number, of the mean over the seeds; empty if the tables do not suffice"),
+    ]
+    low: Annotated[
+        float | None,
+        Column(
+            "lower end of its 95% interval, a percentile bootstrap over the seeds; empty for one "
+            "seed"
+        ),
+    ]
+    high: Annotated[float | None, Column("upper end of that interval")]
+    seeds: Annotated[int, Column("number of seeds", 5)]
+    verdict: Annotated[
+        str,
+        Column(
+            "holds or does not, where the whole interval is beyond a bound, which the last column "
+            "tells; else undecided"
+        ),
+    ]
+    why: Annotated[str, Column("why, in one sentence", 20)]
 
 
 TABLES = (TrainingRow, CkaRow, StitchingRow, FileRow, LayerRow, FindingRow)

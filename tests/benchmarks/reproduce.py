@@ -1,10 +1,11 @@
-"""The reproduction on the digits with three seeds: findings, time and memory.
+"""The reproduction on the digits with three seeds: findings, expected numbers, time and memory.
 
     python tests/benchmarks/reproduce.py [DIR] [--seeds N] [--jobs N]
 
-Runs `memtool reproduce digits` from the start and prints its table of findings, the wall time of
-the whole command, and the peak memory of all its processes together: their proportional set size,
-which counts a shared page once. It is read from /proc, so this works on Linux only.
+Runs `memtool reproduce digits` from the start and prints its table of findings, the numbers that
+`digits.py` expects of it beside their bounds, the wall time of the whole command, and the peak
+memory of all its processes together: their proportional set size, which counts a shared page once.
+It is read from /proc, so this works on Linux only.
 """
 
 import argparse
@@ -13,6 +14,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+
+from digits import Expectation, expectations
+
+from memtool import tables
 
 
 def descendants(pid: int) -> list[int]:
@@ -36,6 +41,15 @@ def memory(pid: int) -> int:
     return total
 
 
+def print_expectations(folder: Path) -> None:
+    kinds = ("training", "figure1-convergence", "figure3-divergence", "figure2-stitching")
+    training, own, clean, stitching = (tables.read(folder / f"{kind}.csv") for kind in kinds)
+    print()
+    with tables.writer(Expectation, None, tables.Format.table) as write:
+        for row in expectations(training, [*own, *clean], stitching):
+            write(row)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("folder", nargs="?", default=None)
@@ -51,6 +65,7 @@ def main() -> None:
         peak = max(peak, memory(process.pid))
         time.sleep(0.5)
     seconds = time.monotonic() - start
+    print_expectations(Path(folder))
     print(f"\nmemtool {command}")
     print(f"{seconds:.0f} s, at most {peak / 1e6:.0f} MB, exit {process.returncode}")
 
