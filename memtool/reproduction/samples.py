@@ -115,10 +115,12 @@ def _note(
     epochs: Iterable[int],
 ) -> str:
     """What was measured but is not among these."""
-    parts = {
+    parts: dict[str, list[Any]] = {
         "r": [f"{100 * r:g}%" for r in sorted({cell.ratio for cell in cells}.difference(ratios))],
         "layer": sorted({cell.layer for cell in cells}.difference(layers)),
         "epoch": sorted({cell.epoch for cell in cells}.difference(epochs)),
     }
-    told = "; ".join(f"{name} {some(list(map(str, v)))}" for name, v in parts.items() if v)
+    told = "; ".join(
+        f"{name} {some([str(one) for one in values])}" for name, values in parts.items() if values
+    )
     return f"left out, since not all runs have it: {told}" if told else ""
