@@ -4,8 +4,6 @@ from .drawing import draw as draw
 from .drawing import recognize as recognize
 from .options import Options as Options
 from .options import as_options as as_options
+from .rows import Needs as Needs
 from .saving import FORMATS as FORMATS
 from .saving import save as save
-from .rows import Needs as Needs
-from .style import FORMATS as FORMATS
-from .style import save as save

@@ -58,8 +58,10 @@ def select(training: Rows, cka: Rows, stitching: Rows) -> Tables:
 
 def _selected(needs: Needs, rows: Rows) -> Rows:
     if rows:
-        needs.check(rows, "findings")
-    return needs.select(rows)
+        needs.check_columns(rows, "findings")
+    selected = needs.select(rows)
+    needs.check_conditions(selected, "findings")
+    return selected
 
 
 def _final(rows: Rows, key: Callable[[Row], Any]) -> list[Row]:
