@@ -17,17 +17,27 @@ def cka(
         list[Path],
         typer.Argument(
             metavar="CHECKPOINT... REFERENCE",
-            help="Checkpoints, each compared with the last one named",
+            help="Checkpoints, each compared with the last one named, or with those of --reference",
             show_default=False,
         ),
     ],
+    references: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--reference",
+            metavar="FILE",
+            help="Compare all checkpoints with this one; repeated, with several ones, in the same "
+            "forward pass of each checkpoint",
+            show_default=False,
+        ),
+    ] = None,
     layers: options.Layers = ["all"],  # noqa: B006 (typer copies it)
     layers_reference: Annotated[
         list[str] | None,
         typer.Option(
             "--layers-reference",
             metavar="PATTERNS",
-            help="The same for the reference, if its layers have other names: the first layer "
+            help="The same for the references, if their layers have other names: the first layer "
             "chosen is compared with the first one chosen there, and so on",
             show_default=False,
         ),
@@ -46,7 +56,7 @@ def cka(
         typer.Option(
             "--model-reference",
             metavar="SPEC",
-            help="Model spec of REFERENCE, if it is another",
+            help="Model spec of the references, if it is another",
             show_default=False,
         ),
     ] = None,
@@ -101,15 +111,18 @@ def cka(
 ) -> None:
     """Compare checkpoints layer by layer with CKA
 
-    Each checkpoint is compared with the last one named, on the whole test split, in one forward
-    pass of each network. Prints one row per pair of layers, in order of execution: CKA, which is in
-    [0, 1] for the exact estimator, and its standard error (jackknife over ten groups of batches).
+    Each checkpoint is compared with the last one named, or with each --reference, on the whole test
+    split, in one forward pass of each network. Prints one row per pair of layers, in order of
+    execution: CKA, which is in [0, 1] for the exact estimator, and its standard error (jackknife
+    over ten groups of batches).
 
     \b
     Examples:
       memtool cka runs/r25.safetensors runs/r0.safetensors --layers all
       memtool cka runs/r25/*.safetensors runs/r25.safetensors \\
           --layers 'block?' -o cka.csv
+      memtool cka runs/r25/*.safetensors --reference runs/r25.safetensors \\
+          --reference runs/r0.safetensors -o cka.csv
       memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
       memtool cka a.safetensors b.safetensors --model torchvision:resnet50 \\
           --data folder:val
@@ -120,7 +133,9 @@ def cka(
     from memtool.files import check_writable
     from memtool.similarity import CkaSettings, compare, make_plan, selections
 
-    if len(checkpoints) < 2:
+    if not references:
+        *checkpoints, references = *checkpoints[:-1], checkpoints[-1:]
+    if not checkpoints:
         raise typer.BadParameter("name a checkpoint and a reference", param_hint="CHECKPOINT")
     if not bandwidth > 0:
         raise typer.BadParameter(f"{bandwidth} is not positive", param_hint="--bandwidth")
@@ -132,27 +147,28 @@ def cka(
         tables.format_of(path, table_format)
         check_writable(path)
     where = choose(device)
-    opened = options.open_checkpoints(checkpoints, model, model_reference, trust)
+    opened = options.open_checkpoints(checkpoints, model, trust=trust)
+    others = options.open_checkpoints(references, model_reference or model, trust=trust)
     set_ = options.load_dataset(
         dataset,
-        opened[-1],
+        others[-1],
         data_dir,
         memory,
         image_size=image_size,
         samples=samples,
-        others=opened[:-1],
+        others=[*opened, *others[:-1]],
     )
-    opened = [checkpoint.with_dataset(set_) for checkpoint in opened]
-    *compared, reference = selections(
-        opened,
+    compared_with = selections(
+        [checkpoint.with_dataset(set_) for checkpoint in opened],
+        [checkpoint.with_dataset(set_) for checkpoint in others],
         options.comma_separated(layers),
         options.comma_separated(layers_reference) if layers_reference else None,
     )
     images = set_.test.on(where)
     with processes(where) as together:
-        plan = make_plan(compared, reference, len(images), settings, together.size)
+        plan = make_plan(*compared_with, len(images), settings, together.size)
         logger.info(str(plan))
-        rows = compare(plan, reference, images, set_.name, settings, together, progress)
+        rows = compare(plan, images, set_.name, settings, together, progress)
         if together.rank:
             options.take_part(rows)
             return

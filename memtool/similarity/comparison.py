@@ -1,4 +1,4 @@
-"""Comparing checkpoints with a reference, layer by layer, in one pass of each network."""
+"""Comparing checkpoints with references, layer by layer, in one pass of each network."""
 
 import logging
 from collections.abc import Iterable, Iterator
@@ -12,8 +12,8 @@ from memtool.data import HostImages
 from memtool.device import Precision, Processes
 from memtool.layers import Layer, told_names
 from memtool.progress import Progress, silent
-from memtool.similarity.measuring import Outcome, image_order, measure
-from memtool.similarity.pairs import Selection
+from memtool.similarity.measuring import Outcome, Value, image_order, measure
+from memtool.similarity.pairs import Comparison, Selection
 from memtool.similarity.planning import Plan
 from memtool.similarity.settings import CkaSettings, Kernel
 from memtool.tables import CkaRow
@@ -25,37 +25,42 @@ TOLERANCE = 0.001  # by which a lower precision may change CKA
 
 def compare(
     plan: Plan,
-    reference: Selection,
     images: Tensor | HostImages,
     data: str,
     settings: CkaSettings,
     processes: Processes,
     progress: Progress = silent,
 ) -> Iterator[CkaRow]:
-    """CKA of each checkpoint of `plan` with the reference over all `images`, uint8 (n, c, h, w),
+    """CKA of each checkpoint of `plan` with its references over all `images`, uint8 (n, c, h, w),
     those of the data set named `data`.
 
-    Yields one row for each pair of layers, in order of execution. Where there is no CKA, it is None
-    and a warning says why. Of several processes each does its part, and all yield the same rows. A
-    precision that changes CKA of the first batch by more than TOLERANCE is not used.
+    Yields one row for each pair of layers, in order of execution, of one reference after the other
+    for each checkpoint. Where there is no CKA, it is None and a warning says why. Of several
+    processes each does its part, and all yield the same rows. A precision that changes CKA of the
+    first batch by more than TOLERANCE is not used.
     """
     if settings.precision is not Precision.float32:
-        settings = _safe_precision(plan, reference, images, settings, processes)
+        settings = _safe_precision(plan, images, settings, processes)
+    told: set[Selection] = set()
     for group in plan.groups:
-        own, *others = measure(group, plan, reference, images, settings, processes, progress)
-        for outcome in (own, *others):
-            _tell(outcome)
-        for comparison, outcome in zip(group, others, strict=True):
+        measured = measure(group, plan, images, settings, processes, progress)
+        for network, outcome in measured.networks.items():
+            if network not in told:
+                _tell(outcome)
+        told |= measured.networks.keys()
+        for comparison, values in zip(group, measured.values, strict=True):
+            mine, theirs = (
+                measured.networks[one] for one in (comparison.selection, comparison.reference)
+            )
             for layer, other in comparison.layers:
-                row = _row(outcome, own, layer, other, plan, data, settings)
-                if row["cka"] is None:
-                    _tell_missing(outcome, own, layer, other)
-                yield row
+                value = values[layer.same_as, other.same_as]
+                if value.cka is None:
+                    _tell_missing(mine, theirs, layer, other)
+                yield _row(comparison, layer, other, value, plan, data, settings)
 
 
 def _safe_precision(
     plan: Plan,
-    reference: Selection,
     images: Tensor | HostImages,
     settings: CkaSettings,
     processes: Processes,
@@ -67,8 +72,8 @@ def _safe_precision(
 
     def found(settings: CkaSettings) -> Iterator[tuple[str, float | None]]:
         for group in plan.groups:
-            for one in measure(group, trial, reference, batch, settings, Processes(), silent):
-                yield from ((layer, value) for (layer, _), (value, *_) in one.values.items())
+            for values in measure(group, trial, batch, settings, Processes(), silent).values:
+                yield from ((layer, value.cka) for (layer, _), value in values.items())
 
     change, layer = max(processes.gather(_change(found(settings), found(settings.in_float32()))))
     if change <= TOLERANCE:
@@ -127,19 +132,18 @@ def _tell_missing(outcome: Outcome, reference: Outcome, layer: Layer, other: Lay
 
 
 def _row(
-    outcome: Outcome,
-    own: Outcome,
+    comparison: Comparison,
     layer: Layer,
     other: Layer,
+    value: Value,
     plan: Plan,
     data: str,
     settings: CkaSettings,
 ) -> CkaRow:
-    checkpoint, reference = outcome.selection.checkpoint, own.selection.checkpoint
+    checkpoint, reference = comparison.selection.checkpoint, comparison.reference.checkpoint
     mine, theirs = checkpoint.provenance, reference.provenance
     front, back = mine.front or NOT_STITCHED, mine.back or NOT_STITCHED
     cut = checkpoint.spec.options if mine.front else {}
-    value, error, null = outcome.values[layer.same_as, other.same_as]
     return {
         "checkpoint": str(checkpoint.path),
         "reference": str(reference.path),
@@ -175,7 +179,7 @@ def _row(
         "n": plan.n,
         "batch_size": plan.batch_size,
         "sample_seed": settings.seed,
-        "cka": value,
-        "cka_se": error,
-        "cka_null": null,
+        "cka": value.cka,
+        "cka_se": value.error,
+        "cka_null": value.null,
     }

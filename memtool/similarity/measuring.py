@@ -1,9 +1,12 @@
 """The pass over the images: networks run, recorders record, sums add up. Read `measure` first."""
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
 from math import isfinite
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +20,7 @@ from memtool.progress import Advance, Progress
 from memtool.similarity.feature_space import FeatureRecorder
 from memtool.similarity.hsic import wide
 from memtool.similarity.minibatch import MinibatchRecorder
-from memtool.similarity.pairs import Comparison, Selection, TensorPair
+from memtool.similarity.pairs import Comparison, Selection, TensorPair, networks_of, tensors_of
 from memtool.similarity.planning import Plan
 from memtool.similarity.rbf import median_distance, sample
 from memtool.similarity.recorder import Batch, PairSums, Recorder, Visit, add_up, features
@@ -27,53 +30,87 @@ from memtool.similarity.tiles import TileRecorder
 
 @dataclass
 class Outcome:
-    """What a pass finds of one network, by the names of its tensors.
-
-    `values` are CKA of each pair with the reference, its standard error, and what CKA is in
-    expectation when the examples of one are permuted; each is None where it is not a number. Those
-    of the reference itself are empty.
-    """
+    """What a pass finds of one network, by the names of its tensors."""
 
     selection: Selection
     uncalled: list[str]
     constant: set[Hashable] = field(default_factory=set)
     coincident: set[Hashable] = field(default_factory=set)  # with a median distance of 0
-    values: dict[TensorPair, tuple[float | None, ...]] = field(default_factory=dict)
+
+
+class Value(NamedTuple):
+    """CKA, its standard error, and what CKA is in expectation when the examples of one layer are
+    permuted; each is None where it is not a number."""
+
+    cka: float | None
+    error: float | None
+    null: float | None
+
+
+Values = dict[TensorPair, Value]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a pass finds of all its networks, and the values of each comparison, in their order."""
+
+    networks: dict[Selection, Outcome]
+    values: list[Values]
+
+
+Seen = dict[bool, Batch]  # of a network's tensors, by how pairs of them are computed
 
 
 def measure(
     group: Sequence[Comparison],
     plan: Plan,
-    reference: Selection,
     images: Tensor | HostImages,
     settings: CkaSettings,
     processes: Processes,
     progress: Progress,
-) -> list[Outcome]:
-    """Run the reference and the checkpoints of a group over the images, uint8 (n, c, h, w); what is
-    found of the reference, then of each checkpoint.
+) -> Measured:
+    """Run the networks of a group over the images, uint8 (n, c, h, w), each once however many
+    comparisons it takes part in.
 
-    Of Gram matrices, only those of two networks are there at a time: the reference's of the present
-    batch, and those of one checkpoint.
+    Of Gram matrices, only those of the present batch are there: of the references, and of one
+    checkpoint at a time.
     """
     device, visits = images.device, plan.visits(processes)
     order = image_order(len(images), settings.seed).to(device)
     with torch.inference_mode(), precision(settings.precision, device):
         setting = _Setting(plan, settings, images, processes)
-        ours = Participant.of_reference(reference, group, setting)
-        others = [Participant.of_checkpoint(one, ours, setting) for one in group]
-        with progress("comparing", len(visits) * (1 + len(others))) as advance:
+        networks = participants(group, setting)
+        comparing = [Comparing.of(one, networks) for one in group]
+        with progress("comparing", len(visits) * len(networks)) as advance:
+
+            def run(visit: Visit, batch: Tensor, network: Selection) -> Seen:
+                advance()
+                return networks[network].run(visit, batch, plan.portion)
+
             for visit in visits:
                 batch = images[order[visit.start : visit.stop]]
-                seen = ours.run(visit, batch, plan.portion)
-                advance()
-                for other in others:
-                    other.add(other.run(visit, batch, plan.portion), seen)
-                    advance()
-        for network in (ours, *others):
+                _add_batch(comparing, partial(run, visit, batch))
+        for network in networks.values():
             network.add_up(processes)
+        for one in comparing:
+            one.add_up(processes)
         with progress("CKA", sum(len(one.tensors) for one in group)) as advance:
-            return [network.outcome(advance) for network in (ours, *others)]
+            outcomes = {network: part.outcome() for network, part in networks.items()}
+            return Measured(outcomes, [one.values(advance) for one in comparing])
+
+
+def _add_batch(comparing: Sequence["Comparing"], run: Callable[[Selection], Seen]) -> None:
+    """Run all networks on a batch, and add to the sums of their comparisons."""
+    references = dict.fromkeys(one.comparison.reference for one in comparing)
+    seen = {reference: run(reference) for reference in references}
+    for checkpoint, its_own in groupby(comparing, lambda one: one.comparison.selection):
+        # In a call of its own: what is seen of one checkpoint is gone before the next one runs.
+        _add(its_own, seen.get(checkpoint) or run(checkpoint), seen)
+
+
+def _add(comparing: Iterable["Comparing"], mine: Seen, theirs: Mapping[Selection, Seen]) -> None:
+    for one in comparing:
+        one.add(mine, theirs[one.comparison.reference])
 
 
 def image_order(n: int, seed: int) -> Tensor:
@@ -141,45 +178,18 @@ def _median_distances(
 
 @dataclass(frozen=True)
 class Participant:
-    """A network, what is recorded of it and, unless it is the reference, its sums with that.
-
-    Both by how pairs of tensors are computed: False by Gram matrices, True in feature space.
-    """
+    """A network, and what is recorded of its tensors, by how pairs of them are computed: False by
+    Gram matrices, True in feature space. A tensor may be in both."""
 
     selection: Selection
     network: Network
     recorders: dict[bool, Recorder]
-    pairs: dict[bool, list[TensorPair]] = field(default_factory=dict)
-    sums: dict[bool, PairSums] = field(default_factory=dict)
 
     @staticmethod
-    def of_reference(
-        selection: Selection, group: Sequence[Comparison], setting: _Setting
+    def of(
+        selection: Selection, tensors: Mapping[bool, list[str]], setting: _Setting
     ) -> "Participant":
-        tensors = {
-            way: list(dict.fromkeys(other for one in group for _, other in one.computed(way)))
-            for way in (False, True)
-        }
-        return Participant._recorded(selection, tensors, setting)
-
-    @staticmethod
-    def of_checkpoint(
-        comparison: Comparison, reference: "Participant", setting: _Setting
-    ) -> "Participant":
-        pairs = {way: comparison.computed(way) for way in (False, True)}
-        tensors = {way: list(dict.fromkeys(ours for ours, _ in pairs[way])) for way in pairs}
-        found = Participant._recorded(comparison.selection, tensors, setting)
-        for way, recorder in found.recorders.items():
-            other = reference.recorders[way]
-            numbers = [(recorder.index[a], other.index[b]) for a, b in pairs[way]]
-            found.sums[way] = recorder.sums_with(other, numbers)
-        found.pairs.update(pairs)
-        return found
-
-    @staticmethod
-    def _recorded(
-        selection: Selection, tensors: dict[bool, list[str]], setting: _Setting
-    ) -> "Participant":
+        """The network with its weights, ready to record these tensors."""
         network = selection.checkpoint.network(setting.images.device)
         warn_if_random(lambda: network.run(setting.images[:2]), str(selection.checkpoint.path))
         network = network.fastest(setting.images[:2])
@@ -191,7 +201,7 @@ class Participant:
             recorders[True] = setting.feature_recorder(names)
         return Participant(selection, network, recorders)
 
-    def run(self, visit: Visit, images: Tensor, portion: int) -> dict[bool, Batch]:
+    def run(self, visit: Visit, images: Tensor, portion: int) -> Seen:
         """Run the network on a batch, so many images at a time; what is recorded of it."""
         with ExitStack() as stack:
             batches = {
@@ -227,26 +237,61 @@ class Participant:
         for name in list(parts):
             record(name, torch.cat(parts.pop(name)))
 
-    def add(self, batches: dict[bool, Batch], reference: dict[bool, Batch]) -> None:
-        for way, sums in self.sums.items():
-            sums.add(batches[way], reference[way])
-
     def add_up(self, processes: Processes) -> None:
-        states = [part.state for part in self.recorders.values()]
-        for state in [*states, *(part.state for part in self.sums.values())]:
-            add_up(state, processes.sum)
+        for recorder in self.recorders.values():
+            add_up(recorder.state, processes.sum)
 
-    def outcome(self, advance: Advance) -> Outcome:
+    def outcome(self) -> Outcome:
         outcome = Outcome(self.selection, self.selection.uncalled(self.network.model))
         for recorder in self.recorders.values():
             outcome.constant |= _where(recorder, recorder.constant())
             if (sigma := getattr(recorder, "sigma", None)) is not None:
                 outcome.coincident |= _where(recorder, sigma == 0)
-        for way, sums in self.sums.items():
-            hsic = sums.hsic(advance)
-            numbers = (map(_finite, each.tolist()) for each in (*hsic.cka(), hsic.null()))
-            outcome.values |= zip(self.pairs[way], zip(*numbers, strict=True), strict=True)
         return outcome
+
+
+def participants(group: Sequence[Comparison], setting: _Setting) -> dict[Selection, Participant]:
+    """Each network of a group, with recorders for all that its comparisons take from it."""
+    tensors = {way: tensors_of(group, way) for way in (False, True)}
+    return {
+        network: Participant.of(network, {way: tensors[way][network] for way in tensors}, setting)
+        for network in networks_of(group)
+    }
+
+
+@dataclass(frozen=True)
+class Comparing:
+    """A comparison under way: the sums of its pairs of tensors, by how these are computed."""
+
+    comparison: Comparison
+    sums: dict[bool, PairSums]
+
+    @staticmethod
+    def of(comparison: Comparison, networks: Mapping[Selection, Participant]) -> "Comparing":
+        mine = networks[comparison.selection].recorders
+        theirs = networks[comparison.reference].recorders
+        sums = {}
+        for way in (False, True):
+            if pairs := comparison.computed(way):
+                x, y = mine[way], theirs[way]
+                sums[way] = x.sums_with(y, [(x.index[a], y.index[b]) for a, b in pairs])
+        return Comparing(comparison, sums)
+
+    def add(self, batches: Seen, reference: Seen) -> None:
+        for way, sums in self.sums.items():
+            sums.add(batches[way], reference[way])
+
+    def add_up(self, processes: Processes) -> None:
+        for sums in self.sums.values():
+            add_up(sums.state, processes.sum)
+
+    def values(self, advance: Advance) -> Values:
+        values: Values = {}
+        for way, sums in self.sums.items():
+            hsic, pairs = sums.hsic(advance), self.comparison.computed(way)
+            numbers = (map(_finite, each.tolist()) for each in (*hsic.cka(), hsic.null()))
+            values |= zip(pairs, map(Value._make, zip(*numbers, strict=True)), strict=True)
+        return values
 
 
 def _where(recorder: Recorder, condition: Tensor) -> set[Hashable]:

@@ -1,6 +1,6 @@
 """Which layers of which networks are compared: names and numbers, no activations."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cached_property
@@ -15,9 +15,10 @@ from memtool.similarity.settings import Pairs
 from memtool.tensors import stored_tensors
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Selection:
-    """The layers of a checkpoint that take part, in order of execution.
+    """The layers of a checkpoint that take part, in order of execution; a network of its own, equal
+    to itself alone.
 
     `patterns` are the globs that chose them; `footprint` is what a forward pass of the network
     takes; `called` names all layers that the model has.
@@ -64,36 +65,44 @@ class Selection:
 
 def selections(
     checkpoints: Sequence[Checkpoint],
+    references: Sequence[Checkpoint],
     patterns: Sequence[str],
     reference_patterns: Sequence[str] | None = None,
-) -> list[Selection]:
-    """The layers of each checkpoint that match `patterns`; of the last one, the reference, those
-    that match `reference_patterns`, if there are any.
+) -> tuple[list[Selection], list[Selection]]:
+    """The layers of each checkpoint that match `patterns`, and those of each reference that match
+    `reference_patterns`, if there are any, else `patterns`.
 
-    Raises MemtoolError for a pattern that matches no layer of one of them.
+    A file that occurs several times, with the same patterns, is one selection. Raises MemtoolError
+    for a pattern that matches no layer of one of them.
     """
-    wanted = [patterns] * (len(checkpoints) - 1) + [reference_patterns or patterns]
-    return [
-        Selection(
+    globs = [patterns] * len(checkpoints) + [reference_patterns or patterns] * len(references)
+    wanted = list(zip([*checkpoints, *references], globs, strict=True))
+    keys = [(one.path, str(one.spec), tuple(chosen)) for one, chosen in wanted]
+    distinct = dict(zip(keys, wanted, strict=True))
+    opened = [checkpoint for checkpoint, _ in distinct.values()]
+    found = {
+        key: Selection(
             checkpoint,
-            select(layers, globs, str(checkpoint.path)),
-            globs,
+            select(layers, chosen, str(checkpoint.path)),
+            chosen,
             footprint,
             frozenset(layer.name for layer in layers),
         )
-        for checkpoint, layers, globs, footprint in zip(
-            checkpoints, trace_all(checkpoints), wanted, footprints(checkpoints), strict=True
+        for (key, (checkpoint, chosen)), layers, footprint in zip(
+            distinct.items(), trace_all(opened), footprints(opened), strict=True
         )
-    ]
+    }
+    every = [found[key] for key in keys]
+    return every[: len(checkpoints)], list(dict.fromkeys(every[len(checkpoints) :]))
 
 
-# The names of two distinct tensors, of a checkpoint and of the reference.
+# The names of two distinct tensors, of a checkpoint and of a reference.
 TensorPair = tuple[str, str]
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A checkpoint's layers and those of the reference that each is compared with.
+    """A checkpoint's layers and those of a reference that each is compared with.
 
     `layers` has one pair for each row of the table. HSIC is computed once for each of `tensors`,
     the distinct pairs of tensors; those in `in_feature_space` by covariances, the others by Gram
@@ -101,6 +110,7 @@ class Comparison:
     """
 
     selection: Selection
+    reference: Selection
     layers: list[tuple[Layer, Layer]]
     in_feature_space: frozenset[TensorPair] = frozenset()
 
@@ -116,8 +126,26 @@ class Comparison:
         ]
 
 
+def networks_of(comparisons: Iterable[Comparison]) -> list[Selection]:
+    """The distinct networks that are compared, those that are references first."""
+    comparisons = list(comparisons)
+    references = [one.reference for one in comparisons]
+    return list(dict.fromkeys([*references, *(one.selection for one in comparisons)]))
+
+
+def tensors_of(
+    comparisons: Sequence[Comparison], in_feature_space: bool
+) -> dict[Selection, list[str]]:
+    """The names of the distinct tensors of each network that are computed this way."""
+    found: dict[Selection, dict[str, None]] = {one: {} for one in networks_of(comparisons)}
+    for one in comparisons:
+        for mine, theirs in one.computed(in_feature_space):
+            found[one.selection][mine] = found[one.reference][theirs] = None
+    return {network: list(names) for network, names in found.items()}
+
+
 def compared(selection: Selection, reference: Selection, pairs: Pairs) -> Comparison:
-    """Which layers of a checkpoint are compared with which of the reference.
+    """Which layers of a checkpoint are compared with which of a reference.
 
     With Pairs.same, each with its corresponding layer: the one of the same name. The parts of a
     stitched model are named `front.` and `back.`; a layer of either corresponds to the layer that
@@ -130,7 +158,7 @@ def compared(selection: Selection, reference: Selection, pairs: Pairs) -> Compar
         layers = _in_order(selection, reference)
     else:
         layers = _by_name(selection, reference)
-    return Comparison(selection, layers)
+    return Comparison(selection, reference, layers)
 
 
 ALL = "compare each with each: --pairs all"

@@ -1,6 +1,6 @@
 """How a comparison is carried out within a budget of memory: batches, blocks, groups, passes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import product
 
@@ -9,7 +9,14 @@ from memtool.device import Processes
 from memtool.layers import told_size
 from memtool.similarity.feature_space import is_cheaper
 from memtool.similarity.hsic import GROUPS, MINIMUM, check_examples
-from memtool.similarity.pairs import Comparison, Selection, TensorPair, compared
+from memtool.similarity.pairs import (
+    Comparison,
+    Selection,
+    TensorPair,
+    compared,
+    networks_of,
+    tensors_of,
+)
 from memtool.similarity.recorder import Visit
 from memtool.similarity.settings import CkaSettings, Estimator, Kernel, Pairs
 
@@ -23,7 +30,7 @@ class Memory:
     weights: int  # of all networks of a group
     passes: int  # a forward pass
     kept: int  # the activations of a batch, if it takes several passes
-    grams: int  # Gram matrices or tiles of a batch, of the reference and one more network
+    grams: int  # Gram matrices or tiles of a batch, of the references and one more network
     wide_grams: int  # the part of them that is being added up, in float64
     features: int = 0  # kept for tiles, and for feature space
     centered: int = 0  # of a batch, one layer of each network
@@ -41,7 +48,7 @@ class Plan:
     The examples come in `batches`. For the tiles of `exact` and `unbiased`, `blocks` are ranges of
     batches whose features are kept at a time; each takes a pass over all batches from its first one
     on. Where nothing takes tiles there are no blocks, and one pass. `groups` are the checkpoints
-    that are compared at a time; each group takes passes of the reference as well. A network is
+    that are compared at a time; each group takes passes of the references as well. A network is
     given at most `portion` examples of a batch at a time.
     """
 
@@ -77,7 +84,7 @@ class Plan:
     @property
     def cost(self) -> float:
         """Passes of all networks together."""
-        return self.passes * sum(len(group) + 1 for group in self.groups)
+        return self.passes * sum(len(networks_of(group)) for group in self.groups)
 
     def visits(self, processes: Processes) -> list[Visit]:
         """What this process has to do, in order; all processes together do all there is to do."""
@@ -122,7 +129,7 @@ class Plan:
         if len(self.blocks) > 1:
             text += f" ({len(self.blocks)} blocks of examples)"
         if len(self.groups) > 1:
-            text += f", of the reference {self.passes * len(self.groups):.3g}"
+            text += f", of a reference {self.passes * len(self.groups):.3g}"
         comparisons = [comparison for group in self.groups for comparison in group]
         if features := sum(len(one.in_feature_space) for one in comparisons):
             every = sum(len(one.tensors) for one in comparisons)
@@ -134,12 +141,13 @@ class Plan:
 
 def make_plan(
     selections: Sequence[Selection],
-    reference: Selection,
+    references: Sequence[Selection],
     n: int,
     settings: CkaSettings,
     processes: int = 1,
 ) -> Plan:
-    """The plan with the fewest forward passes that fits into `settings.memory`.
+    """The plan with the fewest forward passes that compares each of the selections with each of the
+    references and fits into `settings.memory`.
 
     `auto` becomes `exact` if one pass of each network fits, else `minibatch`; that does not depend
     on the number of processes. The batches of `minibatch` are part of its definition. Those of the
@@ -147,35 +155,41 @@ def make_plan(
     no more than roundings of CKA, and its standard error, which leaves out groups of batches.
     Raises MemtoolError if n is too small for the estimator, or if nothing fits.
     """
-    comparisons = [compared(selection, reference, settings.pairs) for selection in selections]
+    comparisons = [
+        compared(selection, reference, settings.pairs)
+        for selection, reference in product(selections, references)
+    ]
     estimator = settings.estimator.canonical
     if estimator is Estimator.auto:
-        estimator = _affordable(comparisons, reference, n, settings)
+        estimator = _affordable(comparisons, n, settings)
     check_examples(estimator, n)
-    batches = _batches_for(estimator, n, settings, [*selections, reference])
+    batches = _batches_for(estimator, n, settings, networks_of(comparisons))
     ways = [comparisons]
     if estimator is not Estimator.minibatch and settings.kernel is Kernel.linear:
-        cheaper = [_by_the_cheaper(one, reference, n, settings.pairs) for one in comparisons]
+        cheaper = [_by_the_cheaper(one, n, settings.pairs) for one in comparisons]
         ways = [cheaper, comparisons] if cheaper != comparisons else ways
+    # Groups of whole checkpoints: all comparisons of one are next to each other.
+    sizes = range(len(comparisons), 0, -len(references))
     plans = [
         plan
-        for way, size in product(ways, range(len(selections), 0, -1))
-        if (plan := _fitting(estimator, batches, way, size, reference, settings.memory, processes))
+        for way, size in product(ways, sizes)
+        if (plan := _fitting(estimator, batches, way, size, settings.memory, processes))
     ]
     if not plans:
-        raise _too_large(estimator, comparisons, reference, batches)
+        raise _too_large(estimator, comparisons, len(references), batches)
     return min(plans, key=lambda plan: plan.cost)  # the first of several
 
 
 def _too_large(
     estimator: Estimator,
     comparisons: Sequence[Comparison],
-    reference: Selection,
+    references: int,
     batches: Batches,
 ) -> MemtoolError:
     """The error that says what the checkpoint that takes most takes at least, by itself."""
     batch = largest(batches)
-    each = (_memory(estimator, [one], reference, batches, batch, portion=1) for one in comparisons)
+    groups = divided(comparisons, references)
+    each = (_memory(estimator, group, batches, batch, portion=1) for group in groups)
     most = max(each, key=lambda memory: memory.total)
     return MemtoolError(
         f"--memory: {estimator} CKA of these layers takes {told_size(most.total)} or more, of "
@@ -195,6 +209,11 @@ def even_batches(n: int, size: int, multiple: int = 1) -> Batches:
     count = -(-count // multiple) * multiple
     count = max(1, min(count, n // MINIMUM))
     return [(n * i // count, n * (i + 1) // count) for i in range(count)]
+
+
+def divided(comparisons: Sequence[Comparison], size: int) -> list[list[Comparison]]:
+    """The comparisons in lists of so many."""
+    return [list(comparisons[i : i + size]) for i in range(0, len(comparisons), size)]
 
 
 def largest(batches: Batches) -> int:
@@ -219,22 +238,17 @@ def _portion(network: Selection, memory: int) -> int:
     return network.footprint.batch_within(max(memory, network.footprint.of(1)))
 
 
-def _affordable(
-    comparisons: Sequence[Comparison], reference: Selection, n: int, settings: CkaSettings
-) -> Estimator:
-    networks = [*_networks(comparisons), reference]
-    batches = _batches_for(Estimator.exact, n, settings, networks)
-    needed = _memory(Estimator.exact, comparisons, reference, batches, n, largest(batches)).total
+def _affordable(comparisons: Sequence[Comparison], n: int, settings: CkaSettings) -> Estimator:
+    batches = _batches_for(Estimator.exact, n, settings, networks_of(comparisons))
+    needed = _memory(Estimator.exact, comparisons, batches, n, largest(batches)).total
     return Estimator.exact if needed <= settings.memory else Estimator.minibatch
 
 
-def _by_the_cheaper(
-    comparison: Comparison, reference: Selection, n: int, pairs: Pairs
-) -> Comparison:
+def _by_the_cheaper(comparison: Comparison, n: int, pairs: Pairs) -> Comparison:
     """The comparison with those pairs in feature space that cost less there: each pair by itself
     or, where each layer is compared with each, all or none, since the Gram matrix of a layer serves
     all pairs that it is in."""
-    widths, others = comparison.selection.widths, reference.widths
+    widths, others = comparison.selection.widths, comparison.reference.widths
     parts = [[pair] for pair in comparison.tensors]
     if pairs is Pairs.all:
         parts = [comparison.tensors]
@@ -252,31 +266,30 @@ def _fitting(
     batches: Batches,
     comparisons: Sequence[Comparison],
     group_size: int,
-    reference: Selection,
     memory: int,
     processes: int,
 ) -> Plan | None:
-    """The plan for groups of that many checkpoints with the fewest blocks that fit into `memory`;
+    """The plan for groups of that many comparisons with the fewest blocks that fit into `memory`;
     None if nothing does."""
-    groups = [list(comparisons[i : i + group_size]) for i in range(0, len(comparisons), group_size)]
+    groups = divided(comparisons, group_size)
     for blocks in _divisions(estimator, len(batches), comparisons, processes):
         plan = Plan(estimator, batches, blocks, groups, largest(batches))
-        needed = _needed(plan, reference)
+        needed = _needed(plan)
         if needed.total > memory:
-            least = _needed(replace(plan, portion=1), reference)
+            least = _needed(replace(plan, portion=1))
             room = memory - least.total + least.passes
-            portion = min(_portion(one, room) for one in [*_networks(comparisons), reference])
+            portion = min(_portion(network, room) for network in networks_of(comparisons))
             plan = replace(plan, portion=portion)
-            needed = _needed(plan, reference)
+            needed = _needed(plan)
         if needed.total <= memory:
             return replace(plan, memory=needed)
     return None
 
 
-def _needed(plan: Plan, reference: Selection) -> Memory:
+def _needed(plan: Plan) -> Memory:
     """What the group of checkpoints takes that takes most."""
     how = plan.batches, plan.capacity, plan.portion
-    each = (_memory(plan.estimator, group, reference, *how) for group in plan.groups)
+    each = (_memory(plan.estimator, group, *how) for group in plan.groups)
     return max(each, key=lambda memory: memory.total)
 
 
@@ -296,7 +309,6 @@ def _divisions(
 def _memory(
     estimator: Estimator,
     comparisons: Sequence[Comparison],
-    reference: Selection,
     batches: Batches,
     capacity: int,
     portion: int,
@@ -304,11 +316,11 @@ def _memory(
     """What is taken at most, if blocks have `capacity` examples, and a network is given `portion`
     examples at a time."""
     batch, n = largest(batches), batches[-1][1]
-    tiled = _tensors(comparisons, reference, in_feature_space=False)
-    featured = _tensors(comparisons, reference, in_feature_space=True)
-    networks = [*_networks(comparisons), reference]
-    *others, own = map(len, tiled)
-    of_two = own + max(others)
+    networks = networks_of(comparisons)
+    tiled, featured = (_widths(comparisons, way) for way in (False, True))
+    references = {one.reference for one in comparisons}
+    of_others = (len(tiled[one]) for one in networks if one not in references)
+    at_once = sum(len(tiled[one]) for one in references) + max(of_others, default=0)
     widths = [network.widths.values() for network in networks]
     # All of a batch, and once more one layer, whose parts are put together.
     kept = max(sum(own) + max(own) for own in widths) if portion < batch else 0
@@ -316,35 +328,29 @@ def _memory(
         weights=sum(network.weights for network in networks),
         passes=max(network.footprint.of(portion) for network in networks),
         kept=4 * batch * kept,
-        grams=4 * of_two * batch**2,
-        wide_grams=8 * of_two * batch**2,
+        grams=4 * at_once * batch**2,
+        wide_grams=8 * at_once * batch**2,
     )
     if estimator is Estimator.minibatch:
         return always
     return replace(
         always,
-        features=4 * (capacity * sum(map(sum, tiled)) + n * sum(map(sum, featured))),
+        features=4 * (capacity * _total(tiled) + n * _total(featured)),
         centered=4 * batch * sum(map(max, widths)),
-        row_sums=8 * n * (GROUPS + 1) * sum(map(len, [*tiled, *featured])),
-        grams=4 * of_two * capacity * batch,
+        row_sums=8 * n * (GROUPS + 1) * sum(map(len, [*tiled.values(), *featured.values()])),
+        grams=4 * at_once * capacity * batch,
     )
 
 
-def _networks(comparisons: Sequence[Comparison]) -> list[Selection]:
-    return [one.selection for one in comparisons]
+def _widths(
+    comparisons: Sequence[Comparison], in_feature_space: bool
+) -> dict[Selection, list[int]]:
+    """The widths of the tensors of each network that are computed this way."""
+    return {
+        network: [network.widths[name] for name in names]
+        for network, names in tensors_of(comparisons, in_feature_space).items()
+    }
 
 
-def _tensors(
-    comparisons: Sequence[Comparison], reference: Selection, in_feature_space: bool
-) -> list[list[int]]:
-    """The widths of the tensors that are computed this way: of each checkpoint, then of the
-    reference."""
-    pairs = [one.computed(in_feature_space) for one in comparisons]
-    others = dict.fromkeys(other for own in pairs for _, other in own)
-    return [
-        *(
-            [one.selection.widths[name] for name in dict.fromkeys(mine for mine, _ in own)]
-            for one, own in zip(comparisons, pairs, strict=True)
-        ),
-        [reference.widths[name] for name in others],
-    ]
+def _total(widths: Mapping[Selection, Sequence[int]]) -> int:
+    return sum(map(sum, widths.values()))

@@ -140,8 +140,8 @@ def memtool_cka(
     """CKA by (layer, reference layer)."""
     mine, reference = (selection(model, patterns) for model in models)
     settings = CkaSettings(Pairs(pairs), estimator, batch_size=BATCH)
-    plan = make_plan([mine], reference, N, settings)
-    rows = compare(plan, reference, images_once, "noise", settings, Processes())
+    plan = make_plan([mine], [reference], N, settings)
+    rows = compare(plan, images_once, "noise", settings, Processes())
     return {(row["layer"], row["reference_layer"]): row["cka"] for row in rows}
 
 

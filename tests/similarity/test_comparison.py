@@ -161,6 +161,43 @@ def test_each_network_runs_once(run, runs, other, counted, estimator):
     assert "1 forward pass of each network" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "estimator, kernel, pairs",
+    [
+        ("exact", "linear", "same"),
+        ("exact", "rbf", "all"),
+        ("unbiased", "linear", "all"),
+        ("minibatch", "linear", "all"),
+        ("minibatch", "rbf", "same"),
+    ],
+)
+def test_several_references_give_the_rows_of_each_in_one_pass(
+    run, runs, other, counted, estimator, kernel, pairs
+):
+    """One of them is compared, too, and one is named twice."""
+    options = ("--estimator", estimator, "--kernel", kernel, "--pairs", pairs, "--format", "csv")
+    options += ("--layers", "block?,fc", "--batch-size", 100)
+    compared, references = (runs.noisy, other), (runs.clean, other)
+    named = [part for one in (*references, other) for part in ("--reference", one)]
+    found = run("cka", *compared, *named, *options)
+    assert found.code == 0, found.stderr
+    for images in counted.values():  # and those that sigma and the memory format take
+        assert 500 <= images < (510 if kernel == "linear" else 1010)
+    single = [
+        rows(run("cka", one, reference, *options).stdout)
+        for one in compared
+        for reference in references
+    ]
+    for a, b in zip(rows(found.stdout), sum(single, []), strict=True):
+        for column in ("cka", "cka_se", "cka_null"):
+            assert float(a.pop(column)) == pytest.approx(float(b.pop(column)), abs=1e-6)
+        assert a == b
+
+
+def test_a_reference_alone_has_nothing_to_be_compared_with(run, runs):
+    assert run("cka", runs.noisy).code == run("cka", "--reference", runs.noisy).code == 2
+
+
 @pytest.mark.parametrize("pairs", ["same", "all"])
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_blocks_and_groups_equal_one_pass(run, runs, other, counted, pairs, kernel):
@@ -329,6 +366,7 @@ def test_two_processes_give_the_rows_of_one(run, runs, other, tmp_path):
     networks = [str(path) for path in (runs.noisy, other, runs.clean)]
     commands = [
         ["cka", *networks, "--estimator", estimator, "--pairs", pairs]
+        + ["--reference", networks[0], "--reference", networks[2]]
         + ["--batch-size", "100", "--format", "csv"]
         for estimator, pairs in SHARED.items()
     ]

@@ -25,8 +25,7 @@ from memtool.similarity.measuring import image_order, measure
 def measured(runs, images, settings, patterns=("block5", "fc"), portion=None, seen=None):
     """With `portion`, so many images in a pass; how many there are in each goes to `seen`."""
     opened = [Checkpoint.open(path) for path in (runs.noisy, runs.clean)]
-    selected, reference = selections(opened, patterns)
-    plan = make_plan([selected], reference, len(images), settings)
+    plan = make_plan(*selections(opened[:1], opened[1:], patterns), len(images), settings)
     if portion:
         plan = replace(plan, portion=portion)
     with pytest.MonkeyPatch.context() as patch:
@@ -34,7 +33,7 @@ def measured(runs, images, settings, patterns=("block5", "fc"), portion=None, se
             run = Network.run
             counted = lambda self, images: seen.append(len(images)) or run(self, images)  # noqa: E731
             patch.setattr(Network, "run", counted)
-        return measure(plan.groups[0], plan, reference, images, settings, Processes(), silent)
+        return measure(plan.groups[0], plan, images, settings, Processes(), silent)
 
 
 def activations(path, images, layer):
@@ -58,12 +57,12 @@ def images():
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_a_pass_gives_cka_of_the_activations(runs, images, estimator, kernel):
     settings = CkaSettings(estimator=Estimator(estimator), kernel=Kernel(kernel))
-    reference, outcome = measured(runs, images, settings)
-    assert reference.values == {} and not outcome.constant and not outcome.uncalled
+    found = measured(runs, images, settings)
+    assert not any(network.constant or network.uncalled for network in found.networks.values())
     for layer in ("block5", "fc"):
         x, y = (activations(path, images, layer) for path in (runs.noisy, runs.clean))
         expected = cka(x, y, estimator, kernel).item()
-        assert outcome.values[layer, layer][0] == pytest.approx(expected, abs=1e-5)
+        assert found.values[0][layer, layer].cka == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("estimator", ["exact", "minibatch"])
@@ -82,7 +81,7 @@ def test_sigma_depends_on_neither_the_batches_nor_their_order(run, runs, estimat
 
 def test_sigma_is_the_same_however_little_memory_there_is(runs, images):
     settings = CkaSettings(estimator=Estimator.minibatch, kernel=Kernel.rbf)
-    plenty = measured(runs, images, settings)[1].values
+    plenty = measured(runs, images, settings).values
     portions = []
     original = measuring._portions
 
@@ -93,7 +92,7 @@ def test_sigma_is_the_same_however_little_memory_there_is(runs, images):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measuring, "_portions", tiny)
-        assert measured(runs, images, settings)[1].values == plenty
+        assert measured(runs, images, settings).values == plenty
     assert portions[0] == [["block5"], ["fc"]]
 
 
@@ -106,10 +105,11 @@ def test_passes_of_parts_of_a_batch_give_what_one_pass_gives(runs, images, estim
     for portion in (1, 4):  # batches have 6 or 20
         parts = measured(runs, images, settings, ["all"], portion, seen)
         assert max(seen) == max(portion, 2)  # two, to see which memory format suits the network
-        for one, other in zip(whole, parts, strict=True):
-            assert one.constant == other.constant and one.values.keys() == other.values.keys()
-            for pair, value in one.values.items():
-                assert other.values[pair] == pytest.approx(value, abs=1e-6)
+        constant = [[one.constant for one in each.networks.values()] for each in (whole, parts)]
+        assert constant[0] == constant[1]
+        assert parts.values[0].keys() == whole.values[0].keys()
+        for pair, value in whole.values[0].items():
+            assert parts.values[0][pair] == pytest.approx(value, abs=1e-6)
 
 
 def test_images_come_in_an_order_that_the_seed_gives():

@@ -22,29 +22,31 @@ from memtool.similarity import (
 
 
 def selected(runs, *patterns):
-    opened = [Checkpoint.open(path) for path in (runs.noisy, runs.noisy, runs.clean)]
-    *others, reference = selections(opened, patterns or ["all"])
+    """Two checkpoints, and a reference."""
+    epochs = [runs.folder / "r50" / f"epoch-{epoch:04d}.safetensors" for epoch in (1, 2)]
+    opened = [Checkpoint.open(path) for path in (*epochs, runs.clean)]
+    others, (reference,) = selections(opened[:2], opened[2:], patterns or ["all"])
     return others, reference
 
 
 def test_auto_is_exact_while_one_pass_fits(runs):
     others, reference = selected(runs)
     settings = CkaSettings()
-    exact = make_plan(others, reference, 500, settings)
+    exact = make_plan(others, [reference], 500, settings)
     assert exact.estimator is Estimator.exact and exact.passes == 1 and len(exact.groups) == 1
     barely = replace(settings, memory=exact.memory.total - 1)
-    minibatch = make_plan(others, reference, 500, barely)
+    minibatch = make_plan(others, [reference], 500, barely)
     assert minibatch.estimator is Estimator.minibatch
-    more = make_plan(others, reference, 10**6, settings)
+    more = make_plan(others, [reference], 10**6, settings)
     assert more.estimator is Estimator.minibatch
     assert more.memory.total < exact.memory.total * 2
-    assert more.memory == make_plan(others, reference, 10**7, settings).memory
+    assert more.memory == make_plan(others, [reference], 10**7, settings).memory
 
 
 def test_biased_is_another_name_of_exact(runs):
     others, reference = selected(runs)
     plans = [
-        make_plan(others, reference, 500, CkaSettings(estimator=estimator))
+        make_plan(others, [reference], 500, CkaSettings(estimator=estimator))
         for estimator in (Estimator.biased, Estimator.exact)
     ]
     assert plans[0] == plans[1] and str(plans[0]).startswith("exact CKA")
@@ -55,7 +57,7 @@ def test_the_plan_keeps_within_its_budget(runs):
     settings = CkaSettings(estimator=Estimator.exact)
     passes = []
     for memory in (2**33, 2**29, 2**28, 2**27):
-        made = make_plan(others, reference, 10_000, replace(settings, memory=memory))
+        made = make_plan(others, [reference], 10_000, replace(settings, memory=memory))
         assert made.memory.total <= memory
         passes.append(made.passes * len(made.groups))
     assert passes == sorted(passes) and passes[0] == 1 and passes[-1] > 2
@@ -65,13 +67,13 @@ def test_what_fits_into_no_budget_says_how_much_it_takes(runs):
     others, reference = selected(runs)
     settings = CkaSettings(estimator=Estimator.exact, memory=2**20)
     with pytest.raises(MemtoolError, match="exact CKA of these layers takes .* MiB or more"):
-        make_plan(others, reference, 10_000, settings)
+        make_plan(others, [reference], 10_000, settings)
 
 
 def test_a_batch_takes_several_passes_where_one_does_not_fit(runs):
     others, reference = selected(runs, "block6", "fc")
     settings = CkaSettings(estimator=Estimator.minibatch)
-    whole = make_plan(others, reference, 2000, settings)
+    whole = make_plan(others, [reference], 2000, settings)
     footprint = reference.footprint
     assert whole.portion == whole.batch_size == 250
     assert whole.memory.passes == footprint.of(250) and whole.memory.kept == 0
@@ -79,7 +81,7 @@ def test_a_batch_takes_several_passes_where_one_does_not_fit(runs):
     for memory in range(whole.memory.total, 0, -(2**19)):
         settings = replace(settings, memory=memory)
         try:
-            made = make_plan(others, reference, 2000, settings)
+            made = make_plan(others, [reference], 2000, settings)
         except MemtoolError as error:
             assert "minibatch CKA of these layers takes" in str(error)
             assert f"a forward pass takes {told_size(footprint.of(1))};" in str(error)
@@ -100,11 +102,11 @@ def test_exact_takes_smaller_batches_where_a_forward_pass_is_large(runs):
     others, reference = ([replace(one, footprint=footprint) for one in others],
                          replace(reference, footprint=footprint))  # fmt: skip
     settings = CkaSettings(estimator=Estimator.exact, memory=2**30)
-    made = make_plan(others, reference, 10_000, settings)
+    made = make_plan(others, [reference], 10_000, settings)
     assert 25 <= made.batch_size <= 32 and len(made.batches) % 10 == 0
     assert made.portion == made.batch_size and made.memory.passes <= 2**29
     minibatch = make_plan(
-        others, reference, 10_000, replace(settings, estimator=Estimator.minibatch)
+        others, [reference], 10_000, replace(settings, estimator=Estimator.minibatch)
     )
     assert minibatch.batch_size == 250 and 32 <= minibatch.portion < 64
 
@@ -114,7 +116,7 @@ def test_exact_takes_smaller_batches_where_a_forward_pass_is_large(runs):
 def test_processes_share_all_tiles(runs, processes, memory):
     others, reference = selected(runs)
     settings = CkaSettings(estimator=Estimator.exact, kernel=Kernel.rbf, memory=memory)
-    made = make_plan(others, reference, 10_000, settings, processes)
+    made = make_plan(others, [reference], 10_000, settings, processes)
     tiles, kept = [], []
     for rank in range(processes):
         visits = made.visits(Processes(rank, processes))
@@ -132,7 +134,7 @@ def test_processes_share_all_tiles(runs, processes, memory):
 def test_processes_share_the_batches_of_feature_space(runs, processes):
     others, reference = selected(runs, "block6", "fc")
     settings = CkaSettings(Pairs.all, Estimator.exact)
-    made = make_plan(others, reference, 10_000, settings, processes)
+    made = make_plan(others, [reference], 10_000, settings, processes)
     assert not made.blocks and made.passes == 1
     kept = []
     for rank in range(processes):
@@ -147,7 +149,7 @@ def test_layers_far_narrower_than_there_are_examples_are_compared_in_feature_spa
     def narrow(n, pairs, **changes):
         others, reference = selected(runs, "block1", "fc")
         settings = replace(CkaSettings(pairs, Estimator.exact), **changes)
-        made = make_plan(others, reference, n, settings)
+        made = make_plan(others, [reference], n, settings)
         return {layer for layer, _ in made.groups[0][0].computed(in_feature_space=True)}
 
     assert narrow(500, Pairs.same) == {"fc"}  # 10 features; block1 has 1,024
@@ -155,6 +157,34 @@ def test_layers_far_narrower_than_there_are_examples_are_compared_in_feature_spa
     assert narrow(500, Pairs.all) == set()  # all pairs or none
     assert narrow(100_000, Pairs.same, kernel=Kernel.rbf, memory=2**36) == set()
     assert narrow(100_000, Pairs.same, estimator=Estimator.minibatch) == set()
+
+
+def test_memory_counts_every_reference(runs):
+    """Of Gram matrices, those of all references and of one more network; of weights, all."""
+    others, reference = selected(runs)
+    settings = CkaSettings(estimator=Estimator.minibatch)
+    one = make_plan(others[:1], [reference], 500, settings)
+    two = make_plan(others[:1], [reference, others[1]], 500, settings)
+    again = make_plan(others, [reference, others[1]], 500, settings)
+    assert (one.cost, two.cost, again.cost) == (2, 3, 3)
+    assert two.memory.grams == one.memory.grams * 3 / 2
+    assert two.memory.weights == again.memory.weights == one.memory.weights + others[1].weights
+    assert again.memory.total == two.memory.total  # a reference that is compared runs once
+
+
+def test_all_comparisons_of_a_checkpoint_are_in_one_group(runs):
+    others, reference = selected(runs)
+    references = [reference, others[1]]
+    settings = CkaSettings(estimator=Estimator.minibatch)
+    whole = make_plan(others[:1] * 3, references, 500, settings)
+    least = make_plan(others[:1], references, 500, settings)
+    assert [len(group) for group in whole.groups] == [6]
+    copies = [replace(others[0]) for _ in range(3)]  # networks of their own
+    made = make_plan(copies, references, 500, replace(settings, memory=least.memory.total))
+    assert [[one.selection for one in group] for group in made.groups] == [
+        [copy, copy] for copy in copies
+    ]
+    assert "of a reference 3" in str(made)
 
 
 @given(n=st.integers(1, 3000), size=st.integers(1, 400), multiple=st.sampled_from([1, 10]))
