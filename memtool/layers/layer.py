@@ -60,32 +60,39 @@ def first_tensor(output: Any) -> Tensor | None:
     return next(tensors_in(output), None)
 
 
-def select(layers: Sequence[Layer], patterns: Sequence[str], origin: str) -> list[Layer]:
+def select(
+    layers: Sequence[Layer], patterns: Sequence[str], origin: str, prefixes: Sequence[str] = ()
+) -> list[Layer]:
     """The layers that match any of `patterns`, in order of execution; `all` is every layer.
 
-    Patterns are globs on dotted names, in which `*` crosses dots. Layers that have no batch axis
-    are left out, with a note. Raises MemtoolError for a pattern that matches nothing, with the
+    Patterns are globs on dotted names, in which `*` crosses dots; they match without the `prefixes`
+    too, which are those of a stitched model's parts. Layers that have no batch axis are left out,
+    with a note. Raises MemtoolError for a pattern that matches nothing, with the
     nearest names, and for one that names a layer without a batch axis; `origin` says whose layers
     they are.
     """
     usable = [layer for layer in layers if layer.batch_axis is not None]
     for pattern in patterns:
-        _check_pattern(pattern, layers, usable, origin)
+        _check_pattern(pattern, layers, usable, origin, prefixes)
     without = [layer.name for layer in layers if layer.batch_axis is None]
-    if left_out := [name for name in without if _matches(name, patterns)]:
+    if left_out := [name for name in without if _matches(name, patterns, prefixes)]:
         logger.info(
             f"{origin}: {told_names(left_out)} left out: no axis of the output counts the images"
         )
-    return [layer for layer in usable if _matches(layer.name, patterns)]
+    return [layer for layer in usable if _matches(layer.name, patterns, prefixes)]
 
 
 def _check_pattern(
-    pattern: str, layers: Sequence[Layer], usable: Sequence[Layer], origin: str
+    pattern: str,
+    layers: Sequence[Layer],
+    usable: Sequence[Layer],
+    origin: str,
+    prefixes: Sequence[str],
 ) -> None:
-    if any(_matches(layer.name, [pattern]) for layer in usable):
+    if any(_matches(layer.name, [pattern], prefixes) for layer in usable):
         return
     listing = f"(list them: memtool info --layers {origin})"
-    if any(_matches(layer.name, [pattern]) for layer in layers):
+    if any(_matches(layer.name, [pattern], prefixes) for layer in layers):
         raise MemtoolError(
             f"{origin}: no axis of the output of layer {pattern!r} counts the images, so that "
             f"images cannot be compared there; take the block around it {listing}"
@@ -97,8 +104,11 @@ def _check_pattern(
     )
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(pattern == "all" or fnmatchcase(name, pattern) for pattern in patterns)
+def _matches(name: str, patterns: Iterable[str], prefixes: Iterable[str]) -> bool:
+    names = {name, *(name.removeprefix(prefix) for prefix in prefixes)}
+    return any(
+        pattern == "all" or any(fnmatchcase(one, pattern) for one in names) for pattern in patterns
+    )
 
 
 def told_names(names: Sequence[str], most: int = 5) -> str:

@@ -13,7 +13,7 @@ from torch.nn.parameter import is_lazy
 from memtool import MemtoolError
 from memtool.errors import one_line
 from memtool.models.sources import check_options, factory_of
-from memtool.models.spec import STITCHED, ModelSpec
+from memtool.models.spec import ModelSpec
 from memtool.tensors import Shape
 
 # Called with the shape of each parameter of a skeleton; raises Refused to stop the building.
@@ -31,7 +31,7 @@ def build(spec: ModelSpec) -> nn.Module:
     built with, and for code that is not trusted.
     """
     try:
-        if spec.name == STITCHED:
+        if spec.is_stitched:
             return _build_stitched(spec)
         check_options(spec)
         return _build_from_factory(spec)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from memtool import MemtoolError
 from memtool.errors import one_line
-from memtool.models.spec import STITCHED, ModelSpec, code_file, source_of
+from memtool.models.spec import ModelSpec, code_file, source_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -207,7 +207,7 @@ def image_shape(spec: ModelSpec) -> tuple[int, int, int]:
     >>> image_shape(ModelSpec("cnn", {"channels": 1}))
     (1, 32, 32)
     """
-    if spec.name == STITCHED:
+    if spec.is_stitched:
         return image_shape(spec.parts[0])
     source, _, name = spec.name.rpartition(":")
     known = dict(spec.options)

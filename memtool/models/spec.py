@@ -49,12 +49,17 @@ class ModelSpec:
     trusted: bool = field(default=False, compare=False)
 
     def __str__(self) -> str:
-        if self.name == STITCHED:
+        if self.is_stitched:
             front, back = self.parts
             cut = f"{self.options['front_layer']}={self.options['back_layer']}"
             return f"{STITCHED}({front}, {back}, {cut})"
         options = {specs.encoded(key): _text(self.options[key]) for key in sorted(self.options)}
         return specs.join(self.name, options)
+
+    @property
+    def is_stitched(self) -> bool:
+        """Whether it is a stitched model, whose layers are called `front.NAME` and `back.NAME`."""
+        return self.name == STITCHED
 
     @property
     def parts(self) -> "tuple[ModelSpec, ModelSpec]":

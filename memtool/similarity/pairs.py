@@ -53,7 +53,10 @@ class Selection:
         return sum(4 * prod(tensor.shape) for tensor in stored)
 
     def uncalled(self, model: nn.Module) -> list[str]:
-        """The modules that the patterns name and the model never calls."""
+        """The modules that the patterns name and the model never calls; none of a stitched model,
+        of whose parts each is called up to the cut or from there on alone."""
+        if self.checkpoint.spec.is_stitched:
+            return []
         return [
             name
             for name, module in model.named_modules()
@@ -72,8 +75,9 @@ def selections(
     """The layers of each checkpoint that match `patterns`, and those of each reference that match
     `reference_patterns`, if there are any, else `patterns`.
 
-    A file that occurs several times, with the same patterns, is one selection. Raises MemtoolError
-    for a pattern that matches no layer of one of them.
+    A file that occurs several times, with the same patterns, is one selection. Patterns match the
+    layers of a stitched model without `front.` and `back.` too. Raises MemtoolError for a pattern
+    that matches no layer of one of the checkpoints.
     """
     globs = [patterns] * len(checkpoints) + [reference_patterns or patterns] * len(references)
     wanted = list(zip([*checkpoints, *references], globs, strict=True))
@@ -83,7 +87,7 @@ def selections(
     found = {
         key: Selection(
             checkpoint,
-            select(layers, chosen, str(checkpoint.path)),
+            select(layers, chosen, str(checkpoint.path), _prefixes(checkpoint)),
             chosen,
             footprint,
             frozenset(layer.name for layer in layers),
@@ -161,6 +165,7 @@ def compared(selection: Selection, reference: Selection, pairs: Pairs) -> Compar
     return Comparison(selection, reference, layers)
 
 
+PARTS = ("front.", "back.")  # of a stitched model
 ALL = "compare each with each: --pairs all"
 
 
@@ -191,6 +196,11 @@ def _by_name(selection: Selection, reference: Selection) -> list[tuple[Layer, La
 
 
 def _bare(name: str) -> str:
-    for part in ("front.", "back."):
+    for part in PARTS:
         name = name.removeprefix(part)
     return name
+
+
+def _prefixes(checkpoint: Checkpoint) -> Sequence[str]:
+    """What the names of a network's layers begin with that patterns may leave out."""
+    return PARTS if checkpoint.spec.is_stitched else ()

@@ -39,6 +39,22 @@ def test_layers_are_selected_by_globs_in_order_of_execution():
         select(found, ["fc", "blok1"], "x")
 
 
+def test_patterns_match_with_and_without_the_prefixes_of_parts():
+    names = ["front.a.conv", "front.a", "map", "back.a", "back.b", "front.back.b"]
+    layers = [Layer(name, "Conv2d", (4,), True, name) for name in names]
+    parts = ("front.", "back.")
+    for pattern, expected in {
+        "a": ["front.a", "back.a"],
+        "?": ["front.a", "back.a", "back.b"],
+        "front.a": ["front.a"],
+        "a.*,map": ["front.a.conv", "map"],
+        "back.b": ["back.b", "front.back.b"],
+    }.items():
+        assert [one.name for one in select(layers, pattern.split(","), "x", parts)] == expected
+    with pytest.raises(MemtoolError, match="no layer matches 'a'"):
+        select(layers, ["a"], "x")
+
+
 def test_all_tensors_of_whatever_a_module_gives():
     x, y = torch.zeros(1), torch.ones(1)
     found = list(tensors_in({"a": [x, None], "b": Output(None, y), "c": "text"}))

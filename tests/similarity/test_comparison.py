@@ -243,6 +243,35 @@ def test_feature_space_gives_the_values_of_gram_matrices(run, runs, other, estim
             assert float(row[column]) == pytest.approx(float(expected[column]), abs=1e-6)
 
 
+def test_stitched_models_are_compared_by_the_names_of_their_parts_layers(run, runs, tmp_path):
+    made = run(
+        *("stitch", runs.noisy, runs.clean, "--at", "block3", "--control", "--epochs", 0),
+        *("--save", tmp_path),
+    )
+    assert made.code == 0, made.stderr
+    files = sorted(tmp_path.glob("*.safetensors"))
+    result = run("cka", *files, runs.noisy, runs.clean, "--layers", "block?,fc", "--format", "csv")
+    assert result.code == 0 and "never calls" not in result.stderr
+    found: dict[str, list[dict[str, str]]] = {}
+    for row in rows(result.stdout):
+        found.setdefault(Path(row["checkpoint"]).stem, []).append(row)
+    assert [len(group) for group in found.values()] == [8, 8, 7]
+    noisy = {row["layer"]: float(row["cka"]) for row in found["r50"]}
+    for name, back_ratio in (("r50--block3--r0", "0.0"), ("r50--block3--r50", "0.5")):
+        group = found[name]
+        assert [row["layer"] for row in group] == [
+            *("front.block1", "front.block2", "front.block3"),
+            *("back.block3", "back.block4", "back.block5", "back.block6", "back.fc"),
+        ]
+        for row in group:
+            assert row["reference_layer"] == row["layer"].partition(".")[2]
+            assert (row["front_noise_ratio"], row["back_noise_ratio"]) == ("0.5", back_ratio)
+        gaps = [abs(float(row["cka"]) - noisy[row["reference_layer"]]) for row in group]
+        assert max(gaps[:3]) < 1e-6  # the front is the noisy network's own
+        # A stitching layer from a network to itself, not trained, is the identity.
+        assert max(gaps[3:]) < 1e-6 if back_ratio == "0.5" else min(gaps[3:]) > 1e-4
+
+
 def test_a_dead_layer_is_told_once_and_its_cells_are_empty(run, runs, tmp_path):
     def kill(tensors):
         tensors["block3.norm.weight"].zero_()
