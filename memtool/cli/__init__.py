@@ -160,6 +160,7 @@ from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `ap
     info,
     make_noisy,
     plot,
+    report,
     reproduce,
     stitch,
     train,

@@ -7,3 +7,4 @@ from .options import as_options as as_options
 from .rows import Needs as Needs
 from .saving import FORMATS as FORMATS
 from .saving import save as save
+from .similarity import same_run as same_run

@@ -4,7 +4,7 @@ In goes a recipe (`recipes.py`): what is trained and measured for every noise ra
 `steps.py` turns it into steps, each a memtool command that makes one file, and prints them as a
 Makefile; `runner.py` runs those whose output is out of date, several at a time. Out come figures
 and tables, and `findings.py` says which claims of the paper hold in them, by the numbers in
-`claims.py`.
+`claims.py`. `report.py` makes one page of all that.
 
 Start reading at `recipes.py`. To add a study, add a member to `Study` and its recipe to `RECIPES`.
 To add a step for every run, `yield` it in `steps.py`. To add a claim, add it to `CLAIMS` in

@@ -4,6 +4,7 @@ from .recipes import FIGURES as FIGURES
 from .recipes import RECIPES as RECIPES
 from .recipes import Recipe as Recipe
 from .recipes import Study as Study
+from .report import write_report as write_report
 from .runner import Outcome as Outcome
 from .runner import run_steps as run_steps
 from .steps import Step as Step

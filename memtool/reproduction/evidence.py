@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memtool.figures import Needs
+from memtool.figures import Needs, same_run
 from memtool.reproduction.samples import Cell, Missing, Sample, sample
 from memtool.tables import CkaRow, Row, StitchingRow, TrainingRow
 
@@ -21,7 +21,8 @@ CKA = Needs(
     columns=("layer", "reference_layer", "epoch", "noise_ratio", "seed", "cka"),
     conditions=("estimator", "kernel", "bandwidth", "data", "n"),
     optional=(
-        *("noise_seed", "order_seed", "front_layer", "reference_epoch", "reference_noise_ratio"),
+        *("noise_kind", "noise_seed", "order_seed", "front_layer", "front_noise_ratio"),
+        *("reference_epoch", "reference_noise_ratio", "reference_noise_kind"),
         *("reference_noise_seed", "reference_seed", "reference_order_seed"),
     ),
 )
@@ -104,17 +105,6 @@ def _similarities(tables: Tables) -> list[Row]:
     ]
 
 
-def _is_same_run(row: Row) -> bool:
-    def order(prefix: str) -> Any:
-        own = row[f"{prefix}order_seed"]
-        return row[f"{prefix}seed"] if own is None else own
-
-    same = ("noise_ratio", "noise_seed", "seed")
-    return order("") == order("reference_") and all(
-        row[column] == row[f"reference_{column}"] for column in same
-    )
-
-
 def _cka(rows: Rows, what: str) -> Sample:
     return sample(
         [
@@ -132,9 +122,7 @@ def convergence(tables: Tables) -> Sample:
         [
             row
             for row in _similarities(tables)
-            if _is_same_run(row)
-            and not _is_reordered(row)
-            and row["epoch"] != row["reference_epoch"]
+            if same_run(row) and not _is_reordered(row) and row["epoch"] != row["reference_epoch"]
         ],
         "CKA to the final model of the same run",
     )
@@ -155,7 +143,7 @@ def _to_clean(tables: Tables) -> list[Row]:
     return [
         row
         for row in _similarities(tables)
-        if row["reference_noise_ratio"] == 0 and not _is_same_run(row)
+        if row["reference_noise_ratio"] == 0 and not same_run(row)
     ]
 
 

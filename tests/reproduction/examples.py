@@ -40,6 +40,8 @@ class World:
         return [
             {
                 **{"noise_ratio": r, "seed": s, "order_seed": None, "epoch": e, "data": "toys"},
+                **{"checkpoint": Network(r, s).name, "model": "net", "loss": 1 / e},
+                **{"true_accuracy": 1 - r, "mislabelled_accuracy": e / 8 if r else None},
                 "given_accuracy": self.given(r, s) if e == self.epochs[-1] else 0.1,
                 "test_accuracy": self.tested(r, s) if e == self.epochs[-1] else 0.1,
             }
@@ -101,6 +103,8 @@ class World:
         front, back = ratios
         return {
             **{"direction": direction, "front_layer": layer, "back_layer": layer},
+            **{"front": Network(front, seed).name, "back": Network(back, seed).name},
+            **{"front_accuracy": 0.9 - front, "batch_norm": False, "n": 9},
             **{"front_noise_ratio": front, "back_noise_ratio": back},
             **{"front_seed": seed, "back_seed": seed, "back_accuracy": back_accuracy},
             **{"test_accuracy": accuracy, **TRAINED},

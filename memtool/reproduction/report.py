@@ -1,0 +1,361 @@
+"""A reproduction as one page of HTML, to read and to mail: what was found, seen, set and run."""
+
+import json
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from memtool import MemtoolError, __version__, figures, tables
+from memtool.errors import shortened
+from memtool.files import replacing
+from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED, measure_findings
+from memtool.reproduction.markup import Markup, element, inline, joined
+from memtool.reproduction.page import page
+from memtool.tables import FindingRow, Row
+
+Rows = Sequence[Row]
+PAPER = (
+    "Gupta, Saha, Rai: Understanding Memorization using Representation Similarity Analysis and "
+    "Model Stitching, UniReps 2024"
+)
+MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure of the report: the table it is drawn from, how, and how to read it."""
+
+    table: str
+    kind: str
+    title: str
+    reading: str
+    options: Mapping[str, Any] | None = None
+
+
+EXHIBITS = (
+    Exhibit(
+        "figure3-divergence",
+        "divergence",
+        "Where networks differ from the clean one in the end",
+        "Each curve is a network that has learned labels of which r percent were drawn at random; "
+        "it shows how similar its layers are to those of the final clean network. 1 is the same "
+        "but for rotation and scale. Where a curve falls below the others, the noisy labels have "
+        "changed the layer.",
+        {"epochs": "last"},
+    ),
+    Exhibit(
+        "figure1-convergence",
+        "convergence",
+        "Figure 1: convergence",
+        "Each checkpoint is compared with the final model of its own run. A layer whose curve is "
+        "near 1 early was soon as it is in the end; a layer that gets there late was changing for "
+        "as long. Read how the curves of noisy labels lag behind, and in which layers.",
+    ),
+    Exhibit(
+        "figure2-stitching",
+        "stitching",
+        "Figure 2: stitching",
+        "The front of one network runs into the back of another, with a layer between them that is "
+        "trained on clean labels. Left: as long as a noisy front serves the clean back well (at "
+        "the dotted line), nothing was lost up to the cut. Then: what a clean front gives a noisy "
+        "back (dashed: the noisy network alone). Last, the control: what the layer between "
+        "repairs by itself. Only what goes beyond the control says something about a layer.",
+    ),
+    Exhibit(
+        "figure2-stitching",
+        "stitching",
+        "Figure 2, net of the control",
+        "The same after subtracting the control: above 0 a stitched network does better than the "
+        "noisy network with a trained layer at the same cut.",
+        {"net_of_control": True},
+    ),
+    Exhibit(
+        "figure3-divergence",
+        "divergence",
+        "Figure 3: divergence",
+        "Each checkpoint is compared with the final clean network. Curves rise while a network "
+        "learns what all labels have in common, and fall as it memorizes: look for how early the "
+        "peak is, how far a curve falls, and in which layers.",
+    ),
+    Exhibit(
+        "training",
+        "training",
+        "Training",
+        "Accuracy on the given labels of the mislabelled images is memorization; on their true "
+        "labels, what the network would say if it had not memorized. Where memorization rises, "
+        "test accuracy falls.",
+    ),
+)
+
+
+def write_report(folder: Path) -> Path:
+    """Write `report.html` into the folder of a reproduction; returns its path.
+
+    Equal tables and records give equal bytes. Raises MemtoolError if the folder has no table of a
+    reproduction, or one that cannot be read.
+    """
+    path = folder / "report.html"
+    text = report(folder)
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+    return path
+
+
+def report(folder: Path) -> str:
+    """The page. What is not in the folder is left out, and the page says so."""
+    found = {name: _read(folder / f"{name}.csv") for name in {one.table for one in EXHIBITS}}
+    if not any(found.values()):
+        raise MemtoolError(
+            f"{folder}: has no table of a reproduction, such as training.csv; make one with "
+            f"memtool reproduce STUDY -o {folder}"
+        )
+    record = _record(folder / "reproduction.json")
+    cka = [*found["figure1-convergence"], *found["figure3-divergence"]]
+    findings = measure_findings(found["training"], cka, found["figure2-stitching"])
+    what = str(record.get("study") or _values(found["training"], "data") or "a data set")
+    sections = {
+        "scale": ("What was run, and at what scale", _scale(found)),
+        "findings": ("Findings", _findings(findings)),
+        "figures": ("Figures", _figures(found)),
+        "settings": ("Settings and versions", _settings(folder, record)),
+        "steps": ("Commands, time and memory", _steps(folder / "steps.csv")),
+    }
+    end = joined(
+        element("p", f"The paper: {PAPER}.", class_="quiet"),
+        element("p", f"Made by memtool {__version__} with memtool report.", class_="quiet"),
+    )
+    return page(f"Where memorization lives: {what}", _summary(findings), sections, end)
+
+
+def _read(path: Path) -> Rows:
+    return tables.read(path) if path.is_file() else []
+
+
+def _record(path: Path) -> dict[str, Any]:
+    """What reproduction.json holds; empty if there is none. Raises MemtoolError if it is no JSON
+    object."""
+    if not path.is_file():
+        return {}
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError, OSError) as error:
+        raise MemtoolError(f"{path}: cannot be read as JSON ({shortened(error)})") from error
+    if not isinstance(record, dict):
+        raise MemtoolError(f"{path}: holds no JSON object")
+    return record
+
+
+def _summary(findings: Sequence[FindingRow]) -> Markup:
+    counts = {name: [f["verdict"] for f in findings].count(name) for name in MARKS}
+    return element(
+        "p",
+        f"Of the {len(findings)} claims that follow from the paper, {counts[HOLDS]} hold here, "
+        f"{counts[FAILS]} do not, and {counts[UNDECIDED]} remain undecided.",
+    )
+
+
+def _scale(found: Mapping[str, Rows]) -> Markup:
+    """What was measured, by what the tables say."""
+    training, stitching = found["training"], found["figure2-stitching"]
+    cka = [*found["figure1-convergence"], *found["figure3-divergence"]]
+    every = [*training, *cka, *stitching]
+    layers = list(dict.fromkeys(row["layer"] for row in cka if row.get("layer") is not None))
+    cuts = list(dict.fromkeys(row["front_layer"] for row in stitching if row.get("front_layer")))
+    facts = {
+        "Data set": _values(every, "data"),
+        "Networks": _values(training, "model"),
+        "Noise ratios r": _values(every, "noise_ratio", lambda r: f"{100 * r:g}%"),
+        "Seeds": _values(training or cka, "seed"),
+        "Epochs": str(max((row["epoch"] for row in training), default="")),
+        "Test images compared": _values([*cka, *stitching], "n"),
+        "Layers compared": _counted(layers),
+        "Cuts": _counted(cuts),
+    }
+    told = {name: value or "not in the tables" for name, value in facts.items()}
+    return joined(
+        _pairs(told),
+        element(
+            "p",
+            "The findings are about this scale. The paper trains ResNet-18 on the 50,000 images "
+            "of CIFAR-10 and a convolutional network on SVHN, at nine noise ratios.",
+        ),
+    )
+
+
+def _values(rows: Rows, column: str, told: Callable[[Any], str] = str) -> str:
+    """The different values of a column, sorted."""
+    found = {row[column] for row in rows if row.get(column) is not None}
+    return ", ".join(told(value) for value in sorted(found, key=lambda v: (str(type(v)), v)))
+
+
+def _counted(names: Sequence[str]) -> str:
+    shown = names if len(names) <= 12 else [*names[:6], "...", *names[-5:]]
+    return f"{len(names)}: {', '.join(shown)}" if names else ""
+
+
+def _pairs(values: Mapping[str, str]) -> Markup:
+    parts = [(element("dt", key), element("dd", value)) for key, value in values.items()]
+    return element("dl", *(part for pair in parts for part in pair))
+
+
+def _findings(findings: Sequence[FindingRow]) -> Markup:
+    rows = [
+        element(
+            "tr",
+            element(
+                "th",
+                finding["claim"][:1].upper() + finding["claim"][1:],
+                element("div", finding["measure"], class_="quiet"),
+                scope="row",
+            ),
+            _verdict(finding["verdict"]),
+            _cell("Why", finding["why"]),
+        )
+        for finding in findings
+    ]
+    return joined(
+        element(
+            "p",
+            "Each claim is decided by one number. First, middle and last third are those of the "
+            "depth; convergence is the CKA to the own final model, averaged over the epochs; "
+            "Spearman is the rank correlation. A claim holds, or does not, only if the whole "
+            "interval over the seeds is beyond a bound; with one seed there is no interval, and "
+            "the number alone decides.",
+        ),
+        _table("cards", ("Claim", "Verdict", "Why"), rows),
+    )
+
+
+def _table(kind: str, titles: Iterable[str], rows: Iterable[Markup]) -> Markup:
+    head = element("tr", *(element("th", title, scope="col") for title in titles))
+    return element("table", element("thead", head), element("tbody", *rows), class_=kind)
+
+
+def _cell(label: str, text: str, kind: str = "") -> Markup:
+    named = {"class_": kind} if kind else {}
+    return element("td", text, data_label=label, **named)
+
+
+def _verdict(verdict: str) -> Markup:
+    kind, mark = MARKS[verdict]
+    return element("td", f"{mark} {verdict}", class_=f"verdict {kind}")
+
+
+def _figures(found: Mapping[str, Rows]) -> Markup:
+    return joined(*(_figure(number, one, found[one.table]) for number, one in enumerate(EXHIBITS)))
+
+
+def _figure(number: int, exhibit: Exhibit, rows: Rows) -> Markup:
+    """A figure drawn anew from its rows, or why there is none."""
+    drawing: Markup
+    source = f"{exhibit.table}.csv"
+    try:
+        if not rows:
+            raise MemtoolError(f"there is no {source}")
+        figure = figures.draw(exhibit.kind, rows, figures.as_options(**exhibit.options or {}))
+        wide = figure.get_figwidth() > 5
+        drawing = element(
+            "div",
+            inline(figure, f"figure{number}", f"{exhibit.title}. {exhibit.reading}"),
+            class_="drawing wide" if wide else "drawing",
+            **({} if wide else {"style": f"max-width: {figure.get_figwidth() * 1.4:.3g}in"}),
+        )
+    except MemtoolError as reason:
+        drawing = element("p", f"Not drawn: {reason}.", class_="quiet")
+    caption = element(
+        "figcaption",
+        element("strong", "How to read it. "),
+        exhibit.reading,
+        element("span", f" Numbers: {source}.", class_="quiet"),
+    )
+    return joined(element("h3", exhibit.title), element("figure", drawing, caption))
+
+
+def _settings(folder: Path, record: Mapping[str, Any]) -> Markup:
+    if not record:
+        return element("p", f"Not recorded: {folder.name} has no reproduction.json.")
+    return _pairs({key: _setting(value) for key, value in _flat(record)})
+
+
+def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """The settings by their names; those within others have names with dots."""
+    found: list[tuple[str, Any]] = []
+    for key, value in sorted(record.items()):
+        inside = isinstance(value, dict)
+        found += _flat(value, f"{prefix}{key}.") if inside else [(f"{prefix}{key}", value)]
+    return found
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(_setting, value)) or "none"
+    return "none" if value is None else shortened(value, 1000)
+
+
+def _steps(path: Path) -> Markup:
+    rows = _read(path)
+    if not rows:
+        return element(
+            "p",
+            f"Not recorded: there is no {path.name}, as where make ran the steps.",
+        )
+    body = [
+        element(
+            "tr",
+            element(
+                "td",
+                element("div", str(row.get("step") or "")),
+                element("code", str(row.get("command") or "")),
+                *_warnings(row),
+            ),
+            _cell("Time", _seconds(row.get("seconds")), "number"),
+            _cell("Memory", _memory(row.get("memory")), "number"),
+        )
+        for row in rows
+    ]
+    return joined(
+        element("p", _total(rows)), _table("cards", ("Step and command", "Time", "Memory"), body)
+    )
+
+
+def _warnings(row: Row) -> list[Markup]:
+    told = row.get("warnings")
+    return [element("div", f"Warning: {told}")] if told else []
+
+
+def _total(rows: Rows) -> str:
+    seconds = [row["seconds"] for row in rows if _is_number(row.get("seconds"))]
+    memory = [row["memory"] for row in rows if _is_number(row.get("memory"))]
+    return (
+        f"{len(rows)} steps, each a command; {_seconds(sum(seconds))} if one ran after the other, "
+        f"and at most {_memory(max(memory, default=None))} of memory each."
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _seconds(value: Any) -> str:
+    """
+    >>> _seconds(4.25), _seconds(61), _seconds(7260)
+    ('4.2 s', '1 min 1 s', '2 h 1 min')
+    """
+    if not _is_number(value):
+        return "–"
+    if value < 60:
+        return f"{value:.1f} s"
+    minutes, seconds = divmod(round(value), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {seconds} s"
+
+
+def _memory(value: Any) -> str:
+    """
+    >>> _memory(412_300_000), _memory(2_500_000_000)
+    ('412 MB', '2.5 GB')
+    """
+    if not _is_number(value):
+        return "–"
+    return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"

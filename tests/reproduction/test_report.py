@@ -1,0 +1,225 @@
+"""The report: what is in it and what is not, escaping, and how a browser takes it."""
+
+import json
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import pytest
+
+from memtool import MemtoolError, tables
+from memtool.reproduction import write_report
+from memtool.reproduction.markup import Markup, element, escaped
+from memtool.reproduction.report import EXHIBITS
+
+from .examples import World
+
+HOSTILE = "<script>alert('layer')</script>\" onload=\"x"
+CHROME = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+
+
+def write(folder, world, **others):
+    """The tables of a world, as a reproduction leaves them; `others` are rows by their names."""
+    cka = world.cka()
+    own = [row for row in cka if row["checkpoint"].rpartition("/")[0] == row["reference"]]
+    found = {
+        "training": world.training(),
+        "figure1-convergence": own,
+        "figure2-stitching": world.stitching(),
+        "figure3-divergence": [row for row in cka if row["reference_noise_ratio"] == 0],
+        **others,
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, rows in found.items():
+        if rows:
+            with tables.writer(list(rows[0]), folder / f"{name}.csv", None) as write_row:
+                for row in rows:
+                    write_row(row)
+
+
+STEPS = [
+    {
+        "step": "train r50-s0",
+        "command": f"memtool train --labels 'a \"b\" & <i>.safetensors' -o {HOSTILE}",
+        "output": "runs/r50-s0.safetensors",
+        "seconds": 61.5,
+        "memory": 412_000_000,
+        "warnings": f"a layer called {HOSTILE}",
+    },
+    {**dict.fromkeys(("command", "output", "warnings")), "step": "x", "seconds": 2, "memory": None},
+]
+RECORD = {
+    "study": HOSTILE,
+    "ratios": [0, 25, 50],
+    "train": {"epochs": 8, "augment": None},
+    "versions": {"torch": "2.14.1", "<b>": "\x1b[2J\u202e"},
+}
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory):
+    """The page of a reproduction with names that would be markup, were they not escaped."""
+    folder = tmp_path_factory.mktemp("reports") / 'a "quoted" <b>folder'
+    write(folder, World(layers=("conv", HOSTILE, "fc"), epochs=(1, 2, 8)), steps=STEPS)
+    (folder / "reproduction.json").write_text(json.dumps(RECORD))
+    return write_report(folder)
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page. Raises AssertionError if tags are not well nested."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.attributes, self.text, self.open = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.attributes += attributes
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+    def values(self, name):
+        return [value for key, value in self.attributes if key == name]
+
+
+def test_text_is_escaped_and_markup_is_not():
+    child = element("b", "<i>&")
+    assert child == "<b>&lt;i&gt;&amp;</b>"
+    assert element("p", child, "<", title='"x"') == f'<p title="&quot;x&quot;">{child}&lt;</p>'
+    assert element("meta", http_equiv="a") == '<meta http-equiv="a">'
+    assert escaped("\x00\u202e\ud800") == "\\x00\\u202e\\ud800"
+    assert element("p", Markup("<br>")) == "<p><br></p>"
+
+
+def test_names_are_text_wherever_they_stand(hostile):
+    text = hostile.read_text()
+    page = Page(text)
+    assert set(page.tags).isdisjoint({"script", "i", "iframe", "object", "img", "link"})
+    assert not [key for key, _ in page.attributes if key.startswith("on")]
+    # In the title, the heading, the scale, two figures' titles or texts, a command, a warning.
+    assert sum(HOSTILE in piece for piece in page.text) >= 5
+    assert "memtool train --labels 'a \"b\" & <i>.safetensors'" in "".join(page.text)
+    assert "\x1b" not in text and "\u202e" not in text
+
+
+def test_the_page_needs_nothing_else(hostile):
+    text = hostile.read_text()
+    page = Page(text)
+    for name in ("src", "href", "xlink:href", "data", "action", "poster", "srcset"):
+        assert [value for value in page.values(name) if not value.startswith("#")] == []
+    assert re.findall(r"url\((?!#)|@import|@font-face", text) == []
+    (policy,) = [value for value in page.values("content") if "default-src" in value]
+    assert "default-src 'none'" in policy and "script-src" not in policy
+    schemes = set(re.findall(r'https?://[^\s"<]*', text))
+    assert schemes == {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+
+
+def test_every_reference_within_the_page_has_its_one_target(hostile):
+    text = hostile.read_text()
+    page = Page(text)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids)) > 100
+    links = [value for name in ("href", "xlink:href") for value in page.values(name)]
+    paints = [f"#{name}" for name in re.findall(r"url\(#([^)]*)\)", text)]
+    labels = [f"#{name}" for name in page.values("aria-labelledby")]
+    assert {link.removeprefix("#") for link in [*links, *paints, *labels]} <= set(ids)
+    assert len(labels) == page.tags.count("svg") == len(EXHIBITS)
+    contents = [value for value in page.values("href") if "-" not in value]
+    assert contents == ["#scale", "#findings", "#figures", "#settings", "#steps"]
+
+
+def test_what_a_reader_looks_for_is_there(hostile):
+    text = "".join(Page(hostile.read_text()).text)
+    assert "Of the 15 claims that follow from the paper, 15 hold here, 0 do not, and 0" in text
+    for told in ("toys", "0%, 25%, 50%", "3: conv, <script>", "train.epochs", "versions.torch"):
+        assert told in text
+    assert "2 steps, each a command; 1 min 4 s if one ran after the other" in text
+    assert "412 MB" in text and "61" not in text.partition("2 steps")[0]
+    assert text.count("How to read it.") == len(EXHIBITS)
+
+
+def test_equal_tables_give_equal_bytes(tmp_path):
+    world = World(layers=("conv", "fc"), epochs=(1, 8), ratios=(0.0, 0.5))
+    others = dict.fromkeys(("figure1-convergence", "figure3-divergence"))
+    for name in ("a", "b"):
+        write(tmp_path / name / "out", world, **others)
+    pages = [write_report(tmp_path / name / "out").read_bytes() for name in ("a", "b")]
+    assert pages[0] == pages[1] and b"</svg>" in pages[0]
+
+
+def test_what_is_missing_is_left_out_with_the_reason(tmp_path):
+    write(
+        tmp_path,
+        World(),
+        **dict.fromkeys(("figure1-convergence", "figure2-stitching", "figure3-divergence")),
+    )
+    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    assert "Not drawn: there is no figure2-stitching.csv." in text
+    assert "no accuracy of noisy fronts on a clean back in the tables" in text
+    assert "has no reproduction.json" in text and "there is no steps.csv" in text
+
+
+def test_a_figure_that_cannot_be_drawn_leaves_the_rest(tmp_path):
+    rows = [{"epoch": 1, "noise_ratio": 0.5, "seed": 0, "given_accuracy": 1, "test_accuracy": 1}]
+    write(tmp_path, World(ratios=(0.5,), layers=("fc",), ceiling=None), training=rows)
+    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    assert "Not drawn: training: the table has no column" in text
+
+
+def test_a_folder_of_anything_else_is_refused(run, tmp_path):
+    result = run("report", tmp_path)
+    assert result.code == 1
+    assert result.stderr == (
+        f"memtool: error: {tmp_path}: has no table of a reproduction, such as training.csv; make "
+        f"one with memtool reproduce STUDY -o {tmp_path}\n"
+    )
+    write(tmp_path, World(), **dict.fromkeys(("figure1-convergence", "figure2-stitching")))
+    (tmp_path / "reproduction.json").write_text("[1")
+    with pytest.raises(MemtoolError, match="reproduction.json: cannot be read as JSON"):
+        write_report(tmp_path)
+    (tmp_path / "reproduction.json").write_text("[1]")
+    with pytest.raises(MemtoolError, match="reproduction.json: holds no JSON object"):
+        write_report(tmp_path)
+    assert not (tmp_path / "report.html").exists()
+
+
+def console(path, folder):
+    """What a browser's console says of a page, and the page as it understands it."""
+    result = subprocess.run(
+        [CHROME, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr"]
+        + [f"--user-data-dir={folder}", "--dump-dom", path.resolve().as_uri()],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    return [line for line in result.stderr.splitlines() if "CONSOLE" in line], result.stdout
+
+
+@pytest.mark.skipif(CHROME is None, reason="there is no chromium, nor google-chrome")
+def test_a_browser_has_nothing_to_complain_of(hostile, tmp_path):
+    said, page = console(hostile, tmp_path / "profile")
+    assert said == []
+    assert page.count("</svg>") == len(EXHIBITS)
+    assert "&lt;script&gt;" in page and "<script" not in page
+    # The page's own policy refuses what does not belong there, and the console says so.
+    other = tmp_path / "other.html"
+    text = hostile.read_text().replace("</main>", "</main><script>1</script><img src='a.png'>")
+    other.write_text(text)
+    said, _ = console(other, tmp_path / "profile")
+    assert len(said) == 2 and all("Content Security Policy" in line for line in said)
