@@ -17,7 +17,8 @@ def cka(
         list[Path],
         typer.Argument(
             metavar="CHECKPOINT... REFERENCE",
-            help="Checkpoints, each compared with the last one named, or with those of --reference",
+            help="Checkpoints, each compared with the last one named, or with those of "
+            "--reference; a table of stitch --save stands for the stitched models that it names",
             show_default=False,
         ),
     ],
@@ -126,6 +127,7 @@ def cka(
       memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
       memtool cka a.safetensors b.safetensors --model torchvision:resnet50 \\
           --data folder:val
+      memtool cka stitching.csv runs/r0.safetensors -o supplement.csv
       torchrun --nproc-per-node 2 -m memtool cka a.safetensors b.safetensors
     """
     from memtool import tables
@@ -147,7 +149,7 @@ def cka(
         tables.format_of(path, table_format)
         check_writable(path)
     where = choose(device)
-    opened = options.open_checkpoints(checkpoints, model, trust=trust)
+    opened = options.open_checkpoints(options.named_models(checkpoints), model, trust=trust)
     others = options.open_checkpoints(references, model_reference or model, trust=trust)
     set_ = options.load_dataset(
         dataset,

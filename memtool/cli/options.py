@@ -218,6 +218,25 @@ def model_spec(text: str | None) -> "ModelSpec | None":
     return parse(text) if text else None
 
 
+def named_models(paths: Sequence[Path]) -> list[Path]:
+    """The paths, but in place of a table of `stitch --save` those of the stitched models in it.
+
+    Raises MemtoolError for a table that names none.
+    """
+    from memtool import tables
+
+    found: list[Path] = []
+    for path in paths:
+        if path.suffix.removeprefix(".") not in tables.Format.__members__:
+            found.append(path)
+            continue
+        names = dict.fromkeys(row.get("stitched") for row in tables.read(path))
+        if not (models := [Path(name) for name in names if name]):
+            raise MemtoolError(f"{path}: names no stitched models; make it with stitch --save DIR")
+        found += models
+    return found
+
+
 def open_checkpoints(
     paths: Sequence[Path],
     model: str | None = None,

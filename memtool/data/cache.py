@@ -108,7 +108,7 @@ def _key(paths: Sequence[str], labels: Sequence[Labels], options: Options) -> st
     from PIL import __version__ as pillow
 
     mean = options.mean if options.crop_mode == "border" else None
-    ours = replace(options, split_at=None, samples=None, mean=mean, std=None)
+    ours = replace(options, split_at=None, samples=None, samples_train=None, mean=mean, std=None)
     digest = sha256(repr((VERSION, pillow, ours, list(map(len, labels)))).encode())
     for part in labels:
         digest.update(np.ascontiguousarray(part).data)

@@ -18,7 +18,7 @@ from memtool.data.images import decoded, resized, shape_of, with_channels
 from memtool.data.listing import Labels, told_shape
 from memtool.data.sources import listed
 from memtool.data.spec import RESIZING, Options, parse
-from memtool.data.splitting import divided, sampled
+from memtool.data.splitting import divided, sampled, with_fewer
 from memtool.data.statistics import channel_statistics, feature_statistics, fingerprint
 from memtool.progress import Progress, silent
 
@@ -125,8 +125,8 @@ def load(
     >>> digits = load("digits")
     >>> len(digits.train), len(digits.test)
     (1297, 500)
-    >>> len(load("digits?samples=100").test)
-    100
+    >>> len(load("digits?samples_train=100").train), len(load("digits?samples=100").test)
+    (100, 100)
     """
     source, options = parse(spec)
     if training and options.samples:
@@ -134,6 +134,8 @@ def load(
     listing = listed(source, folder)
     if options.split_at is not None:
         listing = divided(listing, options.split_at, spec)
+    if options.samples_train is not None:
+        listing = with_fewer(listing, options.samples_train)
     if options.samples is not None:
         listing = sampled(listing, options.samples)
     if training and listing.train is None:

@@ -67,6 +67,8 @@ class Options:
     largest value in all of them needs."""
     samples: int | None = None
     """Take at most this many test images, each class in proportion, and no training images."""
+    samples_train: int | None = None
+    """Take at most this many training images, each class in proportion."""
     mean: list[float] | None = None
     """Normalize with this mean, in units of 255, instead of that of the training images."""
     std: list[float] | None = None

@@ -52,6 +52,15 @@ def divided(listing: Listing, size: float, spec: str) -> Listing:
     return replace(listing, train=(items[~test], labels[~test]), test=(items[test], labels[test]))
 
 
+def with_fewer(listing: Listing, size: int) -> Listing:
+    """At most `size` of the training examples, and all test examples."""
+    if listing.train is None:
+        return listing
+    items, labels = listing.train
+    chosen = stratified(labels, min(size, len(labels)))
+    return replace(listing, train=(items[chosen], labels[chosen]))
+
+
 def sampled(listing: Listing, size: int) -> Listing:
     """At most `size` of the test examples, and no training examples."""
     items, labels = listing.test

@@ -130,6 +130,7 @@ class Stitching:
             "back_accuracy": self.back.accuracy,
             "agreement": agreement(predictions, self.back.predictions),
             "control_accuracy": None,
+            "stitched": None,
         }
 
     @torch.no_grad()

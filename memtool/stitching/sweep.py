@@ -135,10 +135,13 @@ class Sweep:
         for direction in self.settings.directions:
             between, own_cut = directed(direction, networks, cut)
             stitching = Stitching(direction, between, own_cut, self.settings)
-            rows += stitching.rows()
+            found = list(stitching.rows())
             if self.folder:
                 files = between[0].checkpoint.path, between[1].checkpoint.path
-                stitching.save(self._path(files, own_cut))
+                path = self._path(files, own_cut)
+                stitching.save(path)
+                found[-1]["stitched"] = str(path)
+            rows += found
         control = {
             row["epoch"]: row["test_accuracy"]
             for row in rows

@@ -258,6 +258,9 @@ class StitchingRow(TypedDict):
         float | None,
         Column("test accuracy of the control at this cut and epoch; empty without --control"),
     ]
+    stitched: Annotated[
+        str | None, Column("path of the stitched model; empty where it was not saved", 33)
+    ]
 
 
 class FileRow(TypedDict):

@@ -73,7 +73,16 @@ def assert_same(found: data.Dataset, expected: data.Dataset) -> None:
 
 
 @pytest.mark.parametrize(
-    "options", ["", SIZED, "?channels=1", "?channels=3", "?mean=0.5,0.5,0.5", "?samples=3"]
+    "options",
+    [
+        "",
+        SIZED,
+        "?channels=1",
+        "?channels=3",
+        "?mean=0.5,0.5,0.5",
+        "?samples=3",
+        "?samples_train=3",
+    ],
 )
 def test_a_data_set_is_the_same_in_a_file(cache: Path, photos: Path, options: str) -> None:
     spec = f"folder:{photos}{options}"

@@ -20,6 +20,13 @@ def test_samples_are_test_images_in_proportion(refused) -> None:
     assert "leave it out" in refused("digits?samples=5", training=True)
 
 
+def test_fewer_training_images_are_another_data_set() -> None:
+    full, some = data.load("digits"), data.load("digits?samples_train=100", training=True)
+    assert (len(some.train), len(some.test)) == (100, 500)
+    assert some.fingerprint != full.fingerprint
+    assert len(data.load("digits?samples_train=100&samples=9").test) == 9
+
+
 def test_mean_and_std_are_those_of_the_training_images(refused) -> None:
     digits = data.load("digits")
     pixels = digits.train.images / 255

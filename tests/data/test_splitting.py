@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from memtool import MemtoolError
 from memtool.data.listing import Listing
-from memtool.data.splitting import divided, sampled, stratified
+from memtool.data.splitting import divided, sampled, stratified, with_fewer
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.data())
@@ -54,3 +54,13 @@ def test_a_sample_leaves_no_training_examples() -> None:
     assert found.train is None
     assert np.bincount(found.test[1]).tolist() == [4, 2]
     assert len(sampled(LISTING, 99).test[0]) == 30
+
+
+def test_fewer_training_examples_leave_the_test_examples() -> None:
+    whole = divided(LISTING, 0.8, "x")
+    found = with_fewer(whole, 6)
+    assert np.bincount(found.train[1]).tolist() == [4, 2]
+    assert (LABELS[found.train[0]] == found.train[1]).all()
+    assert found.test is whole.test
+    assert len(with_fewer(whole, 99).train[0]) == 24
+    assert with_fewer(LISTING, 6) is LISTING
