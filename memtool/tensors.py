@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from memtool import MemtoolError
 from memtool.contents import described, is_pickle
+from memtool.errors import last_line, shortened
 from memtool.files import check_name, replacing
 from memtool.shards import check_shard, is_index, shards_of
 
@@ -73,7 +74,11 @@ def _is_training(value: Any) -> bool:
 
 
 # The sections that a file must have, by its kind.
-SECTIONS = {"checkpoint": ("model", "data", "training"), "labels": ("data", "noise")}
+SECTIONS = {
+    "checkpoint": ("model", "data", "training"),
+    "labels": ("data", "noise"),
+    "state": ("settings",),
+}
 # The fields that memtool reads: the places where each may stand, and what it must be wherever it
 # does. What `model` holds is checked by the wing `checkpoints`, which knows models.
 FIELDS: Mapping[str, tuple[Sequence[str], Callable[[Any], bool]]] = {
@@ -88,7 +93,8 @@ FIELDS: Mapping[str, tuple[Sequence[str], Callable[[Any], bool]]] = {
     "std": (["data.std"], _is_std),
     "preprocessing": (["data.preprocessing"], _is_dict_of(int, float, str)),
     "image_shape": (["data.image_shape", "image_shape"], _is_image_shape),
-    "epoch": (["training.epoch"], _is(int, NoneType)),
+    "epoch": (["training.epoch", "epoch"], _is(int, NoneType)),
+    "history": (["history"], lambda value: isinstance(value, list) and all(map(_is(dict), value))),
     "seed": (["training.seed", "noise.seed"], _is(int, NoneType)),
     "order_seed": (["training.order_seed"], _is(int, NoneType)),
     "noise_ratio": (["training.noise_ratio", "noise.ratio"], _is(int, float, NoneType)),
@@ -116,7 +122,9 @@ def opened(path: Path, framework: str) -> Iterator[Any]:
         if told := described(path):
             raise MemtoolError(f"{path}: is {told}") from error
         if isinstance(error, SafetensorError):
-            raise MemtoolError(f"{path}: not a safetensors file, or damaged ({error})") from error
+            raise MemtoolError(
+                f"{path}: not a safetensors file, or damaged ({last_line(error)})"
+            ) from error
         raise MemtoolError(f"{path}: cannot be read ({error})") from error
 
 
@@ -168,7 +176,7 @@ def find_metadata(path: Path, kind: str | None = None) -> Metadata | None:
         raise MemtoolError(f"{path}: its memtool metadata names no kind or no format")
     if written > FORMAT:
         raise MemtoolError(
-            f"{path}: is of format {written:.10g}, this memtool reads up to {FORMAT}; "
+            f"{path}: is of format {shortened(written, 20)}, this memtool reads up to {FORMAT}; "
             "update it (python -m pip install --upgrade memtool)"
         )
     if kind and found != kind:
@@ -184,7 +192,9 @@ def _decoded(path: Path, text: str) -> Metadata:
     try:
         metadata = json.loads(text, parse_constant=_finite, parse_float=_finite)
     except (ValueError, RecursionError) as error:
-        raise MemtoolError(f"{path}: its memtool metadata cannot be read ({error})") from error
+        raise MemtoolError(
+            f"{path}: its memtool metadata cannot be read ({last_line(error)})"
+        ) from error
     level, depth = [metadata], 0
     while level := [part for value in level for part in _parts(value)]:
         depth += 1

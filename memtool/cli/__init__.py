@@ -26,6 +26,9 @@ from memtool.tables import discard
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
+MOST_TOLD = 800  # characters of an error
+
+
 class Group(TyperGroup):
     """The one place where errors become messages and exit codes."""
 
@@ -60,8 +63,11 @@ class Group(TyperGroup):
 
 
 def _tell(error: object) -> None:
-    """An error in one line, whatever the libraries put into it."""
-    stderr.print(f"{ERROR}{printable(' '.join(str(error).splitlines()))}")
+    """An error in one line of some hundred characters, whatever libraries and files put into it."""
+    line = printable(" ".join(str(error).splitlines()))
+    if len(line) > MOST_TOLD:  # the beginning names the file, the end the way out
+        line = f"{line[: MOST_TOLD - 205]} ... {line[-200:]}"
+    stderr.print(f"{ERROR}{line}")
 
 
 # Commands whose work the processes of a torchrun share.

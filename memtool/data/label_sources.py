@@ -157,6 +157,8 @@ def _numbering(array: NDArray[Any], n: int) -> bool | None:
     if array.shape != (n,) or n < 20:
         return None
     if array.dtype.kind == "U" and np.char.isdecimal(array).all():
+        if np.char.str_len(array).max() > 18:  # no such numbering would be finished
+            return None
         array = array.astype(np.int64)
     if array.dtype.kind not in "iu":
         return None

@@ -19,7 +19,7 @@ from memtool.data.noise import Matrix, NoiseKind, redraw, transition_matrix
 from memtool.tensors import Metadata, encoded, opened, read_metadata, replacing_safetensors
 
 # What the metadata of a label file has to say.
-RECORDED = {"data": ("name", "train", "fingerprint"), "noise": ("ratio", "kind", "seed")}
+RECORDED = {"data": ("name", "train", "classes", "fingerprint"), "noise": ("ratio", "kind", "seed")}
 
 
 @dataclass(frozen=True)
@@ -110,9 +110,15 @@ class LabelFile:
                 )
         with opened(path, "numpy") as file:
             given, true = file.get_tensor("given"), file.get_tensor("true")
+        classes = len(metadata["data"]["classes"])
         for name, labels in (("given", given), ("true", true)):
             if labels.dtype != np.int64 or labels.shape != (true.size,):
                 raise MemtoolError(f"{path}: {name} is {labels.dtype} {labels.shape}")
+            if wrong := np.flatnonzero((labels < 0) | (labels >= classes)).tolist():
+                raise MemtoolError(
+                    f"{path}: {name} has {labels[wrong[0]]} for example {wrong[0]}, and there are "
+                    f"{classes} classes, from 0 on"
+                )
         return LabelFile(given, true, metadata)
 
     def check(self, path: Path, dataset: Dataset) -> None:
@@ -122,4 +128,8 @@ class LabelFile:
             raise MemtoolError(
                 f"{path}: its labels were made for another data set: {made_for['name']!r} "
                 f"({made_for['train']} images), not {dataset.name!r} ({len(dataset.train)})"
+            )
+        if not np.array_equal(self.true, dataset.train.labels):
+            raise MemtoolError(
+                f"{path}: its true labels are not those of {dataset.name!r}; make it anew"
             )

@@ -31,7 +31,7 @@ from memtool.training.loop import fit, make_optimizer
 from memtool.training.memory import evaluation_batch
 from memtool.training.parallel import agree, check_shares, shared, synchronized
 from memtool.training.settings import Augment, TrainConfig
-from memtool.training.state import Progress, State, check_same
+from memtool.training.state import Progress, State, check_same, history_of
 
 logger = logging.getLogger("memtool")
 
@@ -84,7 +84,7 @@ class Run:
         check_same(self.output, recorded, self._settings)
         if done[0] != self.config.epochs:
             raise MemtoolError(f"{self.output}: is of epoch {done[0]}, not {self.config.epochs}")
-        return [self._row(metrics) for metrics in metadata.get("history", ())]
+        return [self._row(metrics) for metrics in history_of(self.output, metadata)]
 
     def train(self, device: torch.device, resume: bool) -> Iterator[TrainingRow | None]:
         """Train the model; save its state and the chosen checkpoints, and yield a row, per epoch;

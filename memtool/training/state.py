@@ -3,12 +3,15 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
+from typing import get_args, get_type_hints
 
 import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.errors import shortened
+from memtool.errors import last_line, shortened
+from memtool.tables import TrainingRow, checked
 from memtool.tensors import Metadata, load_tensors, read_metadata, save_tensors
 from memtool.training.evaluation import EpochMetrics
 
@@ -55,28 +58,67 @@ class State:
             return Progress()
         metadata = read_metadata(self.path, "state")
         check_same(self.path, metadata["settings"], self.settings)
+        progress = _progress(self.path, metadata)
         tensors = load_tensors(self.path)
-        model.load_state_dict(_part(tensors, "model."))
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        state: dict[int, dict[str, Tensor]] = {}
-        for key, value in _part(tensors, "optimizer.").items():
-            index, _, name = key.partition(".")
-            state.setdefault(int(index), {})[name] = _laid_out(value, parameters[int(index)])
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        return _progress(metadata)
+        try:
+            model.load_state_dict(_part(tensors, "model."))
+            _restore(optimizer, _part(tensors, "optimizer."))
+        except (RuntimeError, LookupError, ValueError, TypeError) as error:
+            raise MemtoolError(
+                f"{self.path}: its tensors are not those of the run ({last_line(error)}); "
+                "remove it to start anew"
+            ) from error
+        return progress
 
     def latest(self) -> tuple[dict[str, Tensor], Progress]:
         """The weights and the progress after the latest epoch; the file has to exist."""
         metadata = read_metadata(self.path, "state")
-        return _part(load_tensors(self.path), "model."), _progress(metadata)
+        return _part(load_tensors(self.path), "model."), _progress(self.path, metadata)
 
     def remove(self) -> None:
         """Remove the file, if there is one: the run is complete."""
         self.path.unlink(missing_ok=True)
 
 
-def _progress(metadata: Metadata) -> Progress:
-    return Progress(metadata["epoch"], tuple(metadata["history"]))
+def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+    """Give an optimizer the state that it had, from tensors named INDEX.NAME."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        index, _, name = key.partition(".")
+        parameter = parameters[int(index)]
+        if value.shape not in (parameter.shape, ()):  # a count of steps is a scalar
+            raise ValueError(f"{key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+        state.setdefault(int(index), {})[name] = _laid_out(value, parameter)
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _progress(path: Path, metadata: Metadata) -> Progress:
+    if not (epoch := metadata.get("epoch")) or epoch < 1:
+        raise MemtoolError(f"{path}: its memtool metadata has no sensible 'epoch'")
+    return Progress(epoch, history_of(path, metadata))
+
+
+def history_of(path: Path, metadata: Metadata) -> tuple[EpochMetrics, ...]:
+    """The metrics of the epochs that a file has on record, none if it has no record of them.
+
+    Raises MemtoolError, which names it, for what are no metrics.
+    """
+    history = metadata.get("history", [])
+    if not all(map(_are_metrics, history)):
+        raise MemtoolError(f"{path}: its memtool metadata has no sensible 'history'")
+    return tuple(history)
+
+
+def _are_metrics(value: Metadata) -> bool:
+    hints = get_type_hints(EpochMetrics)
+    try:
+        return value.keys() == hints.keys() and all(
+            checked(TrainingRow, key, cell) is not None or NoneType in get_args(hints[key])
+            for key, cell in value.items()
+        )
+    except ValueError:
+        return False
 
 
 def check_same(path: Path, recorded: Metadata, settings: Metadata) -> None:

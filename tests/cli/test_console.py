@@ -24,3 +24,9 @@ def test_a_log_is_told_now_and_then_how_far_long_work_has_got(capsys, monkeypatc
             advance(description="more")
             advance()
     assert capsys.readouterr().err == said
+
+
+def test_no_error_is_longer_than_some_hundred_characters_and_its_ends_are_kept(run):
+    told = run("info", "x" * 2000 + ".safetensors").stderr
+    assert len(told) < 900 and told.startswith("memtool: error: xxx")
+    assert told.rstrip().endswith(")") or told.rstrip().endswith("no such file")

@@ -1,5 +1,6 @@
 """Label files: what is in them, and which are refused."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +66,13 @@ def test_labels_of_another_data_set_are_refused(noisy) -> None:
             noisy.check(path, data.load(spec))
 
 
-DATA = {"name": "x", "train": 2, "fingerprint": "0"}
+def test_other_true_labels_than_those_of_the_data_set_are_refused(digits, noisy) -> None:
+    other = dataclasses.replace(noisy, true=np.roll(noisy.true, 1))
+    with pytest.raises(MemtoolError, match="^x.safetensors: its true labels are not"):
+        other.check(Path("x.safetensors"), digits)
+
+
+DATA = {"name": "x", "train": 2, "classes": ["ant", "bee"], "fingerprint": "0"}
 NOISE = {"ratio": 0.5, "kind": "uniform", "seed": 0}
 INT64 = np.array([0, 1])
 
@@ -87,7 +94,24 @@ INT64 = np.array([0, 1])
             {"given": INT64, "true": np.array(0)},
             r"given is int64 \(2,\)",
         ),
-        ("labels", {"data": {}, "noise": NOISE}, {"given": INT64, "true": INT64}, "'fingerprint'"),
+        (
+            "labels",
+            {"data": {}, "noise": NOISE},
+            {"given": INT64, "true": INT64},
+            "no 'classes' in",
+        ),
+        (
+            "labels",
+            {"data": DATA, "noise": NOISE},
+            {"given": np.array([0, 99]), "true": INT64},
+            "given has 99 for example 1, and there are 2 classes",
+        ),
+        (
+            "labels",
+            {"data": DATA, "noise": NOISE},
+            {"given": INT64, "true": np.array([-1, 0])},
+            "true has -1 for example 0",
+        ),
         ("labels", {"data": DATA, "noise": {}}, {"given": INT64, "true": INT64}, "no 'kind' in"),
         ("labels", {"data": DATA}, {"given": INT64, "true": INT64}, "no 'noise'"),
         ("other", {"data": DATA, "noise": NOISE}, {"given": INT64, "true": INT64}, "not a labels"),
@@ -98,6 +122,8 @@ INT64 = np.array([0, 1])
         "floats",
         "no array",
         "data not named",
+        "no such class",
+        "a class below 0",
         "noise not named",
         "no noise",
         "another kind",

@@ -1,18 +1,23 @@
 """The state of a stopped run: what is saved is what is restored."""
 
+from typing import get_type_hints
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional
 
 from memtool import MemtoolError
+from memtool.tensors import load_tensors, read_metadata, save_tensors
 from memtool.training import Optimizer, TrainConfig, make_optimizer, optimize
+from memtool.training.evaluation import EpochMetrics
 from memtool.training.state import Progress, State, check_same
 
 LABELS = torch.arange(12) % 3
 IMAGES = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 # Epochs 1 and 2 are evaluated, 3 is not.
-HISTORY = ({"epoch": 1, "loss": 1.5, "given_accuracy": 0.25}, {"epoch": 2, "loss": 0.5})
+METRICS = {name: None if "mislabelled" in name else 0.25 for name in get_type_hints(EpochMetrics)}
+HISTORY = ({**METRICS, "epoch": 1, "loss": 1.5}, {**METRICS, "epoch": 2})
 PROGRESS = Progress(3, HISTORY)
 
 
@@ -114,3 +119,52 @@ def test_settings_that_differ_are_named_with_both_values(tmp_path):
     assert "training.augment was none, is not recorded" in told
     assert "training.epochs was 20, is 30" in told and "noise_ratio" not in told
     check_same(tmp_path / "r.safetensors", recorded, {**recorded})
+
+
+@pytest.mark.parametrize(
+    ("metadata", "told"),
+    [
+        ({"settings": 1}, "has no 'settings'"),
+        ({"epoch": None}, "no sensible 'epoch'"),
+        ({"epoch": 0}, "no sensible 'epoch'"),
+        ({"epoch": "1"}, "no sensible 'epoch'"),
+        ({"history": 1}, "no sensible 'history'"),
+        ({"history": [1]}, "no sensible 'history'"),
+        ({"history": [{"epoch": 1}]}, "no sensible 'history'"),
+        ({"history": [{**METRICS, "epoch": 1, "loss": "low"}]}, "no sensible 'history'"),
+        ({"history": [{**METRICS, "epoch": 1, "loss": None}]}, "no sensible 'history'"),
+        ({"history": [{**METRICS, "epoch": 1.5}]}, "no sensible 'history'"),
+    ],
+)
+def test_metadata_that_are_not_those_of_a_state_are_refused(tmp_path, metadata, told):
+    path, model = tmp_path / "r.state.safetensors", network()
+    state = State(path, {})
+    state.save(model, make_optimizer(model, TrainConfig()), PROGRESS)
+    tensors = load_tensors(path)
+    save_tensors(path, "state", tensors, {**read_metadata(path), **metadata})
+    with pytest.raises(MemtoolError, match=f"r.state.safetensors: its memtool metadata .*{told}"):
+        state.load(model, make_optimizer(model, TrainConfig()))
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"model.0.weight": None},
+        {"model.0.weight": torch.zeros(3)},
+        {"model.more": torch.zeros(3)},
+        {"optimizer.0.exp_avg": torch.zeros(3)},
+        {"optimizer.99.exp_avg": torch.zeros(3)},
+        {"optimizer.x.exp_avg": torch.zeros(3)},
+        {"optimizer.-99.exp_avg": torch.zeros(3)},
+    ],
+    ids=lambda changed: next(iter(changed)),
+)
+def test_tensors_that_are_not_those_of_the_run_are_refused(tmp_path, changed):
+    path, model = tmp_path / "r.state.safetensors", network()
+    state, config = State(path, {}), TrainConfig(epochs=4, batch_size=5, optimizer=Optimizer.adamw)
+    state.save(model, trained(model, config, 2), PROGRESS)
+    metadata = read_metadata(path)
+    tensors = {k: v for k, v in (load_tensors(path) | changed).items() if v is not None}
+    save_tensors(path, "state", tensors, metadata)
+    with pytest.raises(MemtoolError, match="its tensors are not those of the run"):
+        state.load(network(), make_optimizer(network(), config))

@@ -1,0 +1,651 @@
+"""Damaged files of every kind, given to the commands that read them.
+
+    python tests/fuzz.py [--inputs 100000] [--seed 0] [--jobs 2] [--only READER] [--keep FOLDER]
+
+Each input is a whole file, changed at random: bytes, or the JSON, cells, arrays or members in it. A
+command must end with exit code 0, 1 or 2, and on failure with one short line that a terminal can
+show. Counted as failures are tracebacks, other programs that were started, more than 1 GiB of
+memory beyond what the process had, more than 20 seconds, and files left behind. An input follows
+from the seed, the reader and its number alone: what failed is printed as one line that runs it
+again, and is kept in --keep. `test_fuzz.py` runs a few hundred, and all that once failed.
+"""
+
+import argparse
+import io
+import json
+import multiprocessing
+import os
+import random
+import resource
+import shutil
+import signal
+import struct
+import sys
+import tempfile
+import time
+import traceback
+import warnings
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+ROOM = 1 << 30  # bytes that a command may take beyond what the process had
+SECONDS = 20
+LONGEST = 1000  # characters of what is told of a failure
+
+Content = bytes
+Mutator = Callable[[random.Random, Content], Content]
+
+# --- Mutators -------------------------------------------------------------------------------------
+
+NUMBERS = [0, -1, 1, 2, 7, 99, 255, 256, 2**31, 2**53, 2**63, 2**64, -(2**63), 10**400, 0.5, -0.0]
+ODD: list[Any] = [
+    *NUMBERS,
+    *(None, True, False, "", "x", "\ud800", "\x1b[31m", "\0", "a\nb", "../../etc/passwd"),
+    *("1e400", "nan", "inf", "-1", "\u202e", "é" * 50, "a" * 20_000, "*" * 50, "%s{}"),
+    *([], {}, [[]], [None], [1, "a"], {"": None}, [1] * 1000, [1e308, -1e308]),
+]
+TEXTS = ["NaN", "Infinity", "1e400", "-1e999", "[" * 2000, '{"a":' * 500, "0" * 5000, '"\\ud800"']
+
+
+def bytes_changed(random: random.Random, content: Content) -> Content:
+    """A few bytes overwritten, removed, doubled, or the end cut off."""
+    changed = bytearray(content)
+    for _ in range(random.choice([1, 1, 2, 5, 20])):
+        place = random.randrange(len(changed) + 1)
+        # The beginning of a file is where its structure is.
+        place = min(place, random.choice([16, 128, 2000, len(changed)]))
+        length = random.choice([1, 1, 2, 4, 8, 64])
+        change = random.randrange(5)
+        if change == 0:
+            changed[place : place + length] = random.randbytes(length)
+        elif change == 1:
+            del changed[place : place + length]
+        elif change == 2:
+            changed[place:place] = changed[place : place + length]
+        elif change == 3:
+            special = random.choice([b"\xff", b"\0", b"\x7f\xff\xff\xff", b"\xff\xff\xff\x7f"])
+            changed[place : place + len(special)] = special
+        else:
+            del changed[place:]
+    return bytes(changed)
+
+
+def json_changed(random: random.Random, content: Content) -> Content:
+    """JSON of which a few values are removed, renamed or replaced by odd ones."""
+    value = json.loads(content)
+    for _ in range(random.choice([1, 1, 1, 2, 4])):
+        value = _changed(random, value)
+    text = json.dumps(value)
+    if random.random() < 0.1:  # what json.dumps cannot write
+        places = [place for place, letter in enumerate(text) if letter in "0123456789"]
+        if places:
+            place = random.choice(places)
+            text = text[:place] + random.choice(TEXTS) + text[place + 1 :]
+    return text.encode()
+
+
+def _changed(random: random.Random, value: Any) -> Any:
+    """A value with one of its parts, at any depth, changed."""
+    if isinstance(value, dict) and value and random.random() < 0.9:
+        key = random.choice(sorted(value))
+        change = random.random()
+        rest = {name: part for name, part in value.items() if name != key}
+        if change < 0.15:
+            return rest
+        if change < 0.25:
+            return {**rest, f"{key}{random.choice(['', 'x', chr(27)])}_": value[key]}
+        return {**value, key: _changed(random, value[key])}
+    if isinstance(value, list) and value and random.random() < 0.8:
+        place = random.randrange(len(value))
+        change = random.random()
+        if change < 0.2:
+            return value[:place] + value[place + 1 :]
+        if change < 0.3:
+            return value[:place] + value[place : place + 1] * random.choice([2, 50]) + value[place:]
+        return [*value[:place], _changed(random, value[place]), *value[place + 1 :]]
+    return random.choice(ODD)
+
+
+def lines_changed(random: random.Random, content: Content) -> Content:
+    """A table in which cells, columns or lines are odd."""
+    rows = [line.split(",") for line in content.decode().split("\n")]
+    for _ in range(random.choice([1, 1, 2, 4])):
+        row = random.choice(rows)
+        change = random.random()
+        if change < 0.6:
+            row[random.randrange(len(row))] = _as_cell(random.choice(ODD))
+        elif change < 0.7:
+            rows.insert(random.randrange(len(rows) + 1), list(row))
+        elif change < 0.8:
+            rows.remove(row)
+            rows = rows or [[""]]
+        elif change < 0.9:
+            place = random.randrange(len(row))
+            rows = [line[:place] + line[place : place + 1] + line[place:] for line in rows]
+        else:
+            del row[random.randrange(len(row))]
+            row.append("")
+    return "\n".join(map(",".join, rows)).encode("utf-8", "surrogatepass")
+
+
+def _as_cell(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return '"' + text.replace('"', '""') + '"' if set(text) & set('",\n') else text
+
+
+def json_lines_changed(random: random.Random, content: Content) -> Content:
+    lines = content.split(b"\n")
+    place = random.randrange(len(lines))
+    lines[place] = json_changed(random, lines[place]) if lines[place].strip() else b"[]"
+    return b"\n".join(lines)
+
+
+def safetensors_changed(random: random.Random, content: Content) -> Content:
+    """A header, or the metadata of memtool's in it, changed; the lengths stay right."""
+    size = int.from_bytes(content[:8], "little")
+    header, rest = json.loads(content[8 : 8 + size]), content[8 + size :]
+    metadata = header.get("__metadata__", {})
+    change = random.random()
+    if "memtool" in metadata and change < 0.7:
+        text = json_changed(random, metadata["memtool"].encode()).decode()
+        header["__metadata__"] = {**metadata, "memtool": text}
+    elif change < 0.8:
+        shape = random.choice([[0], [1], [2**40], [10**9, 10**9], [-1], [1] * 2000])
+        name = random.choice(sorted(header))
+        header[name] = {"dtype": random.choice(["F32", "I64"]), "shape": shape}
+        header[name]["data_offsets"] = random.choice([[0, 0], [0, 8], [8, 0], [0, 2**62]])
+    encoded = json.dumps(header).encode()
+    if change >= 0.8:
+        encoded = json_changed(random, encoded)
+    return struct.pack("<Q", len(encoded)) + encoded + rest
+
+
+def arrays_changed(random: random.Random, content: Content) -> Content:
+    """A label file or a file of arrays, one array of which is of another type, shape or value."""
+    import numpy as np
+    from safetensors.numpy import load, save
+
+    size = int.from_bytes(content[:8], "little")
+    metadata = json.loads(content[8 : 8 + size]).get("__metadata__")
+    arrays = load(content)
+    name = random.choice(sorted(arrays))
+    arrays[name] = _other_array(random, arrays[name])
+    if arrays[name] is None:
+        del arrays[name]
+    return save({key: np.ascontiguousarray(value) for key, value in arrays.items()}, metadata)
+
+
+def _other_array(random: random.Random, array: Any) -> Any:
+    import numpy as np
+
+    array = np.atleast_1d(array)
+    shapes = [(), (0,), (1,), (0, 3, 8, 8), (len(array), 0), (1, 1, 1, 1, 1)]
+    if array.size and (change := random.random()) < 0.3:
+        changed = array.copy()
+        changed.flat[random.randrange(array.size)] = random.choice([0, 1, 99, 120])
+        return changed
+    elif array.size and change < 0.6:
+        with np.errstate(all="ignore"):
+            return array.astype(random.choice(["f4", "f8", "i1", "u1", "i8", "?", "u8", "f2"]))
+    return random.choice(
+        [
+            None,
+            array[:-1],
+            array[:0],
+            array[None],
+            np.full(array.shape, np.nan, "f4"),
+            np.full(array.shape, -1, "i8"),
+            np.full(array.shape, 2**62, "i8"),
+            np.zeros(random.choice(shapes), random.choice(["f4", "u1", "i8"])),
+        ]
+    )
+
+
+def archive_changed(random: random.Random, content: Content) -> Content:
+    """A zip archive one member of which is changed, missing, or blown up."""
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        members = {name: archive.read(name) for name in archive.namelist()}
+    name = random.choice(sorted(members))
+    change = random.randrange(5)
+    if change == 0:
+        del members[name]
+    elif change == 1:
+        members[f"../{name}"] = members.pop(name)
+    elif change == 2:
+        members[name] += bytes(random.choice([1, 10**6, 10**8]))
+    else:
+        members[name] = bytes_changed(random, members[name])
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for member, data in members.items():
+            archive.writestr(member, data)
+    return stream.getvalue()
+
+
+def bomb(random: random.Random, content: Content) -> Content:
+    """An array of zeros that is a thousand times as large as its file."""
+    count = random.choice([10**8, 10**9])
+    head = {"descr": "|u1", "fortran_order": False, "shape": (count // 3072, 3, 32, 32)}
+    text = repr(head).encode()
+    text += b" " * (-(len(text) + 11) % 64) + b"\n"
+    magic = b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as archive:
+        for name in ("x_train.npy", "x_test.npy"):
+            with archive.open(name, "w") as member:
+                member.write(magic)
+                for _ in range(0, count, 10**7):
+                    member.write(bytes(10**7))
+    return stream.getvalue()
+
+
+bombs = cache(lambda which: bomb(random.Random(which), b""))
+
+
+def rarely_bomb(random: random.Random, content: Content) -> Content:
+    """An archive that is changed, or one out of two that take far more memory than their files."""
+    return (
+        bombs(random.randrange(2)) if random.random() < 0.002 else archive_changed(random, content)
+    )
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+
+
+def other_format(random: random.Random, content: Content) -> Content:
+    """The image in another format, known or not, or none."""
+    from PIL import Image
+
+    starts = [
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
+        b"%PDF-1.4\n",
+        b"<svg/>",
+        b"P6\n",
+    ]
+    if random.random() < 0.3:
+        return random.choice(starts) + content
+    stream = io.BytesIO()
+    size = random.choice([(8, 8), (1, 1), (8, 9), (5000, 2), (0, 8)])
+    mode = random.choice(["RGB", "L", "RGBA", "P", "1", "CMYK", "I;16", "F"])
+    format = random.choice(
+        ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "PPM", "EPS", "ICO", "PDF"]
+    )
+    try:
+        Image.new(mode, size).save(stream, format)
+    except Exception:  # not every format has every mode
+        return b"GIF89a" + content
+    return bytes_changed(random, stream.getvalue()) if random.random() < 0.5 else stream.getvalue()
+
+
+# --- Readers --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Reader:
+    """A kind of file: what one is called, how it is damaged, and the commands that read it.
+
+    In the commands, FILE is the damaged file and OUT the beginning of the name of an output; all
+    other names are of files that `prepare` makes. `whole` are the names of those to begin with.
+    """
+
+    name: str
+    file: str
+    whole: Sequence[str]
+    mutators: Sequence[Mutator]
+    commands: Sequence[str]
+
+
+TENSORS = [bytes_changed, safetensors_changed, safetensors_changed]
+ARRAYS = [*TENSORS, arrays_changed]
+TEXT = [bytes_changed, lines_changed, lines_changed]
+JSON = [bytes_changed, json_changed, json_changed]
+LINES = [bytes_changed, json_lines_changed]
+ARCHIVE = [bytes_changed, archive_changed]
+
+TRAIN = "train --model digits-cnn -o OUT.safetensors"
+NOISE = "make-noisy FILE -r 50% -o OUT.safetensors"
+OTHERS = "make-noisy small.safetensors --from FILE -o OUT.safetensors"
+PLOT = "plot FILE -o OUT.svg"
+
+READERS = [
+    Reader(
+        *("checkpoint", "x.safetensors", ["clean.safetensors", "stitched.safetensors"], TENSORS),
+        ["info FILE", "info --layers FILE", "cka FILE clean.safetensors --layers block1,fc"],
+    ),
+    Reader(
+        *("front", "x.safetensors", ["clean.safetensors"], TENSORS),
+        ["stitch FILE clean.safetensors --at block1 --epochs 0"],
+    ),
+    Reader(
+        *("labels", "x.safetensors", ["labels.safetensors"], ARRAYS),
+        ["info FILE", f"{TRAIN} --labels FILE --epochs 1"],
+    ),
+    Reader(
+        *("state", "OUT.state.safetensors", ["stopped.state.safetensors"], ARRAYS),
+        [f"{TRAIN} --labels labels.safetensors --epochs 2 --resume"],
+    ),
+    Reader(
+        *("finished", "OUT.safetensors", ["clean.safetensors"], TENSORS),
+        [f"{TRAIN} --data small.safetensors --epochs 1 --resume"],
+    ),
+    Reader(
+        *(
+            "partial",
+            "OUT.csv.partial",
+            ["stopped.csv.partial"],
+            [bytes_changed, json_lines_changed],
+        ),
+        ["stitch clean.safetensors clean.safetensors --at block1 --epochs 0 -o OUT.csv --resume"],
+    ),
+    Reader("table", "x.csv", ["cka.csv", "train.csv", "stitch.csv"], TEXT, [PLOT]),
+    Reader("heatmap", "x.csv", ["pairs.csv"], TEXT, [PLOT]),
+    Reader("lines", "x.jsonl", ["cka.jsonl"], LINES, [PLOT]),
+    Reader(
+        *("image", "photos/train/a/x.png", ["image.png"], [bytes_changed, other_format]),
+        ["make-noisy folder:photos -r 50% -o OUT.safetensors"],
+    ),
+    Reader("npz", "x.npz", ["small.npz"], [bytes_changed, rarely_bomb], [NOISE]),
+    Reader("arrays", "x.safetensors", ["small.safetensors"], ARRAYS, [NOISE]),
+    Reader("others", "x.csv", ["given.csv"], TEXT, [OTHERS]),
+    Reader("others-pt", "x.pt", ["given.pt"], ARCHIVE, [OTHERS]),
+    Reader("others-npy", "x.npy", ["given.npy"], [bytes_changed], [OTHERS]),
+    Reader(
+        *("pickle", "x.pth", ["weights.pth", "module.pth"], ARCHIVE),
+        ["convert FILE --model digits-cnn?num_classes=4 -o OUT.safetensors"],
+    ),
+    Reader("config", "config.json", ["timm.json"], JSON, ["info --layers weights.safetensors"]),
+    Reader("index", "x.safetensors.index.json", ["two.json"], JSON, ["info FILE"]),
+    Reader(
+        *("model", "x.json", ["model.json", "stitched.json"], JSON),
+        ["train --model FILE --data small.safetensors -o OUT.safetensors --dry-run"],
+    ),
+    Reader(
+        *("matrix", "x.csv", ["matrix.csv"], TEXT),
+        ["make-noisy small.safetensors -r 50% --matrix FILE -o OUT.safetensors"],
+    ),
+]
+
+
+def prepare(folder: Path) -> None:
+    """Make whole files of every kind, small ones, in `folder`."""
+    import numpy as np
+    import torch
+    from PIL import Image
+    from safetensors.torch import save_file
+
+    from memtool.models import ModelSpec, build
+    from memtool.tensors import read_metadata
+    from memtool.training import state
+
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (32, 1, 8, 8), dtype=np.uint8)
+    labels = np.arange(32) % 4
+    arrays = {"train_images": images, "train_labels": labels}
+    arrays |= {"test_images": images[::2].copy(), "test_labels": labels[::2].copy()}
+    np.savez(folder / "small.npz", **arrays)
+    save_file({name: torch.from_numpy(part) for name, part in arrays.items()}, "small.safetensors")
+    np.save("given.npy", labels)
+    torch.save({"worse": torch.from_numpy(labels)}, "given.pt")
+    Path("given.csv").write_text("label\n" + "\n".join(map(str, labels)) + "\n")
+    Path("matrix.csv").write_text("\n".join(",".join(map(str, row)) for row in np.eye(4)))
+    for number in range(8):
+        part = "test" if number >= 4 else "train"
+        path = Path("photos") / part / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(images[number, 0]).save(path)
+    Image.fromarray(images[0, 0]).save("image.png")
+    commands = [
+        "make-noisy small.safetensors -r 50% -o labels.safetensors",
+        "train --model digits-cnn --data small.safetensors --epochs 1 -o clean.safetensors "
+        "--table train.csv",
+        "cka clean.safetensors clean.safetensors -o cka.csv",
+        "cka clean.safetensors clean.safetensors -o cka.jsonl",
+        "cka clean.safetensors clean.safetensors --pairs all -o pairs.csv",
+        "stitch clean.safetensors clean.safetensors --at block1,block2 --control --epochs 0 "
+        "--save stitched -o stitch.csv",
+    ]
+    for command in commands:
+        code, told = run_command(command.split())
+        assert code == 0, told
+    os.replace(next(Path("stitched").glob("*.safetensors")), "stitched.safetensors")
+    _stop_runs(state)
+    model = build(ModelSpec.parse("digits-cnn?num_classes=4"))
+    torch.save(model.state_dict(), "weights.pth")
+    torch.save(model, "module.pth")
+    config = {"architecture": "resnet18", "num_classes": 4}
+    config["pretrained_cfg"] = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.2] * 3}
+    Path("timm.json").write_text(json.dumps(config))
+    save_file({"fc.weight": torch.zeros(4, 512)}, "weights.safetensors")
+    save_file({"a": torch.zeros(1)}, "one-00001-of-00002.safetensors")
+    save_file({"b": torch.zeros(1)}, "one-00002-of-00002.safetensors")
+    places = {"a": "one-00001-of-00002.safetensors", "b": "one-00002-of-00002.safetensors"}
+    Path("two.json").write_text(json.dumps({"metadata": {"total_size": 8}, "weight_map": places}))
+    for name, source in (("model", "clean"), ("stitched", "stitched")):
+        spec = read_metadata(Path(f"{source}.safetensors"))["model"]
+        Path(f"{name}.json").write_text(json.dumps(spec))
+
+
+def _stop_runs(state: Any) -> None:
+    """Leave the files of a training and of a sweep that were stopped."""
+    from memtool.stitching import sweep
+
+    class Stopped(Exception):
+        pass
+
+    def stopping(function: Callable[..., Any]) -> Callable[..., Any]:
+        def stopped(*arguments: Any) -> None:
+            function(*arguments)
+            raise Stopped
+
+        return stopped
+
+    training = f"{TRAIN} --labels labels.safetensors --epochs 2".replace("OUT", "stopped")
+    sweeping = "stitch clean.safetensors clean.safetensors --at block1,block2 --epochs 0"
+    for owner, method, command in (
+        (state.State, "save", training),
+        (sweep.Unfinished, "keep", f"{sweeping} -o stopped.csv"),
+    ):
+        function = getattr(owner, method)
+        setattr(owner, method, stopping(function))
+        try:
+            run_command(command.split())
+        except Stopped:
+            pass
+        finally:
+            setattr(owner, method, function)
+
+
+# --- Running --------------------------------------------------------------------------------------
+
+
+class Hang(BaseException):
+    """A command that takes too long."""
+
+
+started: list[str] = []  # the programs that a command has started
+
+
+def watch_programs() -> None:
+    """Note every program that this process starts from here on."""
+    events = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn", "os.spawn")
+
+    def note(event: str, arguments: tuple[Any, ...]) -> None:
+        if event in events:
+            started.append(f"{event} {arguments[:2]!r:.200}")
+
+    sys.addaudithook(note)
+
+
+def run_command(arguments: Sequence[str]) -> tuple[int, str]:
+    """The exit code of `memtool ARGUMENTS` in this process, and what it wrote to stderr. Errors
+    that memtool does not expect are raised."""
+    from typer.testing import CliRunner
+
+    from memtool.cli import app
+
+    result = CliRunner().invoke(app, list(arguments))
+    if result.exception and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return result.exit_code, result.stderr
+
+
+def peak_memory(since_now: bool = False) -> int:
+    """The most bytes of resident memory since the last call with `since_now`, where the system can
+    tell that."""
+    try:
+        if since_now:
+            Path("/proc/self/clear_refs").write_text("5")
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return int(status.partition("VmHWM:")[2].split()[0]) * 1024
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """Raise Hang in the block after some time."""
+
+    def stop(number: int, frame: Any) -> None:
+        raise Hang
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def damaged(reader: Reader, seed: int, number: int, folder: Path) -> tuple[Content, str]:
+    """An input of a reader, and the command that reads it, which follow from seed and number."""
+    chosen = random.Random(f"{seed} {reader.name} {number}")
+    content = (folder / chosen.choice(reader.whole)).read_bytes()
+    mutator = chosen.choice(reader.mutators)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        changed = mutator(chosen, content)
+    return changed, chosen.choice(reader.commands)
+
+
+def failure(reader: Reader, content: Content, command: str, folder: Path) -> str | None:
+    """What is wrong with how a command takes a file; None if nothing is. `folder` is the working
+    directory and has whole files of every kind; it is left as it was."""
+    path = folder / reader.file.replace("OUT", "out")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    before = _names(folder)
+    started.clear()
+    memory, begin = peak_memory(since_now=True), time.monotonic()
+    words = command.replace("FILE", path.name).replace("OUT", "out").split()
+    try:
+        with limited():
+            code, told = run_command(words)
+    except Hang:
+        return f"took more than {SECONDS} seconds"
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return f"{type(error).__name__}: {str(error)[:200]} ({place.filename}:{place.lineno})"
+    finally:
+        left = _names(folder) - before
+        for name in [path, *(folder / name for name in left)]:
+            shutil.rmtree(name) if name.is_dir() else name.unlink(missing_ok=True)
+    if started:
+        return f"started {started[0]}"
+    if (grown := peak_memory() - memory) > ROOM:
+        return f"took {grown / 2**30:.1f} GiB"
+    if code not in (0, 1, 2):
+        return f"exit code {code}"
+    if code and any(name.startswith(".") for name in left):
+        return f"left {sorted(left)}"
+    if code == 1:
+        return _fault_of(told)
+    return f"{time.monotonic() - begin:.0f} seconds" if time.monotonic() - begin > SECONDS else None
+
+
+def _names(folder: Path) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.iterdir()}
+
+
+def _fault_of(told: str) -> str | None:
+    """What is wrong with what a command that failed has told."""
+    errors = [line for line in told.splitlines() if line.startswith("memtool: error: ")]
+    if len(errors) != 1:
+        return f"told {len(errors)} errors: {told[-300:]!r}"
+    if len(errors[0]) > LONGEST:
+        return f"told {len(errors[0])} characters: {errors[0][:100]!r}"
+    if not errors[0].isprintable():
+        return f"told what no terminal should get: {errors[0][:200]!r}"
+    return None
+
+
+@contextmanager
+def workplace() -> Iterator[Path]:
+    """A temporary working directory with whole files of every kind, and with programs first on the
+    PATH that must not run."""
+    with tempfile.TemporaryDirectory(prefix="memtool-fuzz-") as name:
+        folder, before, path = Path(name).resolve(), Path.cwd(), os.environ["PATH"]
+        os.chdir(folder)
+        try:
+            prepare(folder)
+            yield folder
+        finally:
+            os.chdir(before)
+            os.environ["PATH"] = path
+
+
+def fuzz(task: tuple[Sequence[str], int, range, Path | None]) -> dict[str, str]:
+    """Run the inputs of these numbers for each reader; what failed, by how to run it again."""
+    names, seed, numbers, keep = task
+    failed: dict[str, str] = {}
+    watch_programs()
+    with workplace() as folder:
+        for reader in (reader for reader in READERS if reader.name in names):
+            for number in numbers:
+                content, command = damaged(reader, seed, number, folder)
+                if found := failure(reader, content, command, folder):
+                    again = f"--only {reader.name} --seed {seed} --first {number} --inputs 1"
+                    failed[again] = f"{command}: {found}"
+                    print(f"{again}: {command}: {found}", flush=True)
+                    if keep:
+                        file = keep / reader.name / f"{seed}-{number}"
+                        file.parent.mkdir(parents=True, exist_ok=True)
+                        file.write_bytes(content)
+    return failed
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--inputs", type=int, default=10_000, help="of all readers together")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=os.cpu_count())
+    parser.add_argument("--only", choices=[reader.name for reader in READERS])
+    parser.add_argument("--first", type=int, default=0, help="number of the first input")
+    parser.add_argument("--keep", type=Path, help="folder for the inputs that fail")
+    given = parser.parse_args()
+    names = [given.only] if given.only else [reader.name for reader in READERS]
+    each = -(-given.inputs // len(names))
+    keep = given.keep.resolve() if given.keep else None
+    last = given.first + each
+    step = max(1, min(500, -(-each // given.jobs)))
+    tasks = [
+        (names, given.seed, range(start, min(start + step, last)), keep)
+        for start in range(given.first, last, step)
+    ]
+    begin = time.monotonic()
+    with multiprocessing.get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
+        failed = [one for found in pool.imap_unordered(fuzz, tasks) for one in found.items()]
+    print(
+        f"{each * len(names)} inputs, {len(names)} readers, seed {given.seed}: "
+        f"{len(failed)} failures in {time.monotonic() - begin:.0f} s"
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
