@@ -1,19 +1,26 @@
 """Heatmaps: CKA of each layer of a checkpoint with each layer of the reference."""
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.image import AxesImage
 
 from memtool import MemtoolError
+from memtool.errors import shortened
+from memtool.figures.letters import drawable
 from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, groups, positions, usable
 from memtool.figures.selection import of_layers
-from memtool.figures.style import PAGE_WIDTH, layer_ticks, names_length, short_name
+from memtool.figures.similarity import several_reference_layers
+from memtool.figures.stages import stage_ends, stage_of
+from memtool.figures.style import PAGE_WIDTH, Style, layer_ticks, names_length, short_name
 from memtool.tables import CkaRow, Row
 
 NEEDS: Needs = Needs(
@@ -23,29 +30,54 @@ NEEDS: Needs = Needs(
 )
 COLORBAR = 0.6  # inches
 MOST_VALUES = 8  # layers up to which there is room to write the values into the cells
+MOST_NAMED = 40  # layers up to which all are named, unless it is asked for
+LINE_HEIGHT = 0.11  # inches, of a name
+STAGE_LINE: Style = {"color": "white", "linewidth": 0.5, "alpha": 0.8}
+DIAGONAL: dict[str, Any] = {
+    "facecolor": "none",
+    "edgecolor": "#00B4D8",
+    "linewidth": 0.6,
+    "clip_on": False,
+}
 
 
 def choose(rows: Rows, options: Options) -> list[Row]:
-    """The rows of the layers, on both sides, that are asked for."""
+    """The rows of the layers, on both sides, that are asked for.
+
+    Raises MemtoolError for checkpoints of which corresponding layers alone are compared.
+    """
+    for (checkpoint, reference), group in groups(rows, _networks).items():
+        if not several_reference_layers(group):
+            raise MemtoolError(
+                f"{shortened(checkpoint, 100)}: its layers are compared with corresponding ones of "
+                f"{shortened(reference, 100)} alone, and a heatmap shows each with each: compare "
+                "them with memtool cka --pairs all, or draw convergence or divergence"
+            )
     return of_layers(of_layers(rows, options.layers), options.layers, "reference_layer")
+
+
+def _networks(row: Row) -> tuple[str, str]:
+    return row["checkpoint"], row["reference"]
 
 
 def draw(rows: Rows, options: Options = Options()) -> Figure:
     """CKA, coloured from 0 to 1, with one panel per pair of checkpoints.
 
-    Layers run from the first, at the bottom left, to the last. Cells without a value are grey.
+    Layers run from the first, at the bottom left, to the last. Cells without a value are grey, and
+    those of corresponding layers framed. White lines are drawn after each stage of a network, such
+    as `layer1`. Of many layers, the ends of stages alone are named, unless layers are asked for.
 
     Raises MemtoolError if two rows are about the same cell, since nothing is averaged here.
     """
     usable(rows, "cka")
-    pairs = groups(rows, lambda row: (row["checkpoint"], row["reference"]))
+    pairs = groups(rows, _networks)
     margin = 0.5 + names_length([*positions(rows, "layer"), *positions(rows, "reference_layer")])
     layers = max(len(positions(group, "layer")) for group in pairs.values())
     width = options.width or PAGE_WIDTH
     side = max(min(2.0, width - COLORBAR - margin), min(0.09 * layers, width - COLORBAR - margin))
     figure, panels = _panels(len(pairs), side + margin, width)
     for axes, ((checkpoint, reference), group) in zip(panels, pairs.items(), strict=True):
-        image = _draw_matrix(axes, group, side)
+        image = _draw_matrix(axes, group, side, names_all=bool(options.layers))
         axes.set_xlabel(f"layer of {short_name(reference)}")
         axes.set_ylabel(f"layer of {short_name(checkpoint)}")
     figure.colorbar(image, ax=panels, label="CKA", fraction=0.05)
@@ -64,17 +96,52 @@ def _panels(number: int, side: float, width: float) -> tuple[Figure, list[Axes]]
     return figure, list(grid[:number])
 
 
-def _draw_matrix(axes: Axes, rows: Rows, side: float) -> AxesImage:
+def _draw_matrix(axes: Axes, rows: Rows, side: float, names_all: bool) -> AxesImage:
     """Draw one pair of checkpoints, `side` inches wide; returns the image, for the colour bar."""
     matrix = _matrix(rows)
     colors = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
     image = axes.imshow(matrix, cmap=colors, vmin=0, vmax=1, origin="lower")
-    layer_ticks(axes.xaxis, list(positions(rows, "reference_layer")), side)
-    layer_ticks(axes.yaxis, list(positions(rows, "layer")), side)
+    layers, references = positions(rows, "layer"), positions(rows, "reference_layer")
+    _name_layers(axes.xaxis, list(references), side, names_all)
+    _name_layers(axes.yaxis, list(layers), side, names_all)
     axes.tick_params(axis="x", rotation=90)
+    for end in stage_ends(list(references)):
+        axes.axvline(end + 0.5, **STAGE_LINE)
+    for end in stage_ends(list(layers)):
+        axes.axhline(end + 0.5, **STAGE_LINE)
+    axes.add_collection(_frames(layers, references))
     if max(matrix.shape) <= MOST_VALUES:
         _write_values(axes, matrix)
     return image
+
+
+def _name_layers(axis: Axis, layers: Sequence[str], length: float, names_all: bool) -> None:
+    """Name the layers along an axis of `length` inches: of many, unless `names_all`, those alone
+    that end a stage or are part of none, the last of several in a row."""
+    ends = stage_ends(layers)
+    if names_all or len(layers) <= MOST_NAMED or not ends:
+        layer_ticks(axis, layers, length)
+        return
+    stages = [*map(stage_of, layers), ""]
+    outside = [i for i in range(len(layers)) if stages[i] is None is not stages[i + 1]]
+    ends |= {place: layers[place] for place in outside}
+    least = LINE_HEIGHT * len(layers) / length  # layers between two names
+    places = sorted(ends)
+    shown = [a for a, b in zip(places, [*places[1:], math.inf], strict=True) if b - a >= least]
+    axis.set_ticks(shown, [drawable(ends[place]) for place in shown])
+
+
+def _frames(layers: Mapping[str, int], references: Mapping[str, int]) -> PolyCollection:
+    """A frame for each cell of corresponding layers, given the places of both on their axes; those
+    of the parts of stitched models correspond by their names in these parts."""
+    corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
+    by_name = {_bare(name): x for name, x in references.items()}
+    found = [(by_name[_bare(name)], y) for name, y in layers.items() if _bare(name) in by_name]
+    return PolyCollection([corners + cell for cell in found], **DIAGONAL)
+
+
+def _bare(layer: str) -> str:
+    return layer.removeprefix("front.").removeprefix("back.")
 
 
 def _matrix(rows: Rows) -> np.ndarray[Any, Any]:

@@ -7,6 +7,7 @@ import pytest
 
 from memtool import MemtoolError
 from memtool.figures import draw
+from memtool.figures.options import Options
 
 from .examples import LAYERS, overlap, pair_rows
 
@@ -63,3 +64,78 @@ def test_names_of_many_layers_keep_apart(layers, shown):
 def test_heatmap_refuses_to_average():
     with pytest.raises(MemtoolError, match=r"r50\.safetensors: .* more than once"):
         draw("heatmap", pair_rows() + pair_rows()[:1])
+
+
+def corresponding_rows():
+    return [row for row in pair_rows() if row["layer"] == row["reference_layer"]]
+
+
+def test_heatmap_refuses_a_table_of_corresponding_layers():
+    with pytest.raises(MemtoolError, match=r"r50\.safetensors: its layers .* --pairs all, or"):
+        draw("heatmap", corresponding_rows())
+    others = [row | {"checkpoint": "r25.safetensors"} for row in corresponding_rows()]
+    with pytest.raises(MemtoolError, match=r"r25\.safetensors: its layers"):
+        draw("heatmap", pair_rows() + others)
+    assert draw("heatmap", pair_rows(), Options(layers=("fc",)))  # one pair of many
+
+
+STEM, HEAD = ["conv1", "bn1", "relu"], ["avgpool", "fc"]
+BLOCK = ["conv1", "bn1", "relu", "conv2", "bn2", "relu_1"]
+
+
+def resnet_layers(blocks=3):
+    """The layers of a ResNet: four stages, each of them with blocks and itself at its end."""
+    stages = [
+        [*(f"layer{s}.{b}.{part}" for b in range(blocks) for part in BLOCK), f"layer{s}"]
+        for s in range(1, 5)
+    ]
+    return STEM + [name for stage in stages for name in stage] + HEAD
+
+
+def ticks(axis):
+    names = [label.get_text() for label in axis.get_ticklabels()]
+    return dict(zip(names, axis.get_ticklocs(), strict=True))
+
+
+def test_of_many_layers_the_ends_of_stages_are_named():
+    layers = resnet_layers()
+    axes = draw("heatmap", pair_rows(layers=layers)).axes[0]
+    named = ["relu", "layer1", "layer2", "layer3", "layer4", "fc"]
+    expected = {name: layers.index(name) for name in named}
+    assert ticks(axes.xaxis) == ticks(axes.yaxis) == expected
+    every = draw("heatmap", pair_rows(layers=layers), Options(layers=("all",))).axes[0]
+    assert len(ticks(every.yaxis)) > 30 and "layer2.1.conv1" in ticks(every.yaxis)
+    few = draw("heatmap", pair_rows(layers=resnet_layers(blocks=1))).axes[0]
+    assert list(ticks(few.xaxis)) == resnet_layers(blocks=1)
+
+
+def test_of_names_too_close_to_each_other_the_later_is_shown():
+    rows = pair_rows(layers=resnet_layers())
+    axes = draw("heatmap", rows, Options(width=2.2)).axes[0]
+    assert list(ticks(axes.yaxis)) == ["relu", "layer1", "layer2", "layer3", "fc"]
+
+
+def test_lines_are_drawn_after_each_stage_and_corresponding_layers_framed():
+    layers = resnet_layers()
+    axes = draw("heatmap", pair_rows(layers=layers)).axes[0]
+    ends = [layers.index(f"layer{stage}") + 0.5 for stage in range(1, 5)]
+    horizontal = [y for x, y in map(ends_of, axes.lines) if x == [0, 1]]
+    vertical = [x for x, y in map(ends_of, axes.lines) if y == [0, 1]]
+    assert horizontal == vertical == [[end, end] for end in ends]
+    assert framed(axes) == [(i, i) for i in range(len(layers))]
+
+
+def ends_of(line):
+    return list(line.get_xdata()), list(line.get_ydata())
+
+
+def framed(axes):
+    """The cells, (x, y), that have a frame."""
+    (frames,) = axes.collections
+    return [tuple(path.vertices[:4].mean(0)) for path in frames.get_paths()]
+
+
+def test_layers_of_a_stitched_model_correspond_by_their_names_in_its_parts():
+    names = {"conv1": "front.conv1", "block2": "front.block2", "fc": "back.block2"}
+    rows = [row | {"layer": names[row["layer"]]} for row in pair_rows()]
+    assert framed(draw("heatmap", rows).axes[0]) == [(0, 0), (1, 1), (1, 2)]
