@@ -51,7 +51,7 @@ def choose(rows: Rows, options: Options) -> list[Row]:
             raise MemtoolError(
                 f"{shortened(checkpoint, 100)}: its layers are compared with corresponding ones of "
                 f"{shortened(reference, 100)} alone, and a heatmap shows each with each: compare "
-                "them with memtool cka --pairs all, or draw convergence or divergence"
+                "them with memtool cka --pairs all, or draw another figure"
             )
     return of_layers(of_layers(rows, options.layers), options.layers, "reference_layer")
 
@@ -122,13 +122,13 @@ def _name_layers(axis: Axis, layers: Sequence[str], length: float, names_all: bo
     if names_all or len(layers) <= MOST_NAMED or not ends:
         layer_ticks(axis, layers, length)
         return
-    stages = [*map(stage_of, layers), ""]
-    outside = [i for i in range(len(layers)) if stages[i] is None is not stages[i + 1]]
-    ends |= {place: layers[place] for place in outside}
-    least = LINE_HEIGHT * len(layers) / length  # layers between two names
+    least = LINE_HEIGHT * len(layers) / length  # layers from one name to the next
     places = sorted(ends)
     shown = [a for a, b in zip(places, [*places[1:], math.inf], strict=True) if b - a >= least]
-    axis.set_ticks(shown, [drawable(ends[place]) for place in shown])
+    stages = [*map(stage_of, layers), ""]
+    outside = [i for i in range(len(layers)) if stages[i] is None is not stages[i + 1]]
+    shown += [i for i in outside if all(abs(i - place) >= least for place in shown)]
+    axis.set_ticks(sorted(shown), [drawable(ends.get(i, layers[i])) for i in sorted(shown)])
 
 
 def _frames(layers: Mapping[str, int], references: Mapping[str, int]) -> PolyCollection:

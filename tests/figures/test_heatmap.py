@@ -109,10 +109,10 @@ def test_of_many_layers_the_ends_of_stages_are_named():
     assert list(ticks(few.xaxis)) == resnet_layers(blocks=1)
 
 
-def test_of_names_too_close_to_each_other_the_later_is_shown():
+def test_of_names_too_close_to_each_other_that_of_the_stage_is_shown():
     rows = pair_rows(layers=resnet_layers())
     axes = draw("heatmap", rows, Options(width=2.2)).axes[0]
-    assert list(ticks(axes.yaxis)) == ["relu", "layer1", "layer2", "layer3", "fc"]
+    assert list(ticks(axes.yaxis)) == ["relu", "layer1", "layer2", "layer3", "layer4"]
 
 
 def test_lines_are_drawn_after_each_stage_and_corresponding_layers_framed():
