@@ -45,6 +45,7 @@ footer { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: .75rem; }
   body { padding: .5rem .9rem 2rem; }
   dl { grid-template-columns: 1fr; gap: 0; }
   dd { margin-bottom: .5rem; }
+  .wide + figcaption::before { content: "The figure scrolls sideways. "; color: #555; }
   .cards thead { position: absolute; width: 1px; height: 1px; overflow: hidden;
     clip-path: inset(50%); }
   .cards tr { display: block; padding: .6rem 0; border-bottom: 1px solid #bbb; }
@@ -90,4 +91,4 @@ def page(title: str, summary: Markup, sections: dict[str, tuple[str, Markup]], e
         element("main", *parts),
         element("footer", end),
     )
-    return joined(Markup("<!DOCTYPE html>\n"), element("html", head, body, lang="en"), "\n")
+    return joined(Markup("<!DOCTYPE html>\n"), element("html", head, body, lang="en"), Markup("\n"))

@@ -19,6 +19,7 @@ PAPER = (
     "Gupta, Saha, Rai: Understanding Memorization using Representation Similarity Analysis and "
     "Model Stitching, UniReps 2024"
 )
+WIDE = 5  # inches; a wider figure would be too small on a phone, and scrolls there
 MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
 
 
@@ -254,13 +255,12 @@ def _figure(number: int, exhibit: Exhibit, rows: Rows) -> Markup:
         if not rows:
             raise MemtoolError(f"there is no {source}")
         figure = figures.draw(exhibit.kind, rows, figures.as_options(**exhibit.options or {}))
-        wide = figure.get_figwidth() > 5
-        drawing = element(
-            "div",
-            inline(figure, f"figure{number}", f"{exhibit.title}. {exhibit.reading}"),
-            class_="drawing wide" if wide else "drawing",
-            **({} if wide else {"style": f"max-width: {figure.get_figwidth() * 1.4:.3g}in"}),
-        )
+        width = figure.get_figwidth()
+        how = {"class_": "drawing wide", "tabindex": "0"}  # with the keyboard, too, it scrolls
+        if width < WIDE:
+            how = {"class_": "drawing", "style": f"max-width: {1.4 * width:.3g}in"}
+        title = f"{exhibit.title}. {exhibit.reading}"
+        drawing = element("div", inline(figure, f"figure{number}", title), **how)
     except MemtoolError as reason:
         drawing = element("p", f"Not drawn: {reason}.", class_="quiet")
     caption = element(

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from memtool import MemtoolError, tables
+from memtool import MemtoolError, __version__, tables
 from memtool.reproduction import write_report
 from memtool.reproduction.markup import Markup, element, escaped
 from memtool.reproduction.report import EXHIBITS
@@ -146,6 +146,7 @@ def test_every_reference_within_the_page_has_its_one_target(hostile):
 
 def test_what_a_reader_looks_for_is_there(hostile):
     text = "".join(Page(hostile.read_text()).text)
+    assert text.endswith(f"Made by memtool {__version__} with memtool report.\n")
     assert "Of the 15 claims that follow from the paper, 15 hold here, 0 do not, and 0" in text
     for told in ("toys", "0%, 25%, 50%", "3: conv, <script>", "train.epochs", "versions.torch"):
         assert told in text
