@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 from types import NoneType
 from typing import get_args, get_type_hints
@@ -94,7 +95,8 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
 
 
 def _progress(path: Path, metadata: Metadata) -> Progress:
-    if not (epoch := metadata.get("epoch")) or epoch < 1:
+    epochs = metadata["settings"].get("training", {}).get("epochs", inf)
+    if not (epoch := metadata.get("epoch")) or not 1 <= epoch <= epochs:
         raise MemtoolError(f"{path}: its memtool metadata has no sensible 'epoch'")
     return Progress(epoch, history_of(path, metadata))
 

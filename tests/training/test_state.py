@@ -128,6 +128,7 @@ def test_settings_that_differ_are_named_with_both_values(tmp_path):
         ({"epoch": None}, "no sensible 'epoch'"),
         ({"epoch": 0}, "no sensible 'epoch'"),
         ({"epoch": "1"}, "no sensible 'epoch'"),
+        ({"epoch": 2**31}, "no sensible 'epoch'"),
         ({"history": 1}, "no sensible 'history'"),
         ({"history": [1]}, "no sensible 'history'"),
         ({"history": [{"epoch": 1}]}, "no sensible 'history'"),
@@ -138,7 +139,7 @@ def test_settings_that_differ_are_named_with_both_values(tmp_path):
 )
 def test_metadata_that_are_not_those_of_a_state_are_refused(tmp_path, metadata, told):
     path, model = tmp_path / "r.state.safetensors", network()
-    state = State(path, {})
+    state = State(path, {"training": {"epochs": 20}})
     state.save(model, make_optimizer(model, TrainConfig()), PROGRESS)
     tensors = load_tensors(path)
     save_tensors(path, "state", tensors, {**read_metadata(path), **metadata})
