@@ -2,17 +2,19 @@
 
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError, __version__, figures, tables
 from memtool.errors import shortened
 from memtool.files import replacing
+from memtool.reproduction.exhibits import EXHIBITS, Exhibit
 from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED, measure_findings
 from memtool.reproduction.markup import Markup, element, inline, joined
 from memtool.reproduction.page import page
 from memtool.tables import FindingRow, Row
+from memtool.tensors import read_metadata
 
 Rows = Sequence[Row]
 PAPER = (
@@ -21,73 +23,6 @@ PAPER = (
 )
 WIDE = 5  # inches; a wider figure would be too small on a phone, and scrolls there
 MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
-
-
-@dataclass(frozen=True)
-class Exhibit:
-    """A figure of the report: the table it is drawn from, how, and how to read it."""
-
-    table: str
-    kind: str
-    title: str
-    reading: str
-    options: Mapping[str, Any] | None = None
-
-
-EXHIBITS = (
-    Exhibit(
-        "figure3-divergence",
-        "divergence",
-        "Where networks differ from the clean one in the end",
-        "Each curve is a network that has learned labels of which r percent were drawn at random; "
-        "it shows how similar its layers are to those of the final clean network. 1 is the same "
-        "but for rotation and scale. Where a curve falls below the others, the noisy labels have "
-        "changed the layer.",
-        {"epochs": "last"},
-    ),
-    Exhibit(
-        "figure1-convergence",
-        "convergence",
-        "Figure 1: convergence",
-        "Each checkpoint is compared with the final model of its own run. A layer whose curve is "
-        "near 1 early was soon as it is in the end; a layer that gets there late was changing for "
-        "as long. Read how the curves of noisy labels lag behind, and in which layers.",
-    ),
-    Exhibit(
-        "figure2-stitching",
-        "stitching",
-        "Figure 2: stitching",
-        "The front of one network runs into the back of another, with a layer between them that is "
-        "trained on clean labels. Left: as long as a noisy front serves the clean back well (at "
-        "the dotted line), nothing was lost up to the cut. Then: what a clean front gives a noisy "
-        "back (dashed: the noisy network alone). Last, the control: what the layer between "
-        "repairs by itself. Only what goes beyond the control says something about a layer.",
-    ),
-    Exhibit(
-        "figure2-stitching",
-        "stitching",
-        "Figure 2, net of the control",
-        "The same after subtracting the control: above 0 a stitched network does better than the "
-        "noisy network with a trained layer at the same cut.",
-        {"net_of_control": True},
-    ),
-    Exhibit(
-        "figure3-divergence",
-        "divergence",
-        "Figure 3: divergence",
-        "Each checkpoint is compared with the final clean network. Curves rise while a network "
-        "learns what all labels have in common, and fall as it memorizes: look for how early the "
-        "peak is, how far a curve falls, and in which layers.",
-    ),
-    Exhibit(
-        "training",
-        "training",
-        "Training",
-        "Accuracy on the given labels of the mislabelled images is memorization; on their true "
-        "labels, what the network would say if it had not memorized. Where memorization rises, "
-        "test accuracy falls.",
-    ),
-)
 
 
 def write_report(folder: Path) -> Path:
@@ -116,7 +51,7 @@ def report(folder: Path) -> str:
     findings = measure_findings(found["training"], cka, found["figure2-stitching"])
     what = str(record.get("study") or _values(found["training"], "data") or "a data set")
     sections = {
-        "scale": ("What was run, and at what scale", _scale(found)),
+        "scale": ("What was run, and at what scale", _scale(folder, found)),
         "findings": ("Findings", _findings(findings)),
         "figures": ("Figures", _figures(found)),
         "settings": ("Settings and versions", _settings(folder, record)),
@@ -156,8 +91,8 @@ def _summary(findings: Sequence[FindingRow]) -> Markup:
     )
 
 
-def _scale(found: Mapping[str, Rows]) -> Markup:
-    """What was measured, by what the tables say."""
+def _scale(folder: Path, found: Mapping[str, Rows]) -> Markup:
+    """What was measured, by what the tables and a checkpoint say."""
     training, stitching = found["training"], found["figure2-stitching"]
     cka = [*found["figure1-convergence"], *found["figure3-divergence"]]
     every = [*training, *cka, *stitching]
@@ -165,6 +100,7 @@ def _scale(found: Mapping[str, Rows]) -> Markup:
     cuts = list(dict.fromkeys(row["front_layer"] for row in stitching if row.get("front_layer")))
     facts = {
         "Data set": _values(every, "data"),
+        "Its images": _images(folder),
         "Networks": _values(training, "model"),
         "Noise ratios r": _values(every, "noise_ratio", lambda r: f"{100 * r:g}%"),
         "Seeds": _values(training or cka, "seed"),
@@ -173,7 +109,7 @@ def _scale(found: Mapping[str, Rows]) -> Markup:
         "Layers compared": _counted(layers),
         "Cuts": _counted(cuts),
     }
-    told = {name: value or "not in the tables" for name, value in facts.items()}
+    told = {name: value or "unknown" for name, value in facts.items()}
     return joined(
         _pairs(told),
         element(
@@ -182,6 +118,15 @@ def _scale(found: Mapping[str, Rows]) -> Markup:
             "of CIFAR-10 and a convolutional network on SVHN, at nine noise ratios.",
         ),
     )
+
+
+def _images(folder: Path) -> str:
+    """How many images there are, by a checkpoint; empty if there is none."""
+    for path in sorted((folder / "runs").glob("*.safetensors"))[:1]:
+        with suppress(MemtoolError):
+            data = read_metadata(path, "checkpoint")["data"]
+            return f"{data.get('train')} for training, {data.get('test')} for testing"
+    return ""
 
 
 def _values(rows: Rows, column: str, told: Callable[[Any], str] = str) -> str:
@@ -278,19 +223,25 @@ def _settings(folder: Path, record: Mapping[str, Any]) -> Markup:
     return _pairs({key: _setting(value) for key, value in _flat(record)})
 
 
-def _flat(record: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """The settings by their names; those within others have names with dots."""
+def _flat(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """The settings by their names; one within another has both names, with a dot."""
     found: list[tuple[str, Any]] = []
     for key, value in sorted(record.items()):
-        inside = isinstance(value, dict)
-        found += _flat(value, f"{prefix}{key}.") if inside else [(f"{prefix}{key}", value)]
+        parts = sorted(value.items()) if isinstance(value, dict) else None
+        found += [(key, value)] if parts is None else [(f"{key}.{k}", v) for k, v in parts]
     return found
 
 
 def _setting(value: Any) -> str:
-    if isinstance(value, list):
-        return ", ".join(map(_setting, value)) or "none"
-    return "none" if value is None else shortened(value, 1000)
+    """
+    >>> _setting([0, 37.5]), _setting(None), _setting(True)
+    ('0, 37.5', 'none', 'true')
+    """
+    if isinstance(value, str):
+        return shortened(value, 1000)
+    if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
+        return shortened(", ".join(map(str, value)) or "none", 1000)
+    return "none" if value is None else shortened(json.dumps(value), 1000)
 
 
 def _steps(path: Path) -> Markup:

@@ -7,11 +7,13 @@ import subprocess
 from html.parser import HTMLParser
 
 import pytest
+import torch
 
 from memtool import MemtoolError, __version__, tables
 from memtool.reproduction import write_report
+from memtool.reproduction.exhibits import EXHIBITS
 from memtool.reproduction.markup import Markup, element, escaped
-from memtool.reproduction.report import EXHIBITS
+from memtool.tensors import save_tensors
 
 from .examples import World
 
@@ -65,6 +67,9 @@ def hostile(tmp_path_factory):
     folder = tmp_path_factory.mktemp("reports") / 'a "quoted" <b>folder'
     write(folder, World(layers=("conv", HOSTILE, "fc"), epochs=(1, 2, 8)), steps=STEPS)
     (folder / "reproduction.json").write_text(json.dumps(RECORD))
+    (folder / "runs").mkdir()
+    sections = {"model": {}, "training": {}, "data": {"train": 1297, "test": 500}}
+    save_tensors(folder / "runs/r0-s0.safetensors", "checkpoint", {"x": torch.ones(1)}, sections)
     return write_report(folder)
 
 
@@ -148,7 +153,14 @@ def test_what_a_reader_looks_for_is_there(hostile):
     text = "".join(Page(hostile.read_text()).text)
     assert text.endswith(f"Made by memtool {__version__} with memtool report.\n")
     assert "Of the 15 claims that follow from the paper, 15 hold here, 0 do not, and 0" in text
-    for told in ("toys", "0%, 25%, 50%", "3: conv, <script>", "train.epochs", "versions.torch"):
+    for told in (
+        "toys",
+        "1297 for training, 500 for testing",
+        "0%, 25%, 50%",
+        "3: conv, <script>",
+        "train.epochs",
+        "versions.torch",
+    ):
         assert told in text
     assert "2 steps, each a command; 1 min 4 s if one ran after the other" in text
     assert "412 MB" in text and "61" not in text.partition("2 steps")[0]

@@ -1,0 +1,72 @@
+"""The figures of a report, in their order, with how to read each."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure of the report: the table it is drawn from, how, and how to read it."""
+
+    table: str
+    kind: str
+    title: str
+    reading: str
+    options: Mapping[str, Any] | None = None
+
+
+EXHIBITS = (
+    Exhibit(
+        "figure3-divergence",
+        "divergence",
+        "Where networks differ from the clean one in the end",
+        "Each curve is a network that has learned labels of which r percent were drawn at random; "
+        "it shows how similar its layers are to those of the final clean network. 1 is the same "
+        "but for rotation and scale. Where a curve falls below the others, the noisy labels have "
+        "changed the layer.",
+        {"epochs": "last"},
+    ),
+    Exhibit(
+        "figure1-convergence",
+        "convergence",
+        "Figure 1: convergence",
+        "Each checkpoint is compared with the final model of its own run. A layer whose curve is "
+        "near 1 early was soon as it is in the end; a layer that gets there late was changing for "
+        "as long. Read how the curves of noisy labels lag behind, and in which layers.",
+    ),
+    Exhibit(
+        "figure2-stitching",
+        "stitching",
+        "Figure 2: stitching",
+        "The front of one network runs into the back of another, with a layer between them that is "
+        "trained on clean labels. Left: as long as a noisy front serves the clean back well (at "
+        "the dotted line), nothing was lost up to the cut. Then: what a clean front gives a noisy "
+        "back (dashed: the noisy network alone). Last, the control: what the layer between "
+        "repairs by itself. Only what goes beyond the control says something about a layer.",
+    ),
+    Exhibit(
+        "figure2-stitching",
+        "stitching",
+        "Figure 2, net of the control",
+        "The same after subtracting the control: above 0 a stitched network does better than the "
+        "noisy network with a trained layer at the same cut.",
+        {"net_of_control": True},
+    ),
+    Exhibit(
+        "figure3-divergence",
+        "divergence",
+        "Figure 3: divergence",
+        "Each checkpoint is compared with the final clean network. Curves rise while a network "
+        "learns what all labels have in common, and fall as it memorizes: look for how early the "
+        "peak is, how far a curve falls, and in which layers.",
+    ),
+    Exhibit(
+        "training",
+        "training",
+        "Training",
+        "Accuracy on the given labels of the mislabelled images is memorization; on their true "
+        "labels, what the network would say if it had not memorized. Where memorization rises, "
+        "test accuracy falls.",
+    ),
+)
