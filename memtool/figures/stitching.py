@@ -1,6 +1,7 @@
-"""Figure 2: test accuracy of stitched models against the noise ratio."""
+"""Figure 2: test accuracy of stitched models against the noise ratio or, for a few, the cut."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -8,11 +9,20 @@ from matplotlib.figure import Figure
 
 from memtool import MemtoolError
 from memtool.errors import shortened
-from memtool.figures.curves import curve, cut_name
+from memtool.figures.curves import Curve, curve, cut_name, one_per_seed
+from memtool.figures.letters import drawable
 from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, groups, usable
 from memtool.figures.selection import of_layers, of_ratios
-from memtool.figures.style import CUT_COLORS, NOISE_RATIO, Style, finish, panel_grid, styles_of
+from memtool.figures.style import (
+    CUT_COLORS,
+    NOISE_RATIO,
+    Style,
+    finish,
+    names_length,
+    panel_grid,
+    styles_of,
+)
 from memtool.tables import Row, StitchingRow
 
 NEEDS: Needs = Needs(
@@ -42,166 +52,258 @@ CLEAN: Style = {"color": "black", "linestyle": ":", "zorder": 3, "label": "clean
 NOISY: Style = {"color": "#00B4D8", "linestyle": "--", "zorder": 3, "label": "noisy model"}
 OTHER_END = {"front": "back", "back": "front"}
 NO_GAIN: Style = {**CLEAN, "label": "as the control"}
+# Of the directions where each is a curve: blue, vermilion and grey, which the colour-blind tell
+# apart (Okabe and Ito 2008).
+DIRECTIONS: dict[str, Style] = {
+    "forward": {"color": "#0072B2", "marker": "o"},
+    "reverse": {"color": "#D55E00", "marker": "s"},
+    "control": {"color": "0.5", "marker": "^"},
+}
+LINES = ("-", "--", "-.", ":")  # of one direction, by the noise ratio of the other end
+BAND: dict[str, Any] = {"alpha": 0.25, "linewidth": 0}
+FEW_RATIOS = 2  # with no more, the cut is on the x axis
 
 
 def choose(rows: Rows, options: Options) -> list[Row]:
-    """The rows of the cuts and noise ratios that are asked for."""
+    """The rows of the cuts and noise ratios that are asked for, with a column `k`: the number of
+    the cut among all in the table, from 1 on.
+
+    Raises MemtoolError if a direction is not known.
+    """
+    for row in rows:
+        if row["direction"] not in TITLES:
+            raise MemtoolError(
+                f"no direction {shortened(repr(row['direction']))}; there are {', '.join(TITLES)}"
+            )
+    numbers = {cut: k for k, cut in enumerate(groups(rows, cut_name), 1)}
+    rows = [{**row, "k": numbers[cut_name(row)]} for row in rows]
     rows = of_layers(rows, options.layers, "front_layer")
-    return of_ratios(
-        rows, options.ratios, lambda row: row[f"{_noisy_end(row['direction'])}_noise_ratio"]
-    )
+    return of_ratios(rows, options.ratios, _ratio)
 
 
 def draw(rows: Rows, options: Options = Options()) -> Figure:
-    """Figure 2: one panel per direction, one curve per cut.
+    """Figure 2: a panel per direction, in which each cut has a curve over the noise ratios. Of one
+    or two noise ratios, a panel each, in which each direction has a curve over the cuts.
 
     The black dotted line is the accuracy of the clean networks alone: those with noise ratio 0,
     whether they are fronts or backs. The cyan dashed line is that of the noisy networks alone. If
-    the rows have several epochs of a stitching layer, the last one is drawn.
+    the rows have several epochs of a stitching layer, the last one is drawn. `net_of_control` takes
+    the test accuracy of its control from each row: a dotted line at 0 stands for a stitched model
+    that is as accurate as that.
 
-    Raises MemtoolError if a direction is not known, or the noise ratio of a noisy network.
+    Raises MemtoolError if the noise ratio of a noisy network is not known, or no row has a control
+    to subtract.
     """
-    if options.net_of_control:
-        return _draw_net_of_control(rows, options)
-    rows = _with_curves(usable(_trained(rows), "test_accuracy"))
-    directions = _directions(rows)
-    shown = [name for name in TITLES if name in directions]
-    clean, styles = _clean_accuracy(rows), _cut_styles(rows)
-    figure, panels = panel_grid(_titles(directions, shown), len(shown), options.width)
-    for axes, direction in zip(panels, shown, strict=True):
-        if clean is not None:
-            axes.axhline(clean, **CLEAN)
-        _draw_noisy(axes, directions[direction], _noisy_end(direction))
-        _draw_cuts(axes, directions[direction], _noisy_end(direction), styles)
-    lines = [*styles.values(), *([] if clean is None else [CLEAN]), NOISY]
-    finish(figure, NOISE_RATIO, "test accuracy", lines, "cut")
+    rows = [row for row in rows if row["epoch"] in (None, row["epochs"])]
+    rows = usable(rows, "test_accuracy")
+    rows = _with_curves(_net_of_control(rows) if options.net_of_control else rows)
+    ratios, cuts = (len({row[column] for row in rows}) for column in ("percent", "k"))
+    over = _over_cuts if ratios <= min(FEW_RATIOS, cuts) else _over_ratios
+    return over(rows, options)
+
+
+def _over_ratios(rows: Rows, options: Options) -> Figure:
+    directions = {name: group for name in TITLES if (group := _of_direction(rows, name))}
+    names = list(dict.fromkeys(row["curve"] for row in rows))
+    styles = styles_of(names, names, CUT_COLORS)
+    titles = [_title(name, group) for name, group in directions.items()]
+    figure, panels = panel_grid(titles, len(titles), options.width)
+    for axes, group in zip(panels, directions.values(), strict=True):
+        for name, found in groups(group, lambda row: str(row["curve"])).items():
+            _draw_stitched(axes, curve(found, "percent", "test_accuracy"), styles[name])
+        if not options.net_of_control:
+            _draw_line(axes, curve(_alone(group, _noisy_ends), "percent", "accuracy"), NOISY)
+    lines = [*_draw_levels(panels, rows, options), *([] if options.net_of_control else [NOISY])]
+    finish(figure, NOISE_RATIO, _label(options), [*styles.values(), *lines], "cut")
     return figure
 
 
-def _draw_net_of_control(rows: Rows, options: Options) -> Figure:
-    """Figure 2 after subtracting from each row the test accuracy of its control.
+def _over_cuts(rows: Rows, options: Options) -> Figure:
+    cuts = {row["k"]: str(cut_name(row)) for row in sorted(rows, key=lambda row: int(row["k"]))}
+    places = {k: place for place, k in enumerate(cuts)}
+    rows = [{**row, "place": places[row["k"]]} for row in rows]
+    ratios = dict(sorted(groups(rows, _percent).items()))
+    styles = _direction_styles(rows)
+    figure, panels = panel_grid([f"r = {r:g} %" for r in ratios], len(ratios), options.width)
+    for axes, group in zip(panels, ratios.values(), strict=True):
+        for name, found in groups(group, lambda row: (row["direction"], row["other"])).items():
+            _draw_stitched(axes, curve(found, "place", "test_accuracy"), styles[name])
+        if not options.net_of_control:
+            _draw_level(axes, curve(_alone(group, _noisy_ends), "percent", "accuracy"), NOISY)
+    _name_cuts(figure, panels, cuts)
+    lines = [*_draw_levels(panels, rows, options), *([] if options.net_of_control else [NOISY])]
+    finish(
+        figure,
+        "cut k: the last layer of the front",
+        _label(options),
+        [*styles.values(), *lines],
+        "",
+    )
+    return figure
 
-    A dotted line at 0 stands for a stitched model that is as accurate as its control.
 
-    Raises MemtoolError if no row has a control, a direction is not known, or the noise ratio of a
-    noisy network.
-    """
-    rows = [
+def _label(options: Options) -> str:
+    return "test accuracy" + (" − control's" if options.net_of_control else "")
+
+
+def _net_of_control(rows: Rows) -> list[Row]:
+    """The rows after subtracting the test accuracy of its control from each."""
+    found: list[Row] = [
         {**row, "test_accuracy": row["test_accuracy"] - row["control_accuracy"]}
-        for row in usable(_trained(rows), "test_accuracy")
+        for row in rows
         if row["direction"] != "control" and row["control_accuracy"] is not None
     ]
-    if not rows:
+    if not found:
         raise MemtoolError(
             "no row has a control to subtract: stitch with --control, and keep the rows of the "
             "other directions"
         )
-    rows = _with_curves(rows)
-    directions = _directions(rows)
-    styles = _cut_styles(rows)
-    figure, panels = panel_grid(
-        _titles(directions, list(directions)), len(directions), options.width
-    )
-    for axes, (direction, group) in zip(panels, directions.items(), strict=True):
-        axes.axhline(0, **NO_GAIN)
-        _draw_cuts(axes, group, _noisy_end(direction), styles)
-    finish(figure, NOISE_RATIO, "test accuracy − control's", [*styles.values(), NO_GAIN], "cut")
-    return figure
+    return found
 
 
-def _trained(rows: Rows) -> list[Row]:
-    """The rows of stitching layers that are trained to the end, or for which no epoch is given."""
-    return [row for row in rows if row["epoch"] in (None, row["epochs"])]
-
-
-def _directions(rows: Rows) -> dict[str, list[Row]]:
-    """The rows by direction; raises MemtoolError if one is not known."""
-    directions = groups(rows, lambda row: str(row["direction"]))
-    if unknown := [name for name in directions if name not in TITLES]:
-        raise MemtoolError(
-            f"no direction {shortened(repr(unknown[0]))}; there are {', '.join(TITLES)}"
-        )
-    return directions
-
-
-def _noisy_end(direction: str) -> str:
+def _noisy_end(row: Row) -> str:
     """Which end of a stitched model comes from the noisy network."""
-    return "back" if direction == "reverse" else "front"
+    return "back" if row["direction"] == "reverse" else "front"
+
+
+def _noisy_ends(row: Row) -> list[str]:
+    return [_noisy_end(row)]
+
+
+def _clean_ends(row: Row) -> list[str]:
+    return [end for end in OTHER_END if row[f"{end}_noise_ratio"] == 0]
+
+
+def _ratio(row: Row) -> float | None:
+    """The noise ratio of the end that is on the axis."""
+    ratio: float | None = row[f"{_noisy_end(row)}_noise_ratio"]
+    return ratio
+
+
+def _percent(row: Row) -> float:
+    """The same in percent; raises MemtoolError if it is unknown."""
+    if (ratio := _ratio(row)) is None:
+        end = _noisy_end(row)
+        raise MemtoolError(
+            f"{row[end]}: its noise ratio is unknown, so it has no place on the axis of noise "
+            f"ratios; fill in the column {end}_noise_ratio or leave its rows out of the table"
+        )
+    return 100 * ratio
 
 
 def _other_ratio(row: Row) -> float | None:
     """The noise ratio of the end that is not on the axis; None if unknown, and for a control."""
     if row["direction"] == "control":
         return None
-    ratio: float | None = row[f"{OTHER_END[_noisy_end(row['direction'])]}_noise_ratio"]
+    ratio: float | None = row[f"{OTHER_END[_noisy_end(row)]}_noise_ratio"]
     return ratio
 
 
 def _with_curves(rows: Rows) -> list[Row]:
-    """The rows with the names of their curves: the cut and, where networks of several noise ratios
-    give the other end, that ratio."""
+    """The rows with their noise ratio in `percent` and the names of their curves: in `other` that
+    of the other end, where networks of several noise ratios give it, and in `curve` the cut, too.
+    """
     several = len({_other_ratio(row) for row in rows if row["direction"] != "control"}) > 1
 
-    def name(row: Row) -> str:
+    def other(row: Row) -> str:
         ratio = _other_ratio(row)
-        cut = cut_name(row)
-        return f"{cut}, other end {100 * ratio:g} %" if several and ratio is not None else str(cut)
+        return f", other end {100 * ratio:g} %" if several and ratio is not None else ""
 
-    return [{**row, "curve": name(row)} for row in rows]
-
-
-def _titles(directions: Mapping[str, Rows], shown: Sequence[str]) -> list[str]:
-    """The titles of the panels, which say clean only where all of that end are."""
     return [
-        TITLES[name]
-        if name == "control" or all(_other_ratio(row) == 0 for row in directions[name])
-        else NOT_CLEAN[name]
-        for name in shown
+        {
+            **row,
+            "percent": _percent(row),
+            "other": other(row),
+            "curve": f"k = {row['k']} ({cut_name(row)}){other(row)}",
+        }
+        for row in rows
     ]
 
 
-def _draw_noisy(axes: Axes, rows: Rows, noisy: str) -> None:
-    """Draw the accuracy of the noisy networks alone; `noisy` is the end that they give."""
-    _require_noise_ratio(rows, noisy)
-    columns = [name for name in rows[0] if name == "seed" or name.startswith(noisy)]
-    own = [{name: row[name] for name in columns if not name.endswith("layer")} for row in rows]
-    alone = curve(own, f"{noisy}_noise_ratio", f"{noisy}_accuracy")
-    axes.plot(_percent(alone.x), alone.mean, **NOISY)
+def _of_direction(rows: Rows, direction: str) -> list[Row]:
+    return [row for row in rows if row["direction"] == direction]
 
 
-def _draw_cuts(axes: Axes, rows: Rows, noisy: str, styles: Mapping[str, Style]) -> None:
-    """Draw one curve per cut, with error bars where several rows make a point."""
-    _require_noise_ratio(rows, noisy)
-    for cut, group in groups(rows, lambda row: str(row["curve"])).items():
-        stitched = curve(group, f"{noisy}_noise_ratio", "test_accuracy")
-        spread = stitched.spread if any(stitched.spread) else None
-        axes.errorbar(_percent(stitched.x), stitched.mean, spread, elinewidth=0.6, **styles[cut])
+def _title(direction: str, rows: Rows) -> str:
+    """The title of a direction, which says clean only where all of that end are."""
+    is_clean = direction == "control" or all(_other_ratio(row) == 0 for row in rows)
+    return TITLES[direction] if is_clean else NOT_CLEAN[direction]
 
 
-def _cut_styles(rows: Rows) -> dict[str, Style]:
-    names = list(dict.fromkeys(row["curve"] for row in rows))
-    return styles_of(names, names, CUT_COLORS)
+def _direction_styles(rows: Rows) -> dict[tuple[str, str], Style]:
+    """A style for each direction and, if there are several, each noise ratio of the other end."""
+    styles: dict[tuple[str, str], Style] = {}
+    for direction, style in DIRECTIONS.items():
+        group = _of_direction(rows, direction)
+        for number, other in enumerate(groups(group, lambda row: str(row["other"]))):
+            label = drawable(_title(direction, group) + other)
+            line = LINES[number % len(LINES)]
+            styles[direction, other] = {**style, "linestyle": line, "label": label}
+    return styles
 
 
-def _clean_accuracy(rows: Rows) -> float | None:
-    """The mean over the networks with noise ratio 0, each counted once; None if there are none."""
-    networks = {  # a dict, since a set has no order and sums of floats depend on it
-        (row[end], row[f"{end}_accuracy"]): row[f"{end}_accuracy"]
+def _name_cuts(figure: Figure, panels: Sequence[Axes], cuts: Mapping[int, str]) -> None:
+    """Number and name the cuts below the panels, upright and in more room if they are long."""
+    room = 72 * figure.get_figwidth() / len(panels) / (len(cuts) + 1)  # points for each
+    cuts = {k: drawable(name) for k, name in cuts.items()}
+    is_long = max(map(len, cuts.values())) * 4.5 > room
+    names = [f"{k}: {name}" if is_long else f"{k}\n{name}" for k, name in cuts.items()]
+    if is_long:
+        figure.set_figheight(figure.get_figheight() + names_length(names))
+    for axes in panels:
+        axes.set_xticks(range(len(cuts)), names, rotation=90 if is_long else 0)
+        axes.set_xlim(-0.3, len(cuts) - 0.7)
+
+
+def _draw_stitched(axes: Axes, found: Curve, style: Style) -> None:
+    """Draw a curve, with the standard deviations as error bars where several rows make a point."""
+    spread = found.spread if any(found.spread) else None
+    axes.errorbar(found.x, found.mean, spread, elinewidth=0.6, capsize=1.5, **style)
+
+
+def _draw_levels(panels: Sequence[Axes], rows: Rows, options: Options) -> list[Style]:
+    """Draw what is level in all panels: the accuracy of clean networks; net of the control, 0."""
+    if options.net_of_control:
+        level, style = Curve([0], [0.0], [0.0]), NO_GAIN
+    else:
+        level, style = curve(_alone(rows, _clean_ends), "percent", "accuracy"), CLEAN
+    for axes in panels:
+        _draw_level(axes, level, style)
+    return [style] if level.x else []
+
+
+def _draw_level(axes: Axes, found: Curve, style: Style) -> None:
+    """Draw a curve of one point as a level line with a band; nothing if there is no point."""
+    for mean, spread in zip(found.mean, found.spread, strict=True):
+        axes.axhline(mean, **style)
+        if spread:
+            axes.axhspan(mean - spread, mean + spread, color=style["color"], **BAND)
+
+
+def _draw_line(axes: Axes, found: Curve, style: Style) -> None:
+    """Draw a curve with a band."""
+    axes.plot(found.x, found.mean, **style)
+    if any(found.spread):
+        low, high = np.subtract(found.mean, found.spread), np.add(found.mean, found.spread)
+        axes.fill_between(found.x, low, high, color=style["color"], **BAND)
+
+
+def _alone(rows: Rows, ends: Callable[[Row], Iterable[str]]) -> list[Row]:
+    """The networks alone that are these `ends` of the rows: one row for each, with its noise ratio
+    in `percent` and its `accuracy`."""
+    found = [
+        {
+            "checkpoint": row[end],
+            "percent": 100 * row[f"{end}_noise_ratio"],
+            "accuracy": row[f"{end}_accuracy"],
+            "seed": row["seed"],
+            "own_seed": row[f"{end}_seed"],
+            "noise_seed": row[f"{end}_noise_seed"],
+        }
         for row in rows
-        for end in ("front", "back")
-        if row[f"{end}_noise_ratio"] == 0 and row[f"{end}_accuracy"] is not None
-    }
-    return float(np.mean(list(networks.values()))) if networks else None
-
-
-def _require_noise_ratio(rows: Rows, end: str) -> None:
-    for row in rows:
-        if row[f"{end}_noise_ratio"] is None:
-            raise MemtoolError(
-                f"{row[end]}: its noise ratio is unknown, so it has no place on the axis of noise "
-                f"ratios; fill in the column {end}_noise_ratio or leave its rows out of the table"
-            )
-
-
-def _percent(ratios: Iterable[float]) -> list[float]:
-    return [100 * ratio for ratio in ratios]
+        for end in ends(row)
+        if row[f"{end}_accuracy"] is not None
+    ]
+    by_ratio = groups(found, lambda row: float(row["percent"])).values()
+    checked = [row for group in by_ratio for row in one_per_seed(group, "accuracy")]
+    return list({(row["checkpoint"], row["accuracy"]): row for row in checked}.values())

@@ -12,6 +12,7 @@ from memtool.figures import Kind
 
 LAYERS = ["conv1", "block2", "fc"]  # in order of execution, which is not alphabetical
 RATIOS = [0.0, 0.25, 0.675]
+STITCHED_RATIOS = [0.1, 0.25, 0.675]
 EPOCHS = [1, 2, 3, 4]
 
 
@@ -102,11 +103,11 @@ def stitch_row(direction, cut, ratio, seed):
     }
 
 
-def stitch_rows(directions=("forward", "reverse", "control"), seeds=(0,)):
+def stitch_rows(directions=("forward", "reverse", "control"), seeds=(0,), ratios=STITCHED_RATIOS):
     return [
         stitch_row(direction, cut, ratio, seed)
         for seed in seeds
-        for ratio in RATIOS[1:]
+        for ratio in ratios
         for direction in directions
         for cut in LAYERS
     ]

@@ -11,6 +11,7 @@ from .examples import (
     convergence_rows,
     divergence_rows,
     legend_labels,
+    pair_rows,
     stitch_rows,
     titles,
     training_rows,
@@ -35,7 +36,7 @@ def test_layers_ratios_and_epochs_are_chosen():
     assert values(chosen("convergence", rows, epochs="all"), "epoch") == [1, 2, 3, 4]
     assert len(chosen("convergence", rows)) == len(rows)
     assert values(chosen("training", training_rows(), epochs=3), "epoch") == [3]
-    assert values(chosen("heatmap", divergence_rows(), layers="fc"), "reference_layer") == ["fc"]
+    assert values(chosen("heatmap", pair_rows(), layers="fc"), "reference_layer") == ["fc"]
 
 
 def test_the_ratio_of_a_stitched_model_is_that_of_its_noisy_end():
