@@ -48,10 +48,11 @@ def draw(kind: str, rows: Any, **options: Any) -> "Figure":
     It is a matplotlib Figure: a notebook shows it, and its `savefig` writes it. Raises MemtoolError
     if the rows lack what the figure needs.
 
-    `options` are those of the command, as lists or texts: `layers` (globs, ["conv?", "fc"] or
-    "conv?,fc"), `ratios` ([0, 0.25] or "0,25%"), `epochs` ([1, 2, "last"]), `width` ("column",
-    "page" or inches), `title`, `style` (the path of a style file of matplotlib), and
-    `net_of_control`, which subtracts the control's accuracy from that of stitched models.
+    `options` are those of the command, as lists or texts: `x` ("layer" or "epoch"), `layers` and
+    `marks` (globs, ["conv?", "fc"] or "conv?,fc"), `ratios` ([0, 0.25] or "0,25%"), `epochs`
+    ([1, 2, "last"]), `width` ("column", "page" or inches), `title`, `style` (the path of a style
+    file of matplotlib), and `net_of_control`, which subtracts the control's accuracy from that of
+    stitched models.
 
     >>> columns = ("checkpoint", "reference", "layer", "reference_layer", "epoch", "noise_ratio")
     >>> rows = [

@@ -10,6 +10,7 @@ import typer
 from memtool import MemtoolError, tables
 from memtool.cli import app
 from memtool.cli.options import comma_separated
+from memtool.figures.options import XAxis
 
 if TYPE_CHECKING:
     from memtool.figures import Options
@@ -44,6 +45,17 @@ def plot(
             help="For stitching, draw the test accuracy minus that of the control at the same cut",
         ),
     ] = False,
+    x: Annotated[
+        XAxis | None,
+        typer.Option(
+            "--x",
+            metavar="AXIS",
+            help="For convergence and divergence, what the x axis is: layers, with a curve per "
+            "epoch (or per noise ratio, of one epoch), or epochs, with a panel per layer "
+            "(by default the latter up to eight layers)",
+            show_default=False,
+        ),
+    ] = None,
     layers: Annotated[
         list[str] | None,
         typer.Option(
@@ -68,7 +80,18 @@ def plot(
         typer.Option(
             "--epochs",
             metavar="LIST",
-            help="Show these epochs alone, as in 1,2,4,last",
+            help="Show these epochs alone, as in 1,2,4,last, or all; by default all, and with "
+            "layers on the x axis the first, those that double, and the last",
+            show_default=False,
+        ),
+    ] = None,
+    marks: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--marks",
+            metavar="PATTERN",
+            help="With layers on the x axis, draw a line at these layers instead of at those that "
+            "end a stage of the network, such as layer1 or block2",
             show_default=False,
         ),
     ] = None,
@@ -105,7 +128,7 @@ def plot(
     Examples:
       memtool plot stitching.csv -o figure2.pdf
       memtool plot convergence tables/*.csv -o figure1.png -o figure1.pdf
-      memtool plot divergence cka.csv --epochs last --width column -o f.pdf
+      memtool plot divergence cka.csv --x layer --width column -o f.pdf
       memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
     """
     import sys
@@ -114,9 +137,11 @@ def plot(
     from memtool.files import check_writable, replacing
 
     options = _options(
+        x=x,
         layers=comma_separated(layers or []),
         ratios=comma_separated(ratios or []),
         epochs=epochs or (),
+        marks=comma_separated(marks or []),
         width=width,
         title=title,
         style=style,

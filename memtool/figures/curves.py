@@ -1,19 +1,32 @@
 """Curves: the mean of a column against another, and the styles by which runs are told apart."""
 
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.patches import Patch
 
 from memtool import MemtoolError
 from memtool.errors import shortened
+from memtool.figures.colors import Style, noise_style
+from memtool.figures.letters import drawable
 from memtool.figures.rows import Rows, groups
-from memtool.figures.style import NOISE_COLORS, NOISE_RATIO, Style, short_name, styles_of
+from memtool.figures.style import (
+    CUT_COLORS,
+    MOST_MARKERS,
+    NOISE_RATIO,
+    Drawing,
+    short_name,
+    styles_of,
+)
 from memtool.tables import Row
 
 NETWORKS = ("checkpoint", "front", "back", "reference")  # the columns that name files
 ENDS = f"{NOISE_RATIO}, front → back"
+BAND: dict[str, Any] = {"alpha": 0.25, "linewidth": 0}
+LINES = ("-", (0, (6, 1.5)), "-.", (0, (3, 1, 1, 1, 1, 1)))  # of runs of one noise ratio
 
 
 class Run(NamedTuple):
@@ -45,6 +58,7 @@ class Curve(NamedTuple):
     x: list[float]
     mean: list[float]
     spread: list[float]  # sample standard deviations; 0 for a single value
+    n: list[int]  # numbers of values
 
 
 def curve(rows: Iterable[Row], x: str, y: str) -> Curve:
@@ -56,7 +70,7 @@ def curve(rows: Iterable[Row], x: str, y: str) -> Curve:
     >>> losses = [(1, 0, 1.5), (1, 1, 2.5), (2, 0, 0.5), (3, 0, None)]
     >>> rows = [{"epoch": epoch, "seed": seed, "loss": loss} for epoch, seed, loss in losses]
     >>> curve(rows, "epoch", "loss")
-    Curve(x=[1, 2], mean=[2.0, 0.5], spread=[0.7071067811865476, 0.0])
+    Curve(x=[1, 2], mean=[2.0, 0.5], spread=[0.7071067811865476, 0.0], n=[2, 1])
     """
     present = [row for row in rows if row[y] is not None]
     points = sorted(groups(present, lambda row: row[x]).items())
@@ -65,6 +79,7 @@ def curve(rows: Iterable[Row], x: str, y: str) -> Curve:
         [at for at, _ in points],
         [float(np.mean(v)) for v in values],
         [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values],
+        [len(v) for v in values],
     )
 
 
@@ -111,21 +126,79 @@ def _conditions(row: Row) -> str:
 
 
 def draw_runs(
-    axes: Axes, rows: Rows, x: str, y: str, styles: Mapping[Run, Style], **line: Any
+    axes: Axes,
+    rows: Rows,
+    x: str,
+    y: str,
+    styles: Mapping[Run, Style],
+    marked: Collection[float] | None = None,
 ) -> None:
-    """Draw column `y` against column `x` with one curve per run, and its spread as a light band.
-
-    `line` holds more keyword arguments of `Axes.plot`.
-    """
+    """Draw column `y` against column `x` with one curve per run, as `draw_curve` does."""
     runs = groups(rows, run)
     for name, style in styles.items():
-        found = curve(runs.get(name, ()), x, y)
-        if not found.x:
-            continue
-        axes.plot(found.x, found.mean, **style, **line)
-        if any(found.spread):
-            low, high = np.subtract(found.mean, found.spread), np.add(found.mean, found.spread)
-            axes.fill_between(found.x, low, high, color=style["color"], alpha=0.2, linewidth=0)
+        draw_curve(axes, curve(runs.get(name, ()), x, y), y, style, marked)
+
+
+def draw_curve(
+    axes: Axes,
+    found: Curve,
+    y: str,
+    style: Style,
+    marked: Collection[float] | None = None,
+    names: Sequence[str] | None = None,
+) -> None:
+    """Draw a curve of the column `y`, with markers at the x that are `marked`, or at all.
+
+    Its spread is a light band. Where positions on the x axis stand for `names`, these are recorded
+    among the figure's points.
+    """
+    if not found.x:
+        return
+    at = [i for i, x in enumerate(found.x) if marked is None or x in marked]
+    axes.plot(found.x, found.mean, **style, markevery=at, clip_on=False)
+    if any(found.spread) and style.get("linestyle") != "none":
+        low, high = np.subtract(found.mean, found.spread), np.add(found.mean, found.spread)
+        axes.fill_between(found.x, low, high, color=style["color"], **BAND)
+        _drawing(axes).bands.update(found.n)
+    record(axes, found, y, style["label"], names)
+
+
+def record(
+    axes: Axes, found: Curve, y: str, label: str, names: Sequence[str] | None = None
+) -> None:
+    """Add a curve that is drawn, or its like, to the points of the figure."""
+    _drawing(axes).points += [
+        {
+            "panel": str(axes.get_label()),
+            "curve": label,
+            "x": names[int(x)] if names else f"{x:g}",
+            "measure": y,
+            "mean": mean,
+            "deviation": spread if n > 1 else None,
+            "n": n,
+        }
+        for x, mean, spread, n in zip(*found, strict=True)
+    ]
+
+
+def _drawing(axes: Axes) -> Drawing:
+    return cast(Drawing, axes.get_figure(root=True))
+
+
+def spread_legend(figure: Drawing) -> list[Artist]:
+    """What the legend says of the bands, if there are any: what they show, and of how many."""
+    if not figure.bands:
+        return []
+    least, most = min(figure.bands), max(figure.bands)
+    label = f"mean ± SD, n = {least}" + (f"–{most}" if most > least else "")
+    return [Patch(**{**BAND, "color": "0.4", "label": label})]
+
+
+def marked_epochs(rows: Rows) -> list[float]:
+    """The epochs at which curves have markers: a few of them, evenly spread, in all panels."""
+    there = sorted({row["epoch"] for row in rows})
+    places = np.linspace(0, len(there) - 1, min(MOST_MARKERS, len(there)))
+    return [there[round(place)] for place in places]
 
 
 def run(row: Row) -> Run:
@@ -151,7 +224,25 @@ def run_styles(rows: Rows) -> dict[Run, Style]:
     """A style for each run: noise ratios in ascending order, those of stitched models, then
     checkpoints without one."""
     runs = sorted(groups(rows, run), key=lambda one: (_rank(one), one.noise))
-    return styles_of(runs, _labels(runs), NOISE_COLORS)
+    labels = dict(zip(runs, _labels(runs), strict=True))
+    known = [one for one in runs if not isinstance(one.noise, str)]
+    unknown = runs[len(known) :]
+    return {
+        **{one: _style(one, known) | {"label": drawable(labels[one])} for one in known},
+        **styles_of(unknown, [labels[one] for one in unknown], CUT_COLORS),
+    }
+
+
+def _style(one: Run, runs: Sequence[Run]) -> Style:
+    """The style of its noise ratio, that of the noisier end of a stitched model; runs that agree in
+    it differ in their lines."""
+    same = [other for other in runs if _noise(other) == _noise(one)]
+    return {**noise_style(_noise(one)), "linestyle": LINES[same.index(one) % len(LINES)]}
+
+
+def _noise(one: Run) -> float:
+    noise: Any = one.noise
+    return float(max(noise) if isinstance(noise, tuple) else noise)
 
 
 def _rank(one: Run) -> int:

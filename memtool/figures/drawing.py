@@ -39,7 +39,7 @@ class Design(NamedTuple):
     takes: tuple[str, ...]
 
 
-OF_CKA = ("layers", "ratios", "epochs")
+OF_CKA = ("x", "layers", "ratios", "epochs", "marks")
 OF_EVERY_FIGURE = ("width", "title", "style")
 FIGURES: dict[Kind, Design] = {
     Kind.convergence: Design(
@@ -109,9 +109,9 @@ def draw(kind: Kind | str, rows: Rows, options: Options = Options()) -> Figure:
     """Draw rows as a figure of the paper.
 
     - `convergence` (Figure 1): CKA of each checkpoint to the final model of its own run, against
-      the epoch; one panel per layer.
+      the epoch, one panel per layer; or against the layer, one panel per noise ratio.
     - `divergence` (Figure 3): the same to a reference from another run, such as the final clean
-      model.
+      model, with the CKA of a second clean network as a ceiling.
     - `stitching` (Figure 2): test accuracy of stitched models against the noise ratio; one panel
       per direction, one curve per cut.
     - `heatmap`: CKA of each layer with each reference layer; one panel per pair of checkpoints.

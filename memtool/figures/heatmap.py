@@ -14,13 +14,14 @@ from matplotlib.image import AxesImage
 
 from memtool import MemtoolError
 from memtool.errors import shortened
+from memtool.figures.colors import Style
 from memtool.figures.letters import drawable
 from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, groups, positions, usable
 from memtool.figures.selection import of_layers
 from memtool.figures.similarity import several_reference_layers
 from memtool.figures.stages import stage_ends, stage_of
-from memtool.figures.style import PAGE_WIDTH, Style, layer_ticks, names_length, short_name
+from memtool.figures.style import PAGE_WIDTH, layer_ticks, names_length, short_name
 from memtool.tables import CkaRow, Row
 
 NEEDS: Needs = Needs(

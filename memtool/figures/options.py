@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,22 @@ WIDTHS = {"column": 3.3, "page": 6.9}  # inches; of the usual two-column page
 NARROWEST, WIDEST = 1.5, 40.0
 
 
+class XAxis(StrEnum):
+    """What the x axis of a figure of CKA is."""
+
+    layer = "layer"
+    epoch = "epoch"
+
+
 @dataclass(frozen=True)
 class Options:
     """What one asks of a figure; each that is left as it is leaves the choice to the figure."""
 
+    x: XAxis | None = None
     layers: tuple[str, ...] = ()  # globs
     ratios: tuple[float, ...] = ()  # in [0, 1]
     epochs: tuple[int | str, ...] = ()  # numbers, `last` or `all`
+    marks: tuple[str, ...] = ()  # globs: layers at which a line is drawn
     width: float | None = None  # inches
     title: str = ""
     style: Parameters = field(default_factory=dict)
@@ -28,9 +38,11 @@ class Options:
 
 def as_options(
     *,
+    x: str | None = None,
     layers: str | Iterable[str] = (),
     ratios: float | Iterable[float] = (),
     epochs: int | str | Iterable[int | str] = (),
+    marks: str | Iterable[str] = (),
     width: str | float | None = None,
     title: str = "",
     style: Path | str | None = None,
@@ -43,10 +55,14 @@ def as_options(
     >>> as_options(epochs="1,2,last", width="column").epochs
     (1, 2, 'last')
     """
+    if x is not None and x not in set(XAxis):
+        raise MemtoolError(f"no x axis {str(x)!r}; there are {', '.join(XAxis)}")
     return Options(
+        XAxis(x) if x is not None else None,
         tuple(_parts(layers)),
         tuple(_ratio(part) for part in _parts(ratios)),
         tuple(_epoch(part) for part in _parts(epochs)),
+        tuple(_parts(marks)),
         _inches(width),
         title,
         read_style(Path(style)) if style is not None else {},

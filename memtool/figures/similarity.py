@@ -5,21 +5,13 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
-from memtool.figures.curves import draw_runs, require_epoch, run, run_styles, runs_title
-from memtool.figures.options import Options
-from memtool.figures.rows import Needs, Rows, groups, positions, usable
+from memtool.figures import by_epoch, by_layer
+from memtool.figures.bounds import without_ceiling
+from memtool.figures.curves import run
+from memtool.figures.layer_axis import one_per_tensor
+from memtool.figures.options import Options, XAxis
+from memtool.figures.rows import Needs, Rows, usable
 from memtool.figures.selection import of_epochs, of_layers, of_ratios
-from memtool.figures.style import (
-    COLUMN_WIDTH,
-    PAGE_WIDTH,
-    SPARSE,
-    finish,
-    layer_ticks,
-    names_length,
-    panel_grid,
-    unit_interval,
-    whole_numbers,
-)
 from memtool.tables import CkaRow, Row
 
 NEEDS: Needs = Needs(
@@ -27,13 +19,14 @@ NEEDS: Needs = Needs(
     columns=("checkpoint", "reference", "layer", "reference_layer", "cka", "epoch", "noise_ratio"),
     conditions=("estimator", "kernel", "bandwidth", "data", "n"),
     optional=(
-        *("model", "noise_kind", "noise_seed", "seed", "order_seed"),
+        *("same_as", "cka_null", "model", "noise_kind", "noise_seed", "seed", "order_seed"),
         *("front_layer", "front_noise_ratio", "front_noise_seed", "front_seed"),
         *("back_layer", "back_noise_ratio", "back_noise_seed", "back_seed"),
         *("reference_noise_ratio", "reference_noise_kind", "reference_noise_seed"),
         *("reference_seed", "reference_order_seed", "sample_seed", "precision"),
     ),
 )
+MOST_PANELS = 8  # layers up to which each gets a panel, unless one asks otherwise
 RUN = ("noise_ratio", "seed", "order_seed")  # what tells runs apart
 NOISE = ("noise_kind", "noise_seed")  # which do so too where there is noise
 
@@ -114,24 +107,20 @@ def _check_corresponding(rows: Rows) -> None:
 
 
 def _chosen(rows: Rows, options: Options) -> list[Row]:
-    rows = of_layers(rows, options.layers)
+    rows, ceiling = without_ceiling(of_layers(rows, options.layers), _known_to_differ)
     rows = of_ratios(rows, options.ratios, lambda row: row["noise_ratio"])
-    return of_epochs(rows, options.epochs, run)
+    return [*of_epochs(rows, options.epochs, run), *ceiling]
 
 
 def draw_convergence(rows: Rows, options: Options = Options()) -> Figure:
-    """Figure 1: CKA of each checkpoint to the final model of its own run, one panel per layer.
-
-    If no run has several epochs, there is no time axis: one panel shows CKA against the layer.
-    """
+    """Figure 1: CKA of each checkpoint to the final model of its own run."""
     return _draw(rows, "CKA to final model", options)
 
 
 def draw_divergence(rows: Rows, options: Options = Options()) -> Figure:
-    """Figure 3: CKA of each checkpoint to the final clean model, one panel per layer.
+    """Figure 3: CKA of each checkpoint to the final clean model.
 
-    If no run has several epochs, there is no time axis: one panel shows CKA against the layer. The
-    axis says "clean" only if all rows do, by a `reference_noise_ratio` of 0.
+    The axis says "clean" only if all rows do, by a `reference_noise_ratio` of 0.
     """
     clean = all(row["reference_noise_ratio"] == 0 for row in rows)
     return _draw(rows, "CKA to final clean model" if clean else "CKA to reference model", options)
@@ -144,37 +133,13 @@ def several_reference_layers(rows: Rows) -> bool:
 
 
 def _draw(rows: Rows, ylabel: str, options: Options) -> Figure:
-    rows = usable(rows, "cka")
-    runs = groups(rows, run).values()
-    if any(len({row["epoch"] for row in rows_of_run}) > 1 for rows_of_run in runs):
-        return _over_epochs(rows, ylabel, options)
-    return _over_layers(rows, ylabel, options)
+    rows, ceiling = without_ceiling(usable(rows, "cka"), _known_to_differ)
+    x = options.x or _best_axis(rows)
+    draw = by_layer.draw if x is XAxis.layer else by_epoch.draw
+    return draw(rows, ceiling, ylabel, options)
 
 
-def _over_epochs(rows: Rows, ylabel: str, options: Options) -> Figure:
-    require_epoch(rows)
-    layers = groups(rows, lambda row: row["layer"])
-    styles = run_styles(rows)
-    figure, panels = panel_grid(list(layers), 4 if len(layers) <= 16 else 6, options.width)
-    for axes, group in zip(panels, layers.values(), strict=True):
-        draw_runs(axes, group, "epoch", "cka", styles, markevery=SPARSE)
-    unit_interval(panels[0])
-    panels[0].xaxis.set_major_locator(whole_numbers())
-    finish(figure, "epoch", ylabel, list(styles.values()), runs_title(styles))
-    return figure
-
-
-def _over_layers(rows: Rows, ylabel: str, options: Options) -> Figure:
-    layers, references = positions(rows, "layer"), positions(rows, "reference_layer")
-    rows = [{**row, "position": layers[row["layer"]]} for row in rows]
-    styles = run_styles(rows)
-    width = options.width or (COLUMN_WIDTH if len(layers) <= 20 else PAGE_WIDTH)
-    height = 2.2 + names_length([*layers, *references])
-    figure = Figure(figsize=(width, height), layout="constrained")
-    axes = figure.subplots()
-    draw_runs(axes, rows, "position", "cka", styles)
-    unit_interval(axes)
-    layer_ticks(axes.xaxis, list(layers), width - 0.7)
-    axes.tick_params(axis="x", rotation=90)
-    finish(figure, "layer", ylabel, list(styles.values()), runs_title(styles))
-    return figure
+def _best_axis(rows: Rows) -> XAxis:
+    """Epochs for a few layers, if there are several."""
+    many = len(one_per_tensor(rows)) > MOST_PANELS
+    return XAxis.layer if many or not by_layer.several_epochs(rows) else XAxis.epoch

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from memtool import MemtoolError
 from memtool.errors import shortened
+from memtool.figures.colors import Style
 from memtool.figures.curves import Curve, curve, cut_name, one_per_seed
 from memtool.figures.letters import drawable
 from memtool.figures.options import Options
@@ -17,7 +18,6 @@ from memtool.figures.selection import of_layers, of_ratios
 from memtool.figures.style import (
     CUT_COLORS,
     NOISE_RATIO,
-    Style,
     finish,
     names_length,
     panel_grid,
@@ -264,7 +264,7 @@ def _draw_stitched(axes: Axes, found: Curve, style: Style) -> None:
 def _draw_levels(panels: Sequence[Axes], rows: Rows, options: Options) -> list[Style]:
     """Draw what is level in all panels: the accuracy of clean networks; net of the control, 0."""
     if options.net_of_control:
-        level, style = Curve([0], [0.0], [0.0]), NO_GAIN
+        level, style = Curve([0], [0.0], [0.0], [1]), NO_GAIN
     else:
         level, style = curve(_alone(rows, _clean_ends), "percent", "accuracy"), CLEAN
     for axes in panels:

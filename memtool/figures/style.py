@@ -11,26 +11,26 @@ from typing import Any, TypeVar
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, MultipleLocator
 
 from memtool.errors import printable
+from memtool.figures.colors import MARKERS, Style
 from memtool.figures.letters import drawable
 from memtool.figures.options import NARROWEST, WIDTHS
+from memtool.tables import Row
 
-Style = dict[str, Any]  # keyword arguments of Axes.plot
 Key = TypeVar("Key", bound=Hashable)
 
 NOISE_RATIO = "noise ratio r (%)"
-NOISE_COLORS = "plasma"
 CUT_COLORS = "viridis"
 LIGHTEST = 0.8  # position in a colour map; what lies beyond is too light for white paper
-MARKERS = "os^Dv*Xp<>"
-SPARSE = 0.25  # distance between markers along a curve of many epochs, in panel diagonals
+MOST_MARKERS = 6  # along a curve
 
 COLUMN_WIDTH, PAGE_WIDTH = WIDTHS["column"], WIDTHS["page"]
 HIGHEST = 2.6  # inches, of a panel
@@ -58,6 +58,16 @@ LOOK: dict[Any, Any] = {
 }
 
 
+class Drawing(Figure):
+    """A figure that knows the numbers behind its lines: `points`, and of how many values its bands
+    show the spread."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.points: list[Row] = []
+        self.bands: set[int] = set()
+
+
 def styles_of(keys: Sequence[Key], labels: Sequence[str], colors: str) -> dict[Key, Style]:
     """A marker, a colour and a label for each key.
 
@@ -73,7 +83,7 @@ def styles_of(keys: Sequence[Key], labels: Sequence[str], colors: str) -> dict[K
 
 def panel_grid(
     titles: Sequence[str], columns: int, inches: float | None = None, sharey: bool = True
-) -> tuple[Figure, list[Axes]]:
+) -> tuple[Drawing, list[Axes]]:
     """A figure with one panel per title, at most so many side by side.
 
     It is `inches` wide; without, a column of text or the page.
@@ -82,26 +92,35 @@ def panel_grid(
     lines = math.ceil(len(titles) / columns)
     width = (inches or (COLUMN_WIDTH if columns == 1 else PAGE_WIDTH)) / columns
     size = 8 if columns <= 4 else 6.5  # points; a letter is about 0.62 times as wide
-    titles = [_wrap(drawable(title), int(72 * width / (0.62 * size))) for title in titles]
-    height = 0.2 + min(0.7 * width, HIGHEST) + 0.12 * max(title.count("\n") + 1 for title in titles)
-    figure = Figure(figsize=(columns * width, lines * height), layout="constrained")
+    shown = [_wrap(drawable(title), int(72 * width / (0.62 * size))) for title in titles]
+    height = 0.2 + min(0.7 * width, HIGHEST) + 0.12 * max(title.count("\n") + 1 for title in shown)
+    figure = Drawing(figsize=(columns * width, lines * height), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
     for axes in grid[len(titles) :]:
         axes.remove()
     panels = list(grid[: len(titles)])
     for i, (axes, title) in enumerate(zip(panels, titles, strict=True)):
-        axes.set_title(title, fontsize=size)
+        axes.set_title(shown[i], fontsize=size)
+        axes.set_label(title)
         axes.tick_params(labelbottom=i + columns >= len(titles))  # no panel below
     return figure, panels
 
 
-def finish(figure: Figure, x: str, y: str, styles: Sequence[Style], legend_title: str) -> None:
-    """Label the axes that all panels share, and add a legend in a strip of its own above them."""
-    handles = [Line2D([], [], **style) for style in styles]
-    widths = [0.4 + 0.055 * len(style["label"]) for style in styles]  # inches: handle, letters
-    width = figure.get_figwidth()
-    columns = len(styles) if sum(widths) <= width else max(1, int(width / max(widths)))
-    panels, strip = figure.get_figheight(), 0.2 + 0.16 * math.ceil(len(styles) / columns)
+def finish(
+    figure: Figure,
+    x: str,
+    y: str,
+    styles: Sequence[Style],
+    legend_title: str,
+    more: Sequence[Artist] = (),
+) -> None:
+    """Label the axes that all panels share, and add a legend in a strip of its own above them.
+
+    It has a line of each style, and `more`, artists with labels.
+    """
+    handles = [*(Line2D([], [], **style) for style in styles), *more]
+    columns = _columns([str(one.get_label()) for one in handles], figure.get_figwidth())
+    panels, strip = figure.get_figheight(), 0.2 + 0.16 * math.ceil(len(handles) / columns)
     figure.set_figheight(panels + strip)
     figure.legend(handles=handles, title=legend_title, loc="outside upper center", ncols=columns)
     if len(figure.axes) == 1:
@@ -109,6 +128,19 @@ def finish(figure: Figure, x: str, y: str, styles: Sequence[Style], legend_title
     else:
         figure.supxlabel(x)
         figure.supylabel(y, y=(0.5 * panels + 0.1) / (panels + strip))  # the middle of the panels
+
+
+def _columns(labels: Sequence[str], width: float) -> int:
+    """The columns of a legend of as few lines as these labels allow in so many inches."""
+    widths = [0.4 + 0.05 * len(label) for label in labels]  # inches: the line, and its letters
+    fitting = [
+        columns
+        for columns in range(1, len(labels) + 1)
+        # matplotlib fills one column after the other
+        if sum(max(part) for part in np.array_split(widths, columns)) <= width
+    ]
+    fewest = math.ceil(len(labels) / max(fitting, default=1))  # lines
+    return next((n for n in fitting if math.ceil(len(labels) / n) == fewest), 1)
 
 
 def add_title(figure: Figure, title: str) -> None:
@@ -120,12 +152,14 @@ def add_title(figure: Figure, title: str) -> None:
     height = figure.get_figheight() + strip
     figure.set_figheight(height)
     figure.text(0.5, 1 - 0.03 / height, "\n".join(lines), ha="center", va="top")
-    # A legend outside the panels would else be put at the top of the figure, as the title is.
-    below = (0, 0, 1, 1 - strip / height)
-    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
-        engine.set(rect=below)
+    # The layout would put a legend at the top of the figure, too, and makes no room for one that
+    # has a place of its own.
+    room = strip / height
     for legend in figure.legends:
-        legend.set_bbox_to_anchor(below, figure.transFigure)
+        legend.set_bbox_to_anchor((0, 0, 1, 1 - room), figure.transFigure)
+        room += legend.get_window_extent().height / figure.bbox.height + 0.05 / height
+    if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
+        engine.set(rect=(0, 0, 1, 1 - room))
 
 
 def whole_numbers() -> MaxNLocator:
@@ -133,13 +167,16 @@ def whole_numbers() -> MaxNLocator:
     return MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
 
 
-def unit_interval(axes: Axes) -> None:
-    """Show [0, 1] on the y axis, with room for lines at its ends.
+def unit_interval(panels: Sequence[Axes]) -> None:
+    """Show [0, 1] on the y axis, with room for markers at its ends.
 
-    The axis goes on below 0 where values do: unbiased CKA may be negative.
+    The axis goes on where values do: unbiased CKA may be negative, or a little above 1.
     """
-    axes.set_ylim(min(-0.02, axes.get_ylim()[0]), 1.02)
-    axes.set_yticks([0, 0.5, 1])
+    low = min(axes.dataLim.y0 for axes in panels)
+    high = max(axes.dataLim.y1 for axes in panels)
+    for axes in panels:
+        axes.set_ylim(min(-0.03, low - 0.03), max(1.03, high + 0.03))
+        axes.yaxis.set_major_locator(MultipleLocator(0.2))
 
 
 def layer_ticks(axis: Axis, layers: Sequence[str], length: float) -> None:
@@ -156,6 +193,14 @@ def layer_ticks(axis: Axis, layers: Sequence[str], length: float) -> None:
         [drawable(layers[i]) for i in shown],
         fontsize=min(7, max(5, pitch / 1.2)),
         fontfamily=matplotlib.rcParams["font.family"],  # ticks may be made again without it
+    )
+
+
+def room_for(names: Sequence[str], places: Sequence[float]) -> bool:
+    """Whether names of 7 points have room side by side, centred at these places, in inches."""
+    halves = [0.029 * len(name) + 0.02 for name in names]
+    return all(
+        places[i + 1] - places[i] >= halves[i] + halves[i + 1] for i in range(len(names) - 1)
     )
 
 

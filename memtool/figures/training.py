@@ -3,11 +3,19 @@
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
-from memtool.figures.curves import draw_runs, require_epoch, run, run_styles, runs_title
+from memtool.figures.curves import (
+    draw_runs,
+    marked_epochs,
+    require_epoch,
+    run,
+    run_styles,
+    runs_title,
+    spread_legend,
+)
 from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows
 from memtool.figures.selection import of_epochs, of_ratios
-from memtool.figures.style import SPARSE, finish, panel_grid, unit_interval, whole_numbers
+from memtool.figures.style import finish, panel_grid, unit_interval, whole_numbers
 from memtool.tables import Row, TrainingRow
 
 TITLES = {  # of the panels, by the column that they show
@@ -40,14 +48,15 @@ def draw(rows: Rows, options: Options = Options()) -> Figure:
     if not columns:
         raise MemtoolError(f"no row has a value in any of {', '.join(TITLES)}")
     require_epoch(rows)
-    styles = run_styles(rows)
+    styles, marked = run_styles(rows), marked_epochs(rows)
     figure, panels = panel_grid([TITLES[name] for name in columns], 3, options.width, sharey=False)
     for axes, column in zip(panels, columns, strict=True):
-        draw_runs(axes, rows, "epoch", column, styles, markevery=SPARSE)
+        draw_runs(axes, rows, "epoch", column, styles, marked)
         if column == "loss":
             axes.set_ylim(bottom=0)
         else:
-            unit_interval(axes)
+            unit_interval([axes])
     panels[0].xaxis.set_major_locator(whole_numbers())
-    finish(figure, "epoch", "", list(styles.values()), runs_title(styles))
+    more = spread_legend(figure)
+    finish(figure, "epoch", "", list(styles.values()), runs_title(styles), more)
     return figure

@@ -149,6 +149,7 @@ def _row(
         "reference": str(reference.path),
         "layer": layer.name,
         "reference_layer": other.name,
+        "same_as": layer.same_as if layer.same_as != layer.name else None,
         "model": str(checkpoint.spec),
         "reference_model": str(reference.spec),
         "data": data,

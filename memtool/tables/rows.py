@@ -81,6 +81,10 @@ class CkaRow(TypedDict):
     reference: Annotated[str, Column("path of the reference")]
     layer: Annotated[str, Column("layer of the checkpoint")]
     reference_layer: Annotated[str, Column("layer of the reference")]
+    same_as: Annotated[
+        str | None,
+        Column("layer of the checkpoint whose output is the very same tensor; else empty", 21),
+    ]
     model: Annotated[str, Column("model spec of the checkpoint", 31)]
     reference_model: Annotated[str, Column("model spec of the reference", 32)]
     data: Annotated[str, Column("data set whose test images were used, with its options", 30)]

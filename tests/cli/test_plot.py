@@ -84,6 +84,15 @@ def test_both_ends_of_a_stitched_model_are_on_record(run, runs, stitched, tmp_pa
         assert f"<!-- {label} -->" in (tmp_path / "cka.svg").read_text()
 
 
+def test_a_table_of_cka_says_which_layers_are_the_same_tensor(run, runs, tmp_path):
+    table = tmp_path / "cka.csv"
+    command = ("cka", runs.noisy, runs.clean, "--layers", "block1*,fc", "-o", table)
+    assert run(*command).code == 0
+    same = {row["layer"]: row["same_as"] for row in tables.read(table)}
+    assert same == {**dict.fromkeys(same), list(same)[-3]: "block1"}
+    assert list(same)[-3:] == ["block1.relu", "block1", "fc"]
+
+
 def _info(run, paths):
     return list(csv.DictReader(io.StringIO(run("info", *paths).stdout)))
 

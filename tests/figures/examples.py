@@ -157,9 +157,7 @@ each_kind = pytest.mark.parametrize(("kind", "rows"), TABLES.items(), ids=list(T
 
 def curves(axes: Axes) -> dict[str, Line2D]:
     """The lines of a panel by the label that the legend gives to their marker."""
-    handles = axes.figure.legends[0].get_lines()
-    labels = [text.get_text() for text in axes.figure.legends[0].get_texts()]
-    looks = {look(handle): label for handle, label in zip(handles, labels, strict=True)}
+    looks = {look(line): str(line.get_label()) for line in axes.figure.legends[0].get_lines()}
     return {looks[look(line)]: line for line in axes.lines if look(line) in looks}
 
 

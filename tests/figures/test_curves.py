@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
-from matplotlib.figure import Figure
 
 from memtool import MemtoolError
+from memtool.figures import draw
 from memtool.figures.curves import curve, draw_runs, require_epoch, run_styles, runs_title
+from memtool.figures.style import Drawing
 
-from .examples import bands, convergence_rows
+from .examples import bands, convergence_rows, curves, legend_labels
 
 
 def test_a_curve_is_the_mean_and_the_sample_deviation_at_each_x_in_order():
@@ -16,6 +17,7 @@ def test_a_curve_is_the_mean_and_the_sample_deviation_at_each_x_in_order():
     assert found.x == [1, 2, 3]
     assert found.mean == [1.0, 4.0, 3.0]
     np.testing.assert_allclose(found.spread, [0, 0, np.sqrt(3)])
+    assert found.n == [1, 1, 3]
 
 
 def test_empty_cells_do_not_count():
@@ -39,7 +41,7 @@ def test_runs_are_ratios_in_order_then_checkpoints():
 def test_a_run_without_values_has_no_line_and_one_of_one_seed_no_band():
     rows = convergence_rows(seeds=(0,))
     rows = [row | ({"cka": None} if row["noise_ratio"] == 0.25 else {}) for row in rows]
-    axes = Figure().subplots()
+    axes = Drawing().subplots()
     draw_runs(axes, [row for row in rows if row["layer"] == "fc"], "epoch", "cka", run_styles(rows))
     assert [line.get_label() for line in axes.lines] == ["0", "67.5"]
     assert bands(axes) == []
@@ -106,3 +108,32 @@ def test_a_message_about_names_without_end_is_short():
     with pytest.raises(MemtoolError) as error:
         curve([row, row | {"checkpoint": "c" * 4000}], "x", "y")
     assert len(str(error.value)) < 500
+
+
+def test_markers_are_at_the_same_epochs_in_all_panels_and_never_cut_off():
+    rows = convergence_rows(epochs=range(1, 31))
+    figure = draw("convergence", [row for row in rows if row["noise_ratio"] or row["epoch"] > 4])
+    for axes in figure.axes:
+        low, high = axes.get_ylim()
+        assert low < 0 and high > 1 and len(axes.get_yticks()) > 3
+        for name, line in curves(axes).items():
+            marked = line.get_xdata(orig=False)[line.get_markevery()]
+            assert list(marked) == [1, 7, 13, 18, 24, 30][1 if name == "0" else 0 :]
+            assert not line.get_clip_on()
+
+
+def test_the_legend_says_what_a_band_shows_and_of_how_many():
+    labels = legend_labels(draw("convergence", convergence_rows(seeds=(0, 1, 2))))
+    assert labels == ["0", "25", "67.5", "mean ± SD, n = 3"]
+    rows = convergence_rows(seeds=(0, 1, 2))
+    some = [row for row in rows if row["seed"] < 2 or row["noise_ratio"]]
+    assert legend_labels(draw("convergence", some))[-1] == "mean ± SD, n = 2–3"
+
+
+def test_runs_of_one_ratio_share_its_colour_and_differ_in_their_lines():
+    rows = [
+        {"noise_ratio": 0.5, "checkpoint": kind, "noise_kind": kind}
+        for kind in ("uniform", "pairflip")
+    ]
+    first, second = run_styles(rows).values()
+    assert first["color"] == second["color"] and first["linestyle"] != second["linestyle"]

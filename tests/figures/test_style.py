@@ -96,5 +96,8 @@ def test_a_figure_is_as_wide_as_one_says_and_has_its_title_on_top(kind, rows):
         figure.draw_without_rendering()
         box = text.get_window_extent()
         parts = [*figure.legends, *(axes.title for axes in figure.axes), *figure.axes]
-        assert not any(overlap(box, part.get_window_extent()) for part in parts)
+        boxes = [part.get_window_extent() for part in parts]
+    assert not any(overlap(box, other) for other in boxes)
+    legends = boxes[: len(figure.legends)]
+    assert not any(overlap(a, b) for a in legends for b in boxes[len(legends) :])
     assert box.y1 <= figure.bbox.y1 and box.x0 >= 0 and box.x1 <= figure.bbox.x1

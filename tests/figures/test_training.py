@@ -12,7 +12,7 @@ def test_training_has_a_panel_per_measure():
     figure = draw("training", training_rows(seeds=(0, 1)))
     assert titles(figure) == list(TITLES.values())
     assert figure.get_supxlabel() == "epoch"
-    assert legend_labels(figure) == ["0", "25", "67.5"]
+    assert legend_labels(figure) == ["0", "25", "67.5", "mean ± SD, n = 2"]
     loss, given, _, memorized, _ = map(curves, figure.axes)
     np.testing.assert_allclose(loss["25"].get_ydata(orig=False), [2 / e + 0.5 for e in EPOCHS])
     np.testing.assert_allclose(given["25"].get_ydata(orig=False), [1 - 0.25 / e for e in EPOCHS])

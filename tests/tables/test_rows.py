@@ -9,12 +9,12 @@ INTERFACE = {
     "given_accuracy true_accuracy mislabelled_accuracy test_accuracy noise_seed true_loss "
     "mislabelled_loss mislabelled_true_loss mislabelled_true_accuracy clean_loss clean_accuracy "
     "test_loss order_seed",
-    tables.CkaRow: "checkpoint reference layer reference_layer model reference_model data epoch "
-    "noise_ratio noise_kind noise_seed seed order_seed front_layer back_layer front_noise_ratio "
-    "front_noise_seed front_seed back_noise_ratio back_noise_seed back_seed reference_epoch "
-    "reference_noise_ratio reference_noise_kind reference_noise_seed reference_seed "
-    "reference_order_seed estimator kernel bandwidth precision n batch_size sample_seed cka cka_se "
-    "cka_null",
+    tables.CkaRow: "checkpoint reference layer reference_layer same_as model reference_model data "
+    "epoch noise_ratio noise_kind noise_seed seed order_seed front_layer back_layer "
+    "front_noise_ratio front_noise_seed front_seed back_noise_ratio back_noise_seed back_seed "
+    "reference_epoch reference_noise_ratio reference_noise_kind reference_noise_seed "
+    "reference_seed reference_order_seed estimator kernel bandwidth precision n batch_size "
+    "sample_seed cka cka_se cka_null",
     tables.StitchingRow: "front back direction front_layer back_layer front_model back_model data "
     "front_epoch back_epoch front_noise_ratio back_noise_ratio front_noise_kind back_noise_kind "
     "front_noise_seed back_noise_seed front_seed back_seed connector batch_norm parameters init "

@@ -1,0 +1,77 @@
+"""What a value of CKA is held against: a floor and a ceiling.
+
+The floor is what unrelated layers of these networks have in expectation, the column `cka_null`. The
+ceiling is the CKA of a second clean network, of other batches or initial weights, to the clean one:
+what does not fall below that has not diverged.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from memtool.figures.colors import Style
+from memtool.figures.curves import Curve, curve, record
+from memtool.figures.rows import Rows, groups
+from memtool.tables import Row
+
+FLOOR: Style = {"color": "0.45", "linewidth": 0.6, "label": "floor: unrelated features"}
+CEILING: Style = {
+    **{"color": "black", "linestyle": ":", "linewidth": 1.1, "zorder": 3},
+    "label": "ceiling: second clean network",
+}
+
+
+def without_ceiling(rows: Rows, other_run: Callable[[Row], bool]) -> tuple[list[Row], list[Row]]:
+    """The rows of all other networks, and those of second clean ones.
+
+    `other_run` tells whether a row compares networks of two runs. Rows of clean networks alone are
+    no ceiling of anything.
+    """
+    second = [_is_clean(row) and other_run(row) for row in rows]
+    if all(second):
+        return list(rows), []
+    return (
+        [row for row, is_second in zip(rows, second, strict=True) if not is_second],
+        [row for row, is_second in zip(rows, second, strict=True) if is_second],
+    )
+
+
+def _is_clean(row: Row) -> bool:
+    return row["noise_ratio"] == 0 == row["reference_noise_ratio"] and row["front_layer"] is None
+
+
+def draw_ceiling(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = None) -> None:
+    """Draw the CKA of second clean networks: the mean over all; one epoch alone is a level line."""
+    found = curve(rows, x, "cka")
+    if len(found.x) == 1 and x == "epoch":
+        axes.axhline(found.mean[0], **CEILING)
+    elif found.x:
+        axes.plot(found.x, found.mean, **CEILING)
+    record(axes, found, "cka", str(CEILING["label"]), names)
+
+
+def draw_floor(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = None) -> None:
+    """Draw the floor of the rows: the mean of `cka_null` over all at each x."""
+    found = _mean_floor(rows, x)
+    if found.x:
+        axes.plot(found.x, found.mean, **FLOOR)
+    record(axes, found, "cka_null", str(FLOOR["label"]), names)
+
+
+def _mean_floor(rows: Iterable[Row], x: str) -> Curve:
+    values = sorted(groups((r for r in rows if r["cka_null"] is not None), lambda r: r[x]).items())
+    floors = [[row["cka_null"] for row in group] for _, group in values]
+    return Curve(
+        [at for at, _ in values],
+        [float(np.mean(floor)) for floor in floors],
+        [float(np.std(floor, ddof=1)) if len(floor) > 1 else 0.0 for floor in floors],
+        [len(floor) for floor in floors],
+    )
+
+
+def styles_of_bounds(rows: Rows, ceiling: Rows) -> list[Style]:
+    """What the legend lists of both."""
+    # A floor of 0, that of the unbiased estimators, is the axis.
+    has_floor = any(row["cka_null"] for row in rows)
+    return [*([CEILING] if ceiling else []), *([FLOOR] if has_floor else [])]
