@@ -64,7 +64,8 @@ def watching(
     names = {module: name for name, module in model.named_modules() if name}
     taken = set(names.values())
     if layers is not None:
-        names = {module: name for module, name in names.items() if _gives(name, layers)}
+        giving = _modules_of(layers)
+        names = {module: name for module, name in names.items() if name in giving}
     watch = _Watch(names, taken, see)
     with ExitStack() as attached:
         if "torch._dynamo" in sys.modules:  # parts that are compiled would not call the hooks
@@ -76,11 +77,18 @@ def watching(
         yield
 
 
-def _gives(module: str, layers: Collection[str]) -> bool:
-    """Whether one of the layers may be a call of the module: its name, or that with a number."""
-    return any(
-        layer == module or layer.startswith((f"{module}_", f"{module}:")) for layer in layers
-    )
+def _modules_of(layers: Collection[str]) -> set[str]:
+    """The names of all modules of whose calls one of the layers may be the output: its own name, or
+    what stands in it before the number of a call or of a part.
+
+    >>> sorted(_modules_of(["a_b_1"]))
+    ['a', 'a_b', 'a_b_1']
+    """
+    return {
+        layer[:end]
+        for layer in layers
+        for end in (len(layer), *(place for place, letter in enumerate(layer) if letter in "_:"))
+    }
 
 
 def _attach(watch: _Watch, module: nn.Module, first: bool) -> Callable[[], None]:
