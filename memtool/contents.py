@@ -17,6 +17,8 @@ from pathlib import Path
 from memtool.errors import some
 
 START = 1024  # bytes that are looked at
+MAX_RATIO = 100  # an archive that unpacks to more than so many times its size is a trap
+HARMLESS = 64 * 2**20  # bytes; so much may come out of any archive
 MAX_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
 
 AGAIN = "download or copy it again"
@@ -95,6 +97,17 @@ def is_pickle(path: Path) -> bool:
     """Whether a file is one that `torch.save` or `pickle.dump` wrote, by its first bytes and by
     what is in it if it is a zip archive."""
     return _recognized(path) is PICKLE
+
+
+def check_unpacked(archive: zipfile.ZipFile, size: int) -> None:
+    """Raise ValueError if an archive, a file of `size` bytes, says that it unpacks to absurdly
+    much; nothing is unpacked."""
+    unpacked = sum(member.file_size for member in archive.infolist())
+    if unpacked > max(HARMLESS, MAX_RATIO * size):
+        raise ValueError(
+            f"it unpacks to absurdly much, {unpacked:,} bytes out of {size:,}; if that is right, "
+            "save it without compression"
+        )
 
 
 def _recognized(path: Path) -> Content | None:

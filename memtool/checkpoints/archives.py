@@ -18,12 +18,12 @@ import torch
 from torch import Tensor
 
 from memtool.checkpoints.pickles import Name, Reference, read
+from memtool.contents import check_unpacked
 
 logger = logging.getLogger("memtool")
 
 MAGIC = 0x1950A86A20F9469CFC6C  # what the first pickle of an old file holds
 VERSION = 1001
-MAX_RATIO = 100  # a zip archive that unpacks to more than so many times its size is a trap
 
 # The types of storages, by the names of their classes.
 TYPES = {
@@ -111,9 +111,8 @@ def opened(path: Path) -> Iterator[Archive]:
 
 
 def _zipped(archive: zipfile.ZipFile, size: int) -> Archive:
+    check_unpacked(archive, size)
     members = {member.filename: member for member in archive.infolist()}
-    if sum(member.file_size for member in members.values()) > MAX_RATIO * size:
-        raise ValueError("it unpacks to absurdly much")
     for member in members.values():
         if member.CRC == 0:  # PyTorch may have been told not to compute it
             del member.CRC

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
+from memtool.contents import check_unpacked
 from memtool.data.classes import classes_of, values
 from memtool.data.images import check_memory
 from memtool.data.listing import Images, Listing, Vectors
@@ -134,6 +135,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     they are read, are refused."""
     try:
         with zipfile.ZipFile(path) as archive:
+            check_unpacked(archive, path.stat().st_size)
             members = {
                 name: member
                 for member in archive.infolist()

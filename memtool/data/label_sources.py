@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
+from memtool.contents import check_unpacked
 from memtool.data.classes import Values, values
 from memtool.data.listing import Labels
 from memtool.errors import last_line
@@ -208,6 +209,7 @@ def _numpy_arrays(path: Path) -> Arrays:
         if isinstance(content, np.ndarray):
             return {WHOLE: content}
         try:
+            check_unpacked(content.zip, path.stat().st_size)
             return {name: content[name] for name in content.files}
         except (ValueError, zipfile.BadZipFile) as error:
             raise MemtoolError(f"{path}: cannot be read as labels ({last_line(error)})") from error

@@ -1,6 +1,7 @@
 """Arrays in files: layouts, types, and files that are ambiguous, broken or hostile."""
 
 import os
+import tracemalloc
 import zipfile
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -94,6 +95,17 @@ def test_pickles_in_npz_are_not_opened(tmp_path: Path, refused) -> None:
     np.savez(tmp_path / "x.npz", images=np.array([Trap()], dtype=object), labels=LABELS)
     assert "cannot be read" in refused(tmp_path / "x.npz")
     assert not (tmp_path / "trapped").exists()
+
+
+def test_an_archive_that_unpacks_to_absurdly_much_is_refused_unread(
+    tmp_path: Path, refused
+) -> None:
+    path = tmp_path / "x.npz"
+    np.savez_compressed(path, images=np.zeros((30_000, 1, 50, 50), np.uint8), labels=LABELS)
+    tracemalloc.start()
+    assert "unpacks to absurdly much, 75,0" in refused(path)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("shape", ["(1152921504606846976, 3, 4, 4)", "(50000000000, 1, 1, 1)"])

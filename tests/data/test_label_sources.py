@@ -182,3 +182,10 @@ def test_numbers_are_names_where_all_classes_are_called_by_numbers():
     assert numbered(np.array([1, 2]), ("1", "2", "3"), "labels").tolist() == [0, 1]
     assert numbered(np.array([0, 2]), ("1", "2", "3"), "labels").tolist() == [0, 2]
     assert numbered(np.array(["7", "1"]), ("1", "5", "7"), "labels").tolist() == [2, 0]
+
+
+def test_an_archive_that_unpacks_to_absurdly_much_is_refused(tmp_path):
+    path = tmp_path / "labels.npz"
+    np.savez_compressed(path, labels=np.zeros(10_000_000, np.int64))
+    with pytest.raises(MemtoolError, match=r"labels.npz: .*unpacks to absurdly much, 80,000,"):
+        given_labels(str(path), ["a", "b"], np.zeros(10, np.int64))
