@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure of the report: the table it is drawn from, how, and how to read it."""
+    """A figure of the report: the kind of tables it is drawn from, how, and how to read it."""
 
     table: str
     kind: str
@@ -18,7 +18,7 @@ class Exhibit:
 
 EXHIBITS = (
     Exhibit(
-        "figure3-divergence",
+        "cka",
         "divergence",
         "Where networks differ from the clean one in the end",
         "Each curve is a network that has learned labels of which r percent were drawn at random; "
@@ -28,7 +28,7 @@ EXHIBITS = (
         {"epochs": "last"},
     ),
     Exhibit(
-        "figure1-convergence",
+        "cka",
         "convergence",
         "Figure 1: convergence",
         "Each checkpoint is compared with the final model of its own run. A layer whose curve is "
@@ -36,7 +36,7 @@ EXHIBITS = (
         "as long. Read how the curves of noisy labels lag behind, and in which layers.",
     ),
     Exhibit(
-        "figure2-stitching",
+        "stitching",
         "stitching",
         "Figure 2: stitching",
         "The front of one network runs into the back of another, with a layer between them that is "
@@ -46,7 +46,7 @@ EXHIBITS = (
         "repairs by itself. Only what goes beyond the control says something about a layer.",
     ),
     Exhibit(
-        "figure2-stitching",
+        "stitching",
         "stitching",
         "Figure 2, net of the control",
         "The same after subtracting the control: above 0 a stitched network does better than the "
@@ -54,7 +54,7 @@ EXHIBITS = (
         {"net_of_control": True},
     ),
     Exhibit(
-        "figure3-divergence",
+        "cka",
         "divergence",
         "Figure 3: divergence",
         "Each checkpoint is compared with the final clean network. Curves rise while a network "

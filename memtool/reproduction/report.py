@@ -21,6 +21,7 @@ PAPER = (
     "Gupta, Saha, Rai: Understanding Memorization using Representation Similarity Analysis and "
     "Model Stitching, UniReps 2024"
 )
+KINDS = ("training", "cka", "stitching")  # of tables
 WIDE = 5  # inches; a wider figure would be too small on a phone, and scrolls there
 MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
 
@@ -40,15 +41,14 @@ def write_report(folder: Path) -> Path:
 
 def report(folder: Path) -> str:
     """The page. What is not in the folder is left out, and the page says so."""
-    found = {name: _read(folder / f"{name}.csv") for name in {one.table for one in EXHIBITS}}
+    record = _record(folder / "reproduction.json")
+    found = {kind: _rows(folder, kind, record) for kind in KINDS}
     if not any(found.values()):
         raise MemtoolError(
-            f"{folder}: has no table of a reproduction, such as training.csv; make one with "
-            f"memtool reproduce STUDY -o {folder}"
+            f"{folder}: has no tables of a reproduction, such as tables/training-r0-s0.csv; make "
+            f"them with memtool reproduce STUDY -o {folder}"
         )
-    record = _record(folder / "reproduction.json")
-    cka = [*found["figure1-convergence"], *found["figure3-divergence"]]
-    findings = measure_findings(found["training"], cka, found["figure2-stitching"])
+    findings = measure_findings(found["training"], found["cka"], found["stitching"])
     what = str(record.get("study") or _values(found["training"], "data") or "a data set")
     sections = {
         "scale": ("What was run, and at what scale", _scale(folder, found)),
@@ -64,8 +64,26 @@ def report(folder: Path) -> str:
     return page(f"Where memorization lives: {what}", _summary(findings), sections, end)
 
 
-def _read(path: Path) -> Rows:
-    return tables.read(path) if path.is_file() else []
+def _rows(folder: Path, kind: str, record: Mapping[str, Any]) -> Rows:
+    """The rows of the tables of a kind, of all runs; of those on record, if there is a record."""
+    paths = sorted((folder / "tables").glob(f"{kind}-*.csv"))
+    known = _runs(record)
+    names = [path.stem.removeprefix(f"{kind}-") for path in paths]
+    return [
+        row
+        for path, name in zip(paths, names, strict=True)
+        if (kind == "cka" or not name.startswith("ceiling")) and (known is None or name in known)
+        for row in tables.read(path)
+    ]
+
+
+def _runs(record: Mapping[str, Any]) -> set[str] | None:
+    """The names of the runs on record, and of the second clean ones; None without a record."""
+    ratios, seeds = record.get("ratios"), record.get("seeds")
+    if not isinstance(ratios, list) or not isinstance(seeds, int):
+        return None
+    named = [f"r{ratio:g}" for ratio in ratios if _is_number(ratio)]
+    return {f"{name}-s{seed}" for name in [*named, "ceiling"] for seed in range(seeds)}
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -93,8 +111,7 @@ def _summary(findings: Sequence[FindingRow]) -> Markup:
 
 def _scale(folder: Path, found: Mapping[str, Rows]) -> Markup:
     """What was measured, by what the tables and a checkpoint say."""
-    training, stitching = found["training"], found["figure2-stitching"]
-    cka = [*found["figure1-convergence"], *found["figure3-divergence"]]
+    training, cka, stitching = (found[kind] for kind in KINDS)
     every = [*training, *cka, *stitching]
     layers = list(dict.fromkeys(row["layer"] for row in cka if row.get("layer") is not None))
     cuts = list(dict.fromkeys(row["front_layer"] for row in stitching if row.get("front_layer")))
@@ -195,7 +212,7 @@ def _figures(found: Mapping[str, Rows]) -> Markup:
 def _figure(number: int, exhibit: Exhibit, rows: Rows) -> Markup:
     """A figure drawn anew from its rows, or why there is none."""
     drawing: Markup
-    source = f"{exhibit.table}.csv"
+    source = f"tables/{exhibit.table}-*.csv"
     try:
         if not rows:
             raise MemtoolError(f"there is no {source}")
@@ -245,7 +262,7 @@ def _setting(value: Any) -> str:
 
 
 def _steps(path: Path) -> Markup:
-    rows = _read(path)
+    rows = tables.read(path) if path.is_file() else []
     if not rows:
         return element(
             "p",

@@ -23,23 +23,30 @@ CHROME = next(
 )
 
 
-def write(folder, world, **others):
-    """The tables of a world, as a reproduction leaves them; `others` are rows by their names."""
-    cka = world.cka()
-    own = [row for row in cka if row["checkpoint"].rpartition("/")[0] == row["reference"]]
-    found = {
-        "training": world.training(),
-        "figure1-convergence": own,
-        "figure2-stitching": world.stitching(),
-        "figure3-divergence": [row for row in cka if row["reference_noise_ratio"] == 0],
-        **others,
-    }
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, rows in found.items():
-        if rows:
-            with tables.writer(list(rows[0]), folder / f"{name}.csv", None) as write_row:
-                for row in rows:
-                    write_row(row)
+def write(folder, world, steps=(), **others):
+    """The tables of a world, as a reproduction leaves them; `others` are the rows of a kind."""
+    found = {"training": world.training(), "cka": world.cka(), "stitching": world.stitching()}
+    for kind, rows in {**found, **others}.items():
+        runs = {}
+        for row in rows:
+            runs.setdefault(f"tables/{kind}-{name_of(row)}.csv", []).append(row)
+        for name, of_run in runs.items():
+            write_table(folder / name, of_run)
+    if steps:
+        write_table(folder / "steps.csv", steps)
+
+
+def name_of(row):
+    if row.get("order_seed") is not None:
+        return f"ceiling-s{row['seed']}"
+    noisy = {"reverse": "back_"}.get(row["direction"], "front_") if "direction" in row else ""
+    return f"r{100 * row[noisy + 'noise_ratio']:g}-s{row[noisy + 'seed']}"
+
+
+def write_table(path, rows):
+    with tables.writer(list(rows[0]), path, None) as write_row:
+        for row in rows:
+            write_row(row)
 
 
 STEPS = [
@@ -56,6 +63,7 @@ STEPS = [
 RECORD = {
     "study": HOSTILE,
     "ratios": [0, 25, 50],
+    "seeds": 1,
     "train": {"epochs": 8, "augment": None},
     "versions": {"torch": "2.14.1", "<b>": "\x1b[2J\u202e"},
 }
@@ -169,40 +177,46 @@ def test_what_a_reader_looks_for_is_there(hostile):
 
 def test_equal_tables_give_equal_bytes(tmp_path):
     world = World(layers=("conv", "fc"), epochs=(1, 8), ratios=(0.0, 0.5))
-    others = dict.fromkeys(("figure1-convergence", "figure3-divergence"))
     for name in ("a", "b"):
-        write(tmp_path / name / "out", world, **others)
+        write(tmp_path / name / "out", world, cka=[])
     pages = [write_report(tmp_path / name / "out").read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1] and b"</svg>" in pages[0]
 
 
 def test_what_is_missing_is_left_out_with_the_reason(tmp_path):
-    write(
-        tmp_path,
-        World(),
-        **dict.fromkeys(("figure1-convergence", "figure2-stitching", "figure3-divergence")),
-    )
+    write(tmp_path, World(), cka=[], stitching=[])
     text = "".join(Page(write_report(tmp_path).read_text()).text)
-    assert "Not drawn: there is no figure2-stitching.csv." in text
+    assert "Not drawn: there is no tables/stitching-*.csv." in text
     assert "no accuracy of noisy fronts on a clean back in the tables" in text
     assert "has no reproduction.json" in text and "there is no steps.csv" in text
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_rest(tmp_path):
     rows = [{"epoch": 1, "noise_ratio": 0.5, "seed": 0, "given_accuracy": 1, "test_accuracy": 1}]
-    write(tmp_path, World(ratios=(0.5,), layers=("fc",), ceiling=None), training=rows)
+    write(tmp_path, World(layers=("conv", "fc")), training=rows, cka=[])
     text = "".join(Page(write_report(tmp_path).read_text()).text)
+    assert "Not drawn: there is no tables/cka-*.csv." in text and "net of the control" in text
     assert "Not drawn: training: the table has no column" in text
+
+
+def test_tables_of_runs_that_are_not_on_record_do_not_count(tmp_path):
+    write(tmp_path, World(ratios=(0.0, 0.25, 0.5), seeds=(0, 1)), cka=[], stitching=[])
+    (tmp_path / "reproduction.json").write_text('{"ratios": [0, 50], "seeds": 1}')
+    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    assert "Noise ratios r0%, 50%Seeds0Epochs" in text
+    (tmp_path / "reproduction.json").unlink()
+    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    assert "Noise ratios r0%, 25%, 50%Seeds0, 1Epochs" in text
 
 
 def test_a_folder_of_anything_else_is_refused(run, tmp_path):
     result = run("report", tmp_path)
     assert result.code == 1
     assert result.stderr == (
-        f"memtool: error: {tmp_path}: has no table of a reproduction, such as training.csv; make "
-        f"one with memtool reproduce STUDY -o {tmp_path}\n"
+        f"memtool: error: {tmp_path}: has no tables of a reproduction, such as "
+        f"tables/training-r0-s0.csv; make them with memtool reproduce STUDY -o {tmp_path}\n"
     )
-    write(tmp_path, World(), **dict.fromkeys(("figure1-convergence", "figure2-stitching")))
+    write(tmp_path, World(), cka=[], stitching=[])
     (tmp_path / "reproduction.json").write_text("[1")
     with pytest.raises(MemtoolError, match="reproduction.json: cannot be read as JSON"):
         write_report(tmp_path)
