@@ -178,7 +178,7 @@ def test_what_a_reader_looks_for_is_there(hostile):
 def test_equal_tables_give_equal_bytes(tmp_path):
     world = World(layers=("conv", "fc"), epochs=(1, 8), ratios=(0.0, 0.5))
     for name in ("a", "b"):
-        write(tmp_path / name / "out", world, cka=[])
+        write(tmp_path / name / "out", world, cka=[], stitching=[])
     pages = [write_report(tmp_path / name / "out").read_bytes() for name in ("a", "b")]
     assert pages[0] == pages[1] and b"</svg>" in pages[0]
 
