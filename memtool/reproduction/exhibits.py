@@ -23,24 +23,25 @@ EXHIBITS = (
         "Where networks differ from the clean one in the end",
         "Each curve is a network that has learned labels of which r percent were drawn at random; "
         "it shows how similar its layers are to those of the final clean network. 1 is the same "
-        "but for rotation and scale. Where a curve falls below the others, the noisy labels have "
-        "changed the layer.",
-        {"epochs": "last"},
+        "but for rotation and scale. A dotted line, where there is one, is a second clean network, "
+        "which saw the images in another order: what is not below it has not diverged. A thin "
+        "grey line is what unrelated layers would have.",
+        {"x": "layer", "epochs": "last"},
     ),
     Exhibit(
         "cka",
         "convergence",
         "Figure 1: convergence",
-        "Each checkpoint is compared with the final model of its own run. A layer whose curve is "
-        "near 1 early was soon as it is in the end; a layer that gets there late was changing for "
-        "as long. Read how the curves of noisy labels lag behind, and in which layers.",
+        "Each checkpoint is compared with the final model of its own run. A layer that is near 1 "
+        "at an early epoch was soon as it is in the end; a layer that gets there late was changing "
+        "for as long. Look for the layers in which noisy labels make networks lag behind.",
     ),
     Exhibit(
         "stitching",
         "stitching",
         "Figure 2: stitching",
         "The front of one network runs into the back of another, with a layer between them that is "
-        "trained on clean labels. Left: as long as a noisy front serves the clean back well (at "
+        "trained on clean labels. First: as long as a noisy front serves the clean back well (at "
         "the dotted line), nothing was lost up to the cut. Then: what a clean front gives a noisy "
         "back (dashed: the noisy network alone). Last, the control: what the layer between "
         "repairs by itself. Only what goes beyond the control says something about a layer.",
@@ -57,16 +58,16 @@ EXHIBITS = (
         "cka",
         "divergence",
         "Figure 3: divergence",
-        "Each checkpoint is compared with the final clean network. Curves rise while a network "
-        "learns what all labels have in common, and fall as it memorizes: look for how early the "
-        "peak is, how far a curve falls, and in which layers.",
+        "Each checkpoint is compared with the final clean network. CKA rises while a network "
+        "learns what all labels have in common, and falls as it memorizes: look for how early the "
+        "peak is, how far CKA falls from it, and in which layers.",
     ),
     Exhibit(
         "training",
         "training",
         "Training",
-        "Accuracy on the given labels of the mislabelled images is memorization; on their true "
-        "labels, what the network would say if it had not memorized. Where memorization rises, "
-        "test accuracy falls.",
+        "Accuracy on the given labels of the mislabelled images is memorization; that on all true "
+        "labels and on the test images is what the network has learned besides. Where the first "
+        "rises, the others fall.",
     ),
 )

@@ -21,7 +21,12 @@ PAPER = (
     "Gupta, Saha, Rai: Understanding Memorization using Representation Similarity Analysis and "
     "Model Stitching, UniReps 2024"
 )
-KINDS = ("training", "cka", "stitching")  # of tables
+# Of tables: the first words of their names.
+KINDS = {
+    "training": ("training",),
+    "cka": ("cka", "convergence", "divergence"),
+    "stitching": ("stitching",),
+}
 WIDE = 5  # inches; a wider figure would be too small on a phone, and scrolls there
 MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
 
@@ -66,12 +71,12 @@ def report(folder: Path) -> str:
 
 def _rows(folder: Path, kind: str, record: Mapping[str, Any]) -> Rows:
     """The rows of the tables of a kind, of all runs; of those on record, if there is a record."""
-    paths = sorted((folder / "tables").glob(f"{kind}-*.csv"))
+    paths = [path for name in KINDS[kind] for path in (folder / "tables").glob(f"{name}-*.csv")]
     known = _runs(record)
-    names = [path.stem.removeprefix(f"{kind}-") for path in paths]
+    names = [path.stem.partition("-")[2] for path in sorted(paths)]
     return [
         row
-        for path, name in zip(paths, names, strict=True)
+        for path, name in zip(sorted(paths), names, strict=True)
         if (kind == "cka" or not name.startswith("ceiling")) and (known is None or name in known)
         for row in tables.read(path)
     ]
