@@ -42,8 +42,8 @@ def read_table(path: Path | str) -> Any:
 
 
 def draw(kind: str, rows: Any, **options: Any) -> "Figure":
-    """The figure of a `kind` (convergence, divergence, stitching, heatmap or training) that shows
-    `rows`, dicts or a pandas frame, as `memtool plot` draws it.
+    """The figure of a `kind` (convergence, divergence, stitching, supplement, heatmap or training)
+    that shows `rows`, dicts or a pandas frame, as `memtool plot` draws it.
 
     It is a matplotlib Figure: a notebook shows it, and its `savefig` writes it. Raises MemtoolError
     if the rows lack what the figure needs.

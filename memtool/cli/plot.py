@@ -33,8 +33,9 @@ def plot(
         list[str] | None,
         typer.Argument(
             metavar="[KIND] TABLE...",
-            help="convergence, stitching, divergence, heatmap or training (found from the columns "
-            "if left out), then tables of train, cka or stitch; - is stdin, and so is no table",
+            help="convergence, stitching, divergence, supplement, heatmap or training (found from "
+            "the columns if left out), then tables of train, cka or stitch; - is stdin, and so "
+            "is no table",
             show_default=False,
         ),
     ] = None,
@@ -130,6 +131,7 @@ def plot(
       memtool plot convergence tables/*.csv -o figure1.png -o figure1.pdf
       memtool plot divergence cka.csv --x layer --width column -o f.pdf
       memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
+      memtool cka stitched/*.safetensors runs/r0.safetensors | memtool plot -o s.png
     """
     import sys
 

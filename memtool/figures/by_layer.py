@@ -73,8 +73,8 @@ def _panel_per_run(
         by_epoch = groups(runs[one], lambda row: row["epoch"])
         _draw_bounds(axes, runs[one], ceiling, axis)
         for epoch, style in styles.items():
-            _draw_layers(axes, by_epoch.get(epoch, ()), style, axis, ())
-    return _finished(figure, panels, axis, ylabel, rows, ceiling, _graded(styles), "epoch")
+            draw_layers(axes, by_epoch.get(epoch, ()), style, axis, ())
+    return finished(figure, panels, axis, ylabel, rows, ceiling, _graded(styles), "epoch")
 
 
 def _one_panel(rows: Rows, ceiling: Rows, axis: LayerAxis, ylabel: str, options: Options) -> Figure:
@@ -84,12 +84,12 @@ def _one_panel(rows: Rows, ceiling: Rows, axis: LayerAxis, ylabel: str, options:
     (axes,) = panels
     _draw_bounds(axes, rows, ceiling, axis)
     for one, style in styles.items():
-        _draw_layers(axes, runs[one], style, axis, axis.marked)
+        draw_layers(axes, runs[one], style, axis, axis.marked)
     legend = list(styles.values())
-    return _finished(figure, panels, axis, ylabel, rows, ceiling, legend, runs_title(styles))
+    return finished(figure, panels, axis, ylabel, rows, ceiling, legend, runs_title(styles))
 
 
-def _finished(
+def finished(
     figure: Drawing,
     panels: Sequence[Axes],
     axis: LayerAxis,
@@ -110,7 +110,7 @@ def _finished(
     return figure
 
 
-def _draw_layers(
+def draw_layers(
     axes: Axes, rows: Rows, style: Style, axis: LayerAxis, marked: Collection[float]
 ) -> None:
     """Draw CKA against the places of layers; those of shortcuts are dots of their own."""

@@ -24,7 +24,6 @@ from memtool.figures.style import (
 from memtool.tables import Row
 
 NETWORKS = ("checkpoint", "front", "back", "reference")  # the columns that name files
-ENDS = f"{NOISE_RATIO}, front → back"
 BAND: dict[str, Any] = {"alpha": 0.25, "linewidth": 0}
 LINES = ("-", (0, (6, 1.5)), "-.", (0, (3, 1, 1, 1, 1, 1)))  # of runs of one noise ratio
 
@@ -32,24 +31,20 @@ LINES = ("-", (0, (6, 1.5)), "-.", (0, (3, 1, 1, 1, 1, 1)))  # of runs of one no
 class Run(NamedTuple):
     """What a curve stands for: all that tells runs apart but their seeds.
 
-    `noise` is the noise ratio, that of both ends of a stitched model, or the checkpoint where
-    neither is known. The rest is None where it is unknown.
+    `noise` is the noise ratio, or the checkpoint where that is unknown. The rest is None where it
+    is unknown.
     """
 
-    noise: float | tuple[float, float] | str
-    cut: str | None = None
+    noise: float | str
     noise_kind: str | None = None
     model: str | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
         """Each field as a legend has it."""
-        if isinstance(self.noise, str):
-            noise = short_name(self.noise)
-        else:
-            ends = self.noise if isinstance(self.noise, tuple) else [self.noise]
-            noise = " → ".join(f"{100 * ratio:g}" for ratio in ends)
-        return noise, *(part or "" for part in self[1:])
+        noise = self.noise
+        shown = short_name(noise) if isinstance(noise, str) else f"{100 * noise:g}"
+        return shown, *(part or "" for part in self[1:])
 
 
 class Curve(NamedTuple):
@@ -163,6 +158,17 @@ def draw_curve(
     record(axes, found, y, style["label"], names)
 
 
+def draw_error_bars(
+    axes: Axes, found: Curve, y: str, style: Style, names: Sequence[str] | None = None
+) -> None:
+    """Draw a curve as `draw_curve` does, with its spread as error bars."""
+    spread = found.spread if any(found.spread) else None
+    axes.errorbar(found.x, found.mean, spread, elinewidth=0.6, capsize=1.5, **style)
+    if spread:
+        _drawing(axes).bands.update(found.n)
+    record(axes, found, y, style["label"], names)
+
+
 def record(
     axes: Axes, found: Curve, y: str, label: str, names: Sequence[str] | None = None
 ) -> None:
@@ -204,14 +210,10 @@ def marked_epochs(rows: Rows) -> list[float]:
 def run(row: Row) -> Run:
     """The run that a row belongs to; runs that differ in seeds alone count as one."""
     ratio: float | None = row["noise_ratio"]
-    ends = row.get("front_noise_ratio"), row.get("back_noise_ratio")
-    if None not in ends:
-        noise: Any = ends
-    else:
-        noise = str(row["checkpoint"]) if ratio is None else ratio
+    noise = str(row["checkpoint"]) if ratio is None else ratio
     # Without noise there is no kind of noise, but a row may name one all the same.
     kind = row.get("noise_kind") if ratio else None
-    return Run(noise, cut_name(row), kind, row.get("model"))
+    return Run(noise, kind, row.get("model"))
 
 
 def cut_name(row: Row) -> str | None:
@@ -221,9 +223,8 @@ def cut_name(row: Row) -> str | None:
 
 
 def run_styles(rows: Rows) -> dict[Run, Style]:
-    """A style for each run: noise ratios in ascending order, those of stitched models, then
-    checkpoints without one."""
-    runs = sorted(groups(rows, run), key=lambda one: (_rank(one), one.noise))
+    """A style for each run: noise ratios in ascending order, then checkpoints without one."""
+    runs = sorted(groups(rows, run), key=lambda one: (isinstance(one.noise, str), one.noise))
     labels = dict(zip(runs, _labels(runs), strict=True))
     known = [one for one in runs if not isinstance(one.noise, str)]
     unknown = runs[len(known) :]
@@ -234,19 +235,9 @@ def run_styles(rows: Rows) -> dict[Run, Style]:
 
 
 def _style(one: Run, runs: Sequence[Run]) -> Style:
-    """The style of its noise ratio, that of the noisier end of a stitched model; runs that agree in
-    it differ in their lines."""
-    same = [other for other in runs if _noise(other) == _noise(one)]
-    return {**noise_style(_noise(one)), "linestyle": LINES[same.index(one) % len(LINES)]}
-
-
-def _noise(one: Run) -> float:
-    noise: Any = one.noise
-    return float(max(noise) if isinstance(noise, tuple) else noise)
-
-
-def _rank(one: Run) -> int:
-    return [float, tuple, str].index(float if isinstance(one.noise, int) else type(one.noise))
+    """The style of its noise ratio; runs that agree in it differ in their lines."""
+    same = [other for other in runs if other.noise == one.noise]
+    return {**noise_style(float(one.noise)), "linestyle": LINES[same.index(one) % len(LINES)]}
 
 
 def _labels(runs: Sequence[Run]) -> list[str]:
@@ -261,8 +252,8 @@ def _labels(runs: Sequence[Run]) -> list[str]:
 
 def runs_title(runs: Iterable[Run]) -> str:
     """The title of a legend that lists these runs."""
-    titles = {0: NOISE_RATIO, 1: ENDS, 2: "checkpoint"}
-    return " or ".join(dict.fromkeys(titles[_rank(one)] for one in runs))
+    titles = ("checkpoint" if isinstance(one.noise, str) else NOISE_RATIO for one in runs)
+    return " or ".join(dict.fromkeys(titles))
 
 
 def require_epoch(rows: Rows) -> None:

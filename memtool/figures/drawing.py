@@ -9,7 +9,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
-from memtool.figures import heatmap, similarity, stitching, training
+from memtool.figures import heatmap, similarity, stitching, supplement, training
 from memtool.figures.letters import families, warn_of_escapes
 from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, common_columns, listed
@@ -23,6 +23,7 @@ class Kind(StrEnum):
     convergence = "convergence"
     divergence = "divergence"
     stitching = "stitching"
+    supplement = "supplement"
     heatmap = "heatmap"
     training = "training"
 
@@ -52,6 +53,9 @@ FIGURES: dict[Kind, Design] = {
         *(stitching.NEEDS, stitching.choose, stitching.draw),
         takes=("layers", "ratios", "net_of_control"),
     ),
+    Kind.supplement: Design(
+        supplement.NEEDS, supplement.choose, supplement.draw, takes=("layers", "ratios", "marks")
+    ),
     Kind.heatmap: Design(heatmap.NEEDS, heatmap.choose, heatmap.draw, takes=("layers",)),
     Kind.training: Design(
         training.NEEDS, training.choose, training.draw, takes=("ratios", "epochs")
@@ -62,9 +66,10 @@ FIGURES: dict[Kind, Design] = {
 def recognize(rows: Rows) -> Kind:
     """The kind of figure that the columns and values of a table call for.
 
-    A table of CKA is a heatmap if it compares a layer with several reference layers. Otherwise it
-    is a convergence if every reference belongs to the same run as its checkpoint (same noise ratio,
-    same seed), a divergence if every one is compared with another run.
+    A table of CKA is a heatmap if it compares a layer with several reference layers, and a
+    supplement if it has rows of stitched models. Otherwise it is a convergence if every reference
+    belongs to the same run as its checkpoint (same noise ratio, same seed), a divergence if every
+    one is compared with another run.
 
     Raises MemtoolError if no figure can be drawn from these columns, or both of the latter can.
     """
@@ -76,7 +81,10 @@ def recognize(rows: Rows) -> Kind:
     if Kind.heatmap in kinds and similarity.several_reference_layers(heatmap.NEEDS.select(rows)):
         return Kind.heatmap
     if Kind.convergence in kinds:
-        return _of_cka(similarity.NEEDS.select(rows))
+        selected = similarity.NEEDS.select(rows)
+        if any(map(similarity.is_stitched, selected)):
+            return Kind.supplement
+        return _of_cka(selected)
     raise MemtoolError(
         f"no figure for a table with the columns {listed(sorted(columns)) or '(none)'}; "
         f"the kinds are {', '.join(Kind)}: name one to see which columns it lacks"
@@ -114,6 +122,8 @@ def draw(kind: Kind | str, rows: Rows, options: Options = Options()) -> Figure:
       model, with the CKA of a second clean network as a ceiling.
     - `stitching` (Figure 2): test accuracy of stitched models against the noise ratio; one panel
       per direction, one curve per cut.
+    - `supplement`: CKA of stitched models to the clean one, layer by layer; one panel per pair of
+      noise ratios, one curve per cut.
     - `heatmap`: CKA of each layer with each reference layer; one panel per pair of checkpoints.
     - `training`: loss and accuracies against the epoch.
 

@@ -36,7 +36,8 @@ def of_convergence(rows: Rows, options: Options) -> list[Row]:
 
     Raises MemtoolError if there are none, or if they are for a heatmap.
     """
-    _check_corresponding(rows)
+    check_corresponding(rows)
+    rows = _of_runs(rows)
     own = [row for row in rows if not _known_to_differ(row)]
     if rows and not own:
         raise MemtoolError(
@@ -52,7 +53,8 @@ def of_divergence(rows: Rows, options: Options) -> list[Row]:
 
     Raises MemtoolError if there are none, or if they are for a heatmap.
     """
-    _check_corresponding(rows)
+    check_corresponding(rows)
+    rows = _of_runs(rows)
     others = of_other_runs(rows)
     found = [row for row in rows if reference_run(row) in others]
     if rows and not found:
@@ -76,10 +78,15 @@ def reference_run(row: Row) -> tuple[Any, ...]:
     return tuple(row[f"reference_{column}"] for column in _telling(ratio))
 
 
+def is_stitched(row: Row) -> bool:
+    """Whether a row is of a stitched model, which is no point of any run."""
+    return row["front_layer"] is not None or row["front_noise_ratio"] is not None
+
+
 def same_run(row: Row) -> bool:
     """Whether checkpoint and reference come from the same run; unknown runs count as different, and
     so do stitched models."""
-    if row["noise_ratio"] is None or row["front_noise_ratio"] is not None:
+    if row["noise_ratio"] is None or is_stitched(row):
         return False
     return all(row[one] == row[f"reference_{one}"] for one in _telling(row["noise_ratio"]))
 
@@ -98,7 +105,16 @@ def _telling(ratio: float | None) -> tuple[str, ...]:
     return (*RUN, *NOISE) if ratio else RUN
 
 
-def _check_corresponding(rows: Rows) -> None:
+def _of_runs(rows: Rows) -> list[Row]:
+    """The rows without those of stitched models; raises MemtoolError if there are no others."""
+    found = [row for row in rows if not is_stitched(row)]
+    if rows and not found:
+        raise MemtoolError("all rows are of stitched models: draw them as supplement")
+    return found
+
+
+def check_corresponding(rows: Rows) -> None:
+    """Raise MemtoolError if a layer is compared with several of one reference."""
     if several_reference_layers(rows):
         raise MemtoolError(
             "the table compares a layer with several reference layers: draw it as a heatmap, "

@@ -1,16 +1,24 @@
 """Figure 2: test accuracy of stitched models against the noise ratio or, for a few, the cut."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
 from memtool.errors import shortened
 from memtool.figures.colors import Style
-from memtool.figures.curves import Curve, curve, cut_name, one_per_seed
+from memtool.figures.curves import (
+    BAND,
+    Curve,
+    curve,
+    cut_name,
+    draw_curve,
+    draw_error_bars,
+    one_per_seed,
+    record,
+    spread_legend,
+)
 from memtool.figures.letters import drawable
 from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, groups, usable
@@ -60,7 +68,6 @@ DIRECTIONS: dict[str, Style] = {
     "control": {"color": "0.5", "marker": "^"},
 }
 LINES = ("-", "--", "-.", ":")  # of one direction, by the noise ratio of the other end
-BAND: dict[str, Any] = {"alpha": 0.25, "linewidth": 0}
 FEW_RATIOS = 2  # with no more, the cut is on the x axis
 
 
@@ -110,11 +117,13 @@ def _over_ratios(rows: Rows, options: Options) -> Figure:
     figure, panels = panel_grid(titles, len(titles), options.width)
     for axes, group in zip(panels, directions.values(), strict=True):
         for name, found in groups(group, lambda row: str(row["curve"])).items():
-            _draw_stitched(axes, curve(found, "percent", "test_accuracy"), styles[name])
+            accuracy = curve(found, "percent", "test_accuracy")
+            draw_error_bars(axes, accuracy, _measure(options), styles[name])
         if not options.net_of_control:
-            _draw_line(axes, curve(_alone(group, _noisy_ends), "percent", "accuracy"), NOISY)
-    lines = [*_draw_levels(panels, rows, options), *([] if options.net_of_control else [NOISY])]
-    finish(figure, NOISE_RATIO, _label(options), [*styles.values(), *lines], "cut")
+            alone = curve(_alone(group, _noisy_ends), "percent", "accuracy")
+            draw_curve(axes, alone, "test_accuracy", NOISY)
+    lines = [*styles.values(), *_draw_levels(panels, rows, options)]
+    finish(figure, NOISE_RATIO, _label(options), lines, "cut", spread_legend(figure))
     return figure
 
 
@@ -122,28 +131,30 @@ def _over_cuts(rows: Rows, options: Options) -> Figure:
     cuts = {row["k"]: str(cut_name(row)) for row in sorted(rows, key=lambda row: int(row["k"]))}
     places = {k: place for place, k in enumerate(cuts)}
     rows = [{**row, "place": places[row["k"]]} for row in rows]
-    ratios = dict(sorted(groups(rows, _percent).items()))
+    ratios, names = dict(sorted(groups(rows, _percent).items())), list(cuts.values())
     styles = _direction_styles(rows)
     figure, panels = panel_grid([f"r = {r:g} %" for r in ratios], len(ratios), options.width)
     for axes, group in zip(panels, ratios.values(), strict=True):
-        for name, found in groups(group, lambda row: (row["direction"], row["other"])).items():
-            _draw_stitched(axes, curve(found, "place", "test_accuracy"), styles[name])
+        for key, found in groups(group, lambda row: (row["direction"], row["other"])).items():
+            accuracy = curve(found, "place", "test_accuracy")
+            draw_error_bars(axes, accuracy, _measure(options), styles[key], names)
         if not options.net_of_control:
-            _draw_level(axes, curve(_alone(group, _noisy_ends), "percent", "accuracy"), NOISY)
+            alone = curve(_alone(group, _noisy_ends), "percent", "accuracy")
+            _draw_level(axes, alone, NOISY, names)
     _name_cuts(figure, panels, cuts)
-    lines = [*_draw_levels(panels, rows, options), *([] if options.net_of_control else [NOISY])]
-    finish(
-        figure,
-        "cut k: the last layer of the front",
-        _label(options),
-        [*styles.values(), *lines],
-        "",
-    )
+    lines = [*styles.values(), *_draw_levels(panels, rows, options, names)]
+    xlabel = "cut k: the last layer of the front"
+    finish(figure, xlabel, _label(options), lines, "", spread_legend(figure))
     return figure
 
 
 def _label(options: Options) -> str:
     return "test accuracy" + (" − control's" if options.net_of_control else "")
+
+
+def _measure(options: Options) -> str:
+    """What is drawn, in columns of the table."""
+    return "test_accuracy" + (" - control_accuracy" if options.net_of_control else "")
 
 
 def _net_of_control(rows: Rows) -> list[Row]:
@@ -255,37 +266,34 @@ def _name_cuts(figure: Figure, panels: Sequence[Axes], cuts: Mapping[int, str]) 
         axes.set_xlim(-0.3, len(cuts) - 0.7)
 
 
-def _draw_stitched(axes: Axes, found: Curve, style: Style) -> None:
-    """Draw a curve, with the standard deviations as error bars where several rows make a point."""
-    spread = found.spread if any(found.spread) else None
-    axes.errorbar(found.x, found.mean, spread, elinewidth=0.6, capsize=1.5, **style)
+def _draw_levels(
+    panels: Sequence[Axes], rows: Rows, options: Options, names: Sequence[str] | None = None
+) -> list[Style]:
+    """Draw what is level in all panels: the accuracy of clean networks; net of the control, 0.
 
-
-def _draw_levels(panels: Sequence[Axes], rows: Rows, options: Options) -> list[Style]:
-    """Draw what is level in all panels: the accuracy of clean networks; net of the control, 0."""
+    Returns what the legend lists of this and of the noisy networks.
+    """
     if options.net_of_control:
-        level, style = Curve([0], [0.0], [0.0], [1]), NO_GAIN
-    else:
-        level, style = curve(_alone(rows, _clean_ends), "percent", "accuracy"), CLEAN
+        for axes in panels:
+            axes.axhline(0, **NO_GAIN)
+        return [NO_GAIN]
+    clean = curve(_alone(rows, _clean_ends), "percent", "accuracy")
     for axes in panels:
-        _draw_level(axes, level, style)
-    return [style] if level.x else []
+        _draw_level(axes, clean, CLEAN, names)
+    return [*([CLEAN] if clean.x else []), NOISY]
 
 
-def _draw_level(axes: Axes, found: Curve, style: Style) -> None:
-    """Draw a curve of one point as a level line with a band; nothing if there is no point."""
-    for mean, spread in zip(found.mean, found.spread, strict=True):
+def _draw_level(axes: Axes, found: Curve, style: Style, names: Sequence[str] | None) -> None:
+    """Draw a curve of one point as a level line with a band; nothing if there is no point. It is
+    recorded at each of the `names` on the x axis, or at its noise ratio."""
+    for mean, spread, n in zip(*found[1:], strict=True):
         axes.axhline(mean, **style)
         if spread:
             axes.axhspan(mean - spread, mean + spread, color=style["color"], **BAND)
-
-
-def _draw_line(axes: Axes, found: Curve, style: Style) -> None:
-    """Draw a curve with a band."""
-    axes.plot(found.x, found.mean, **style)
-    if any(found.spread):
-        low, high = np.subtract(found.mean, found.spread), np.add(found.mean, found.spread)
-        axes.fill_between(found.x, low, high, color=style["color"], **BAND)
+        if names:
+            number = len(names)
+            found = Curve([*range(number)], [mean] * number, [spread] * number, [n] * number)
+    record(axes, found, "test_accuracy", style["label"], names)
 
 
 def _alone(rows: Rows, ends: Callable[[Row], Iterable[str]]) -> list[Row]:

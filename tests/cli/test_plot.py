@@ -80,8 +80,9 @@ def test_both_ends_of_a_stitched_model_are_on_record(run, runs, stitched, tmp_pa
     assert rows[0]["reference_model"].startswith("digits-cnn?")
     assert [row["back_noise_ratio"] for row in _info(run, models)] == ["0.5", "0.0", "0.5"]
     assert run("plot", tmp_path / "cka.csv", "-o", tmp_path / "cka.svg").code == 0
-    for label in ("0 → 50", "50 → 0", "50 → 50"):
-        assert f"<!-- {label} -->" in (tmp_path / "cka.svg").read_text()
+    ends = ("front of r = 50 %, clean back", "clean front, back of r = 50 %")
+    for title in (*ends, "front and back of r = 50 %"):
+        assert f"<!-- {title} -->" in (tmp_path / "cka.svg").read_text()
 
 
 def test_a_table_of_cka_says_which_layers_are_the_same_tensor(run, runs, tmp_path):

@@ -70,6 +70,52 @@ def pair_rows(checkpoint="r50.safetensors", layers=LAYERS):
     ]
 
 
+def supplement_row(cut, part, layer, front, back, seed=0):
+    """A row of the model stitched after layer number `cut`, of a layer of its front or back."""
+    ends = f"r{front:g}-r{back:g}"
+    return {
+        "checkpoint": f"s{seed}/{ends}--{LAYERS[cut]}.safetensors",
+        "reference": f"s{seed}/r0.safetensors",
+        "layer": f"{part}.{LAYERS[layer]}",
+        "reference_layer": LAYERS[layer],
+        "epoch": 5,
+        "noise_ratio": front if front == back else None,
+        "seed": 0,
+        "front_layer": LAYERS[cut],
+        "back_layer": LAYERS[cut],
+        "front_noise_ratio": front,
+        "back_noise_ratio": back,
+        "front_seed": seed,
+        "back_seed": seed,
+        "reference_noise_ratio": 0.0,
+        "reference_seed": seed,
+        "estimator": "exact",
+        "n": 500,
+        "cka": supplement_cka(cut, part, layer, front, back, seed),
+        "cka_null": 0.01,
+    }
+
+
+def supplement_cka(cut, part, layer, front, back, seed=0):
+    before = 1 - 0.2 * front * (layer + 1)
+    after = 0.1 * (cut - layer) * (1 + back) if part == "back" else 0.0
+    return before + after - 0.05 + 0.02 * seed
+
+
+def supplement_rows(ratios=(0.25, 0.5), seeds=(0,), cuts=(0, 1)):
+    """Noisy fronts on clean backs, the reverse and controls, stitched after the first layers."""
+    return [
+        supplement_row(cut, part, layer, front, back, seed)
+        for seed in seeds
+        for ratio in ratios
+        for front, back in ((ratio, 0.0), (0.0, ratio), (ratio, ratio))
+        for cut in cuts
+        for part in ("front", "back")
+        for layer in range(len(LAYERS))
+        if (layer <= cut if part == "front" else layer >= cut)
+    ]
+
+
 def alone(ratio):
     return 0.99 - 0.8 * ratio
 
@@ -149,6 +195,7 @@ TABLES = {
     Kind.convergence: convergence_rows(),
     Kind.divergence: divergence_rows(),
     Kind.stitching: stitch_rows(),
+    Kind.supplement: supplement_rows(),
     Kind.heatmap: pair_rows(),
     Kind.training: training_rows(),
 }

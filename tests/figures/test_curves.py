@@ -47,28 +47,17 @@ def test_a_run_without_values_has_no_line_and_one_of_one_seed_no_band():
     assert bands(axes) == []
 
 
-def test_stitched_models_are_told_apart_by_both_ends_and_no_more_than_needed():
-    def row(front=None, back=None, cut=None, model=None, ratio=None):
-        return {
-            "checkpoint": "s",
-            "noise_ratio": ratio,
-            "front_noise_ratio": front,
-            "back_noise_ratio": back,
-            "front_layer": cut,
-            "back_layer": cut,
-            "model": model,
-        }
+def test_runs_are_told_apart_by_no_more_than_needed():
+    def row(model=None, ratio=None):
+        return {"checkpoint": "s", "noise_ratio": ratio, "model": model}
 
     def labels(*rows):
         return [style["label"] for style in run_styles(rows).values()]
 
-    assert labels(row(0.0, 0.5, "b1"), row(0.0, 0.25, "b1")) == ["0 → 25", "0 → 50"]
-    assert labels(row(0.0, 0.5, "b2"), row(0.0, 0.5, "b1")) == ["0 → 50, b2", "0 → 50, b1"]
-    assert labels(row(0.5, 0.5, "b2"), row(ratio=0.5)) == ["50", "50 → 50"]
-    assert labels(row(ratio=0.5, model="m"), row(ratio=0.5, model="n")) == ["50, m", "50, n"]
-    assert labels(row(ratio=0.5, model="m"), row(ratio=0.0, model="n")) == ["0", "50"]
-    both = run_styles([row(0.0, 0.5), row(ratio=0.5)])
-    assert runs_title(both) == "noise ratio r (%) or noise ratio r (%), front → back"
+    assert labels(row("m", 0.5), row("n", 0.5)) == ["50, m", "50, n"]
+    assert labels(row("m", 0.5), row("n", 0.0)) == ["0", "50"]
+    assert labels(row(), row(ratio=0.5)) == ["50", "s"]
+    assert runs_title(run_styles([row(), row(ratio=0.5)])) == "noise ratio r (%) or checkpoint"
 
 
 def test_one_value_for_each_seed_and_what_only_repeats_a_row_counts_once():

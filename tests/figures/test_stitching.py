@@ -127,7 +127,7 @@ def test_stitching_net_of_control_takes_it_off_row_by_row():
     figure = draw("stitching", rows, Options(net_of_control=True))
     assert titles(figure) == ["noisy front, clean back", "clean front, noisy back"]
     assert figure.get_supylabel() == "test accuracy − control's"
-    assert legend_labels(figure) == [*CUTS.values(), "as the control"]
+    assert legend_labels(figure) == [*CUTS.values(), "as the control", "mean ± SD, n = 2"]
     for direction, axes in zip(["forward", "reverse"], figure.axes, strict=True):
         lines = curves(axes)
         np.testing.assert_allclose(lines["as the control"].get_ydata(orig=False), 0)
