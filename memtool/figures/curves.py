@@ -23,6 +23,7 @@ from memtool.figures.style import (
 )
 from memtool.tables import Row
 
+ALIKE = ("model", "noise_kind", "connector")  # what is averaged has these in common
 NETWORKS = ("checkpoint", "front", "back", "reference")  # the columns that name files
 BAND: dict[str, Any] = {"alpha": 0.25, "linewidth": 0}
 LINES = ("-", (0, (6, 1.5)), "-.", (0, (3, 1, 1, 1, 1, 1)))  # of runs of one noise ratio
@@ -82,13 +83,33 @@ def one_per_seed(rows: Iterable[Row], y: str) -> list[Row]:
     """The rows, of which there is one for each seed: those that only repeat another are left out.
 
     Every column whose name ends in `seed` is one. Raises MemtoolError, which names both, for two
-    rows of equal seeds that are about different networks, or that differ in column `y`.
+    rows of equal seeds that are about different networks, or that differ in column `y`; and for two
+    of any seeds that differ in a column of ALIKE, or one that ends so.
     """
     found: dict[Hashable, Row] = {}
     for row in rows:
         seeds = tuple(value for column, value in row.items() if column.endswith("seed"))
         _check_repeats(found.setdefault(seeds, row), row, y)
+    first, *others = [*found.values()] or [{}]
+    for row in others:
+        _check_alike(first, row)
     return list(found.values())
+
+
+def _check_alike(first: Row, row: Row) -> None:
+    for column in row:
+        # Without noise there is no kind of noise, but a row may name one all the same.
+        is_told = row.get(column.replace("kind", "ratio")) != 0
+        if column.endswith(ALIKE) and is_told and first[column] != row[column]:
+            a, b = (" and ".join(_networks(one)) for one in (first, row))
+            raise MemtoolError(
+                f"{a}, as well as {b}, would become one point, although they differ in {column} "
+                f"({shortened(first[column])} and {shortened(row[column])}); make a table for each"
+            )
+
+
+def _networks(row: Row) -> list[str]:
+    return [shortened(row[column], 100) for column in NETWORKS if row.get(column)]
 
 
 def _check_repeats(first: Row, row: Row, y: str) -> None:
@@ -101,7 +122,7 @@ def _check_repeats(first: Row, row: Row, y: str) -> None:
                 "tell them apart in its columns"
             )
     if first[y] != row[y]:
-        named = ", ".join(shortened(row[column], 100) for column in NETWORKS if row.get(column))
+        named = ", ".join(_networks(row))
         other = {c: (first[c], row[c]) for c in row if c != y and first[c] != row[c]}
         differing = ", ".join(f"{c} ({a} and {b})" for c, (a, b) in other.items())
         raise MemtoolError(

@@ -56,7 +56,7 @@ FIGURES: dict[Kind, Design] = {
     Kind.supplement: Design(
         supplement.NEEDS, supplement.choose, supplement.draw, takes=("layers", "ratios", "marks")
     ),
-    Kind.heatmap: Design(heatmap.NEEDS, heatmap.choose, heatmap.draw, takes=("layers",)),
+    Kind.heatmap: Design(heatmap.NEEDS, heatmap.choose, heatmap.draw, takes=("layers", "marks")),
     Kind.training: Design(
         training.NEEDS, training.choose, training.draw, takes=("ratios", "epochs")
     ),

@@ -78,7 +78,7 @@ def draw(rows: Rows, options: Options = Options()) -> Figure:
     side = max(min(2.0, width - COLORBAR - margin), min(0.09 * layers, width - COLORBAR - margin))
     figure, panels = _panels(len(pairs), side + margin, width)
     for axes, ((checkpoint, reference), group) in zip(panels, pairs.items(), strict=True):
-        image = _draw_matrix(axes, group, side, names_all=bool(options.layers))
+        image = _draw_matrix(axes, group, side, options)
         axes.set_xlabel(f"layer of {short_name(reference)}")
         axes.set_ylabel(f"layer of {short_name(checkpoint)}")
     figure.colorbar(image, ax=panels, label="CKA", fraction=0.05)
@@ -97,18 +97,18 @@ def _panels(number: int, side: float, width: float) -> tuple[Figure, list[Axes]]
     return figure, list(grid[:number])
 
 
-def _draw_matrix(axes: Axes, rows: Rows, side: float, names_all: bool) -> AxesImage:
+def _draw_matrix(axes: Axes, rows: Rows, side: float, options: Options) -> AxesImage:
     """Draw one pair of checkpoints, `side` inches wide; returns the image, for the colour bar."""
     matrix = _matrix(rows)
     colors = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
     image = axes.imshow(matrix, cmap=colors, vmin=0, vmax=1, origin="lower")
     layers, references = positions(rows, "layer"), positions(rows, "reference_layer")
-    _name_layers(axes.xaxis, list(references), side, names_all)
-    _name_layers(axes.yaxis, list(layers), side, names_all)
+    _name_layers(axes.xaxis, list(references), side, options)
+    _name_layers(axes.yaxis, list(layers), side, options)
     axes.tick_params(axis="x", rotation=90)
-    for end in stage_ends(list(references)):
+    for end in stage_ends(list(references), options.marks):
         axes.axvline(end + 0.5, **STAGE_LINE)
-    for end in stage_ends(list(layers)):
+    for end in stage_ends(list(layers), options.marks):
         axes.axhline(end + 0.5, **STAGE_LINE)
     axes.add_collection(_frames(layers, references))
     if max(matrix.shape) <= MOST_VALUES:
@@ -116,11 +116,11 @@ def _draw_matrix(axes: Axes, rows: Rows, side: float, names_all: bool) -> AxesIm
     return image
 
 
-def _name_layers(axis: Axis, layers: Sequence[str], length: float, names_all: bool) -> None:
-    """Name the layers along an axis of `length` inches: of many, unless `names_all`, those alone
+def _name_layers(axis: Axis, layers: Sequence[str], length: float, options: Options) -> None:
+    """Name the layers along an axis of `length` inches: of many, unless one asks for layers, those
     that end a stage or are part of none, the last of several in a row."""
-    ends = stage_ends(layers)
-    if names_all or len(layers) <= MOST_NAMED or not ends:
+    ends = stage_ends(layers, options.marks)
+    if options.layers or len(layers) <= MOST_NAMED or not ends:
         layer_ticks(axis, layers, length)
         return
     least = LINE_HEIGHT * len(layers) / length  # layers from one name to the next

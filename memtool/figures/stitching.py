@@ -45,8 +45,8 @@ NEEDS: Needs = Needs(
     ),
     optional=(
         *("epoch", "control_accuracy", "connector", "n", "seed"),
-        *("front_epoch", "front_noise_seed", "front_seed"),
-        *("back_epoch", "back_noise_seed", "back_seed"),
+        *("front_model", "front_epoch", "front_noise_kind", "front_noise_seed", "front_seed"),
+        *("back_model", "back_epoch", "back_noise_kind", "back_noise_seed", "back_seed"),
     ),
 )
 

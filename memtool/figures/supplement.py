@@ -31,7 +31,8 @@ NEEDS: Needs = Needs(
     columns=("checkpoint", "reference", "layer", "reference_layer", "cka", "noise_ratio"),
     conditions=("estimator", "kernel", "bandwidth", "data", "n"),
     optional=(
-        *("same_as", "cka_null", "epoch", "seed", "order_seed", "noise_seed"),
+        *("same_as", "cka_null", "model", "reference_model", "epoch"),
+        *("seed", "order_seed", "noise_kind", "noise_seed"),
         *("front_layer", "front_noise_ratio", "front_noise_seed", "front_seed"),
         *("back_layer", "back_noise_ratio", "back_noise_seed", "back_seed"),
         *("reference_noise_ratio", "reference_noise_seed", "reference_seed"),

@@ -125,6 +125,11 @@ def test_lines_are_drawn_after_each_stage_and_corresponding_layers_framed():
     assert framed(axes) == [(i, i) for i in range(len(layers))]
 
 
+def test_lines_are_drawn_after_the_layers_that_are_marked():
+    axes = draw("heatmap", pair_rows(), Options(marks=("conv?",))).axes[0]
+    assert [x for x, y in map(ends_of, axes.lines) if y == [0, 1]] == [[0.5, 0.5]]
+
+
 def ends_of(line):
     return list(line.get_xdata()), list(line.get_ydata())
 
