@@ -24,8 +24,8 @@ def plot(
             "-o",
             "--output",
             metavar="FILE",
-            help="The figure, as .png, .pdf or .svg, or the rows of all tables, as .csv, .tsv or "
-            ".jsonl; may be repeated",
+            help="The figure, as .png, .pdf, .svg or .eps, or the rows of all tables, as .csv, "
+            ".tsv or .jsonl; may be repeated",
             show_default=False,
         ),
     ],
@@ -156,8 +156,9 @@ def plot(
     for path in output:
         if path == Path("-"):
             raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
-        if _format(path) not in figures.FORMATS:
-            tables.format_of(path, None)
+        if _format(path) not in (*figures.FORMATS, "csv", "tsv", "jsonl"):
+            with _usage():
+                figures.check_format(_format(path))
         check_writable(path)
     rows = [
         row for name in names or ["-"] for row in tables.read(None if name == "-" else Path(name))

@@ -6,5 +6,6 @@ from .options import Options as Options
 from .options import as_options as as_options
 from .rows import Needs as Needs
 from .saving import FORMATS as FORMATS
+from .saving import check_format as check_format
 from .saving import save as save
 from .similarity import same_run as same_run

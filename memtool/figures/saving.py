@@ -1,9 +1,15 @@
 """Writing figures to files: equal figures give equal bytes."""
 
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import matplotlib
+from matplotlib.collections import Collection
+from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from memtool import MemtoolError
 from memtool.figures.options import Options
@@ -12,6 +18,8 @@ from memtool.figures.style import LOOK
 SAVING: dict[Any, Any] = {
     "savefig.dpi": 300,
     "pdf.fonttype": 42,  # TrueType: journals refuse matplotlib's default, Type 3
+    "ps.fonttype": 42,
+    "svg.fonttype": "none",  # text remains text: it is found, read aloud and edited
     "svg.hashsalt": "memtool",  # without it, the ids in an SVG are random
 }
 MOST_PIXELS = 2**16  # along a side of a PNG
@@ -19,20 +27,23 @@ METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
     "png": {},
     "svg": {"Date": None},
+    "eps": {},
 }
 FORMATS = tuple(METADATA)
+DATE = b"%%CreationDate"  # in an EPS, which matplotlib always dates
 
 
 def save(figure: Figure, stream: BinaryIO, format: str, options: Options = Options()) -> None:
     """Write a figure to a binary stream.
 
     Equal figures give equal bytes: no date is written, and nothing random. Pixels of a PNG are
-    1/300 inch wide, and letters in a PDF are TrueType, as journals ask for.
+    1/300 inch wide, letters in a PDF or EPS are TrueType, as journals ask for, and text in an SVG
+    is text. What shines through elsewhere is opaque in an EPS, which knows no other.
 
     Args:
         figure: A figure that `draw` returned, or any other.
         stream: An open file, or another stream that takes bytes.
-        format: "pdf", "png" or "svg".
+        format: "pdf", "png", "svg" or "eps".
         options: Those that the figure was drawn with.
 
     Raises:
@@ -45,8 +56,7 @@ def save(figure: Figure, stream: BinaryIO, format: str, options: Options = Optio
     >>> stream.getvalue()[:5]
     b'%PDF-'
     """
-    if format not in METADATA:
-        raise MemtoolError(f"no figure format {format!r}; there are {', '.join(METADATA)}")
+    check_format(format)
     width, height = figure.get_size_inches()
     if format == "png" and max(width, height) * SAVING["savefig.dpi"] >= MOST_PIXELS:
         raise MemtoolError(
@@ -55,4 +65,44 @@ def save(figure: Figure, stream: BinaryIO, format: str, options: Options = Optio
         )
     # LOOK is needed again, since matplotlib makes ticks only when it draws them.
     with matplotlib.rc_context(LOOK | SAVING | options.style):
-        figure.savefig(stream, format=format, metadata=METADATA[format])
+        if format == "eps":
+            stream.write(_eps(figure))
+        else:
+            figure.savefig(stream, format=format, metadata=METADATA[format])
+
+
+def check_format(format: str) -> None:
+    """Raise MemtoolError if figures are not saved in this format, with those in which they are."""
+    if format == "pgf":
+        raise MemtoolError(
+            "pgf: matplotlib writes it with the help of LaTeX alone, which would also read the "
+            "names in the table; write a PDF or an EPS, which LaTeX includes"
+        )
+    if format not in METADATA:
+        raise MemtoolError(f"no figure format {format!r}; there are {', '.join(METADATA)}")
+
+
+def _eps(figure: Figure) -> bytes:
+    buffer = io.BytesIO()
+    with _opaque(figure):
+        figure.savefig(buffer, format="eps")
+    lines = buffer.getvalue().splitlines(keepends=True)
+    return b"".join(line for line in lines if not line.startswith(DATE))
+
+
+@contextmanager
+def _opaque(figure: Figure) -> Iterator[None]:
+    """What shines through in the colours that it has on white."""
+    seen: list[Any] = [
+        artist
+        for artist in figure.findobj(lambda one: isinstance(one, Collection | Patch))
+        if (artist.get_alpha() or 1) < 1
+    ]
+    before = [(artist.get_alpha(), to_rgba_array(artist.get_facecolor())[:, :3]) for artist in seen]
+    for artist, (alpha, color) in zip(seen, before, strict=True):
+        artist.set(alpha=None, facecolor=1 - alpha * (1 - color[0]))
+    try:
+        yield
+    finally:
+        for artist, (alpha, color) in zip(seen, before, strict=True):
+            artist.set(alpha=alpha, facecolor=color[0])

@@ -82,7 +82,7 @@ def test_both_ends_of_a_stitched_model_are_on_record(run, runs, stitched, tmp_pa
     assert run("plot", tmp_path / "cka.csv", "-o", tmp_path / "cka.svg").code == 0
     ends = ("front of r = 50 %, clean back", "clean front, back of r = 50 %")
     for title in (*ends, "front and back of r = 50 %"):
-        assert f"<!-- {title} -->" in (tmp_path / "cka.svg").read_text()
+        assert f">{title}</text>" in (tmp_path / "cka.svg").read_text()
 
 
 def test_a_table_of_cka_says_which_layers_are_the_same_tensor(run, runs, tmp_path):

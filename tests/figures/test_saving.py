@@ -1,0 +1,76 @@
+"""Saving: equal figures give equal bytes, in formats that journals take."""
+
+import io
+import logging
+import re
+
+import pytest
+from matplotlib.figure import Figure
+
+from memtool import MemtoolError
+from memtool.figures import as_options, draw, save
+from memtool.figures.saving import FORMATS
+
+from .examples import bands, convergence_rows, divergence_rows, each_kind, training_rows
+
+BEGINNINGS = {"pdf": b"%PDF-", "png": b"\x89PNG", "svg": b"<?xml", "eps": b"%!PS-Adobe-3.0 EPSF"}
+
+
+def saved(figure, format, options=None):
+    stream = io.BytesIO()
+    save(figure, stream, format, *([options] if options else []))
+    return stream.getvalue()
+
+
+@each_kind
+def test_equal_figures_give_equal_bytes(kind, rows):
+    first, second = draw(kind, rows), draw(kind, rows)
+    for format in FORMATS:
+        data = saved(first, format)
+        assert data.startswith(BEGINNINGS[format])
+        assert data == saved(second, format)
+
+
+def test_files_carry_no_date_and_fonts_that_journals_take():
+    figure = draw("training", training_rows())
+    pdf, svg, eps = (saved(figure, format) for format in ("pdf", "svg", "eps"))
+    assert b"/CreationDate" not in pdf and b"dc:date" not in svg and b"CreationDate" not in eps
+    assert b"/Type3" not in pdf and b"/CIDFontType2" in pdf
+    assert b"/FontType 42 def" in eps and b"/FontType 3 def" not in eps
+
+
+def test_text_in_an_svg_is_text():
+    rows = [row | {"layer": row["layer"] + " <a&b>"} for row in divergence_rows()]
+    svg = saved(draw("divergence", rows), "svg").decode()
+    texts = re.findall(r"<text[^>]*>([^<]*)</text>", svg)
+    assert {"noise ratio r (%)", "CKA to final clean model", "epoch", "0.8"} <= set(texts)
+    assert "fc &lt;a&amp;b&gt;" in texts
+
+
+def test_bands_in_an_eps_are_light_and_afterwards_as_before(caplog):
+    figure = draw("convergence", convergence_rows(seeds=(0, 1)))
+    before = saved(figure, "pdf")
+    with caplog.at_level(logging.WARNING):
+        eps = saved(figure, "eps").decode("latin-1")
+    assert not caplog.records  # matplotlib warns of what it cannot show through
+    color = bands(figure.axes[-1])[-1].get_facecolor()[0, :3]
+    light = 1 - 0.25 * (1 - color)
+    assert " ".join(f"{part:.3f}" for part in light) + " setrgbcolor" in eps
+    assert saved(figure, "pdf") == before
+
+
+def test_a_style_is_heeded_when_saving(tmp_path):
+    style = tmp_path / "mine.mplstyle"
+    style.write_text("xtick.direction: in\nsavefig.dpi: 50\n")
+    options = as_options(style=style, width=4)
+    data = saved(draw("training", training_rows(), options), "png", options)
+    assert int.from_bytes(data[16:20], "big") == 200  # pixels
+
+
+@pytest.mark.parametrize(
+    ("format", "message"),
+    [("gif", "'gif'; there are pdf, png, svg, eps"), ("pgf", "pgf: matplotlib writes it .* LaTeX")],
+)
+def test_an_unknown_format_is_refused(format, message):
+    with pytest.raises(MemtoolError, match=message):
+        save(Figure(), io.BytesIO(), format)
