@@ -8,21 +8,17 @@ import typer
 
 from memtool.cli import app, main, options
 from memtool.cli.console import logger, progress
-from memtool.reproduction import FIGURES, RECIPES, Study
+from memtool.reproduction import Study, chosen_recipe
 
 MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
 
+def _option(name: str, metavar: str, help: str) -> object:
+    return typer.Option(name, metavar=metavar, help=help, show_default=False)
+
+
 @app.command()
 def reproduce(
-    study: Annotated[
-        Study,
-        typer.Argument(
-            metavar="STUDY",
-            help="digits, which takes minutes on a laptop's processor",
-            show_default=False,
-        ),
-    ],
     output: Annotated[
         Path,
         typer.Option(
@@ -33,6 +29,33 @@ def reproduce(
             show_default=False,
         ),
     ],
+    study: Annotated[
+        Study | None,
+        typer.Argument(
+            metavar="[STUDY]",
+            help="digits, minutes on a laptop; cifar10, by ResNet-18, or svhn, by a CNN, hours on "
+            "a GPU; if left out, --data and --model say what",
+            show_default=False,
+        ),
+    ] = None,
+    dataset: options.Data = None,
+    data_dir: options.DataDir = None,
+    model: Annotated[
+        str | None,
+        _option("--model", "SPEC", "Model spec, as in memtool train, instead of the study's"),
+    ] = None,
+    small: Annotated[
+        bool,
+        typer.Option(
+            "--small",
+            help="For two processor cores: noise ratios 0, 25 and 50 %, 5,000 training images, "
+            "2,000 test images in CKA, networks with a width of 16, the blocks of ResNets alone",
+        ),
+    ] = False,
+    ratios: Annotated[
+        list[str] | None,
+        _option("--ratios", "RATIOS", "Noise ratios, in [0, 1] or in percent; 0 is always there"),
+    ] = None,
     seeds: Annotated[
         int,
         typer.Option(
@@ -42,6 +65,51 @@ def reproduce(
             help="Number of seeds; with several, figures show mean and spread",
         ),
     ] = 1,
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", metavar="N", min=1, help="Number of epochs")
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        typer.Option(
+            "--save-every",
+            metavar="N",
+            min=1,
+            help="Compare the checkpoints of every N-th epoch, and of the last one",
+            show_default="at most 25 of them",
+        ),
+    ] = None,
+    save_at: Annotated[
+        str | None,
+        _option("--save-at", "EPOCHS", "Compare those of these epochs instead, as in 1,2,4,8"),
+    ] = None,
+    samples_train: Annotated[
+        int | None,
+        typer.Option(
+            "--samples-train",
+            metavar="N",
+            min=1,
+            help="Take at most N of the training images, every class in proportion",
+            show_default=False,
+        ),
+    ] = None,
+    samples: options.Samples = None,
+    layers: Annotated[
+        str | None, _option("--layers", "PATTERNS", "Layers that are compared, as in memtool cka")
+    ] = None,
+    cuts: Annotated[
+        str | None, _option("--cuts", "PATTERNS", "Where to cut, as in memtool stitch --at")
+    ] = None,
+    train: Annotated[
+        str | None,
+        _option("--train", "OPTIONS", "Further options of memtool train: '--augment crop-flip'"),
+    ] = None,
+    cka: Annotated[
+        str | None,
+        _option("--cka", "OPTIONS", "Those of memtool cka, instead of '--estimator exact'"),
+    ] = None,
+    stitch: Annotated[
+        str | None, _option("--stitch", "OPTIONS", "Further ones of memtool stitch")
+    ] = None,
     jobs: Annotated[
         int | None,
         typer.Option(
@@ -65,45 +133,73 @@ def reproduce(
 ) -> None:
     """Reproduce the paper: noise, training, CKA, stitching
 
-    Writes Figures 1, 2 and 3 of the paper, a figure of the training, and their tables to DIR, and
-    prints a table of the findings, which findings.csv holds too: each claim of the paper with the
-    number that decides it, and whether it holds. Steps whose output exists and is not older than
-    their inputs are skipped.
+    Trains a network for each noise ratio, and a second clean one; compares their checkpoints and
+    stitches them. Writes Figures 1, 2 and 3 of the paper and its supplement, with their tables, to
+    DIR, and prints a table of the findings, which findings.csv holds too: each claim of the paper
+    with the number that decides it, and whether it holds. All choices are in reproduction.json,
+    what each step took is in steps.csv, and report.html shows everything on one page. Steps whose
+    output exists, by the same command, and is not older than their inputs are skipped: whoever
+    stops it may start it again.
 
     \b
     Examples:
       memtool reproduce digits -o out
       memtool reproduce digits -o out --seeds 3 -j 4
-      memtool reproduce digits -o out --makefile > Makefile && make -j 2
+      memtool reproduce cifar10 --data folder:cifar --small -o small
+      memtool reproduce --data folder:photos --model resnet50 -o photos
+      memtool reproduce cifar10 -o cifar10 --makefile > Makefile && make -j 2
     """
     from memtool import tables
-    from memtool.files import check_writable
-    from memtool.reproduction import measure_findings, run_steps, steps_for, to_makefile
+    from memtool.files import check_writable, claimed
+    from memtool.reproduction import (
+        Record,
+        findings_of,
+        pending,
+        run_steps,
+        steps_for,
+        to_makefile,
+        write_choices,
+        write_report,
+    )
 
-    steps = steps_for(RECIPES[study], output, seeds)
+    if data_dir:
+        os.environ["MEMTOOL_DATA"] = str(data_dir)
+    typed = [one for text in ratios or [] for one in text.replace(",", " ").split()]
+    percent = [100 * options.fraction(one) for one in typed]
+    recipe = chosen_recipe(
+        *(study, dataset, model, small, samples_train, samples, save_every),
+        saved=options.epochs(save_at) if save_at is not None else None,
+        ratios=percent or None,
+        seeds=seeds,
+        epochs=epochs,
+        layers=layers,
+        cuts=cuts,
+        train=train,
+        cka=cka,
+        stitch=stitch,
+    )
     if makefile:
-        arguments = ["reproduce", str(study), "-o", str(output), "--seeds", str(seeds), "-q"]
-        print(to_makefile(steps, arguments), end="")
+        print(to_makefile(recipe, output, study), end="")
         return
+    steps = steps_for(recipe, output)
     if dry_run:
-        for step in steps:
-            if not step.is_done():
-                print(step.command())
+        for step in pending(steps, Record(output / "steps.csv").commands):
+            print(step.command)
         return
-    check_writable(output / ".probe")
-    with progress(f"reproducing {study}", len(steps)) as advance:
-        for outcome in run_steps(steps, jobs or min(os.cpu_count() or 1, MOST_JOBS), main):
-            advance(description=outcome.step.name)
-            if outcome.seconds is not None:
-                logger.info(f"{outcome.step.name}: {outcome.seconds:.1f} s")
-            for warning in outcome.warnings:
-                logger.warning(f"{outcome.step.name}: {warning}")
-    read = {kind: tables.read(output / f"{stem}.csv") for kind, stem in FIGURES.items()}
-    cka = [*read["convergence"], *read["divergence"]]
-    findings = measure_findings(read["training"], cka, read["stitching"])
-    for path, chosen in ((output / "findings.csv", None), (None, table_format)):
-        with tables.writer(tables.FindingRow, path, chosen) as write:
-            for row in findings:
-                write(row)
-    for stem in FIGURES.values():
-        logger.info(f"{output / stem}.pdf")
+    check_writable(output / "steps.csv")
+    with claimed(output / "steps.csv"):  # one process at a time
+        write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
+        record, at_once = Record(output / "steps.csv"), jobs or min(os.cpu_count() or 1, MOST_JOBS)
+        with progress(f"reproducing {recipe.data}", len(steps)) as advance:
+            for outcome in run_steps(steps, at_once, main, record):
+                advance(description=outcome.step.name)
+                if outcome.seconds is not None:
+                    logger.info(f"{outcome.step.name}: {outcome.seconds:.1f} s")
+                for warning in outcome.warnings:
+                    logger.warning(f"{outcome.step.name}: {warning}")
+        findings = findings_of(recipe, output)
+        for path, chosen in ((output / "findings.csv", None), (None, table_format)):
+            with tables.writer(tables.FindingRow, path, chosen) as write:
+                for row in findings:
+                    write(row)
+        logger.info(str(write_report(output)))

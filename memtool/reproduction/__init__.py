@@ -1,14 +1,15 @@
 """Reproducing the paper on one data set.
 
 In goes a recipe (`recipes.py`): what is trained and measured for every noise ratio and seed.
-`steps.py` turns it into steps, each a memtool command that makes one file, and prints them as a
-Makefile; `runner.py` runs those whose output is out of date, several at a time. Out come figures
-and tables, and `findings.py` says which claims of the paper hold in them, by the numbers in
-`claims.py`. `report.py` makes one page of all that.
+`rules.py` says by which commands; `steps.py` expands that into steps, each a memtool command that
+makes files, and `makefile.py` prints it as a Makefile. `runner.py` runs the steps whose outputs are
+out of date, several at a time, and `record.py` keeps what they took. Out come figures and tables,
+and `findings.py` says which claims of the paper hold in them, by the numbers in `claims.py`.
+`report.py` makes one page of all that.
 
 Start reading at `recipes.py`. To add a study, add a member to `Study` and its recipe to `RECIPES`.
-To add a step for every run, `yield` it in `steps.py`. To add a claim, add it to `CLAIMS` in
-`claims.py`, and what it is decided by to `evidence.py`.
+To add a step for every run, or a figure, add a `Rule` in `rules.py`. To add a claim, add it to
+`CLAIMS` in `claims.py`, and what it is decided by to `evidence.py`.
 """
 
 import lazy_loader

@@ -1,50 +1,163 @@
 """What is done in a reproduction, as data; without torch, so that the command line starts fast."""
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from typing import Any
+
+from memtool import MemtoolError, specs
+from memtool.data.spec import with_options
+from memtool.training.defaults import config_for
 
 RATIOS = (0, 5, 10, 15, 20, 25, 37.5, 50, 67.5)  # noise ratios of the paper, in percent
+WITH_WIDTH = ("cnn", "resnet18", "resnet34", "resnet50")
+CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
 
-# The figures by their kind, as memtool plot names it, and the files they go to, without suffix.
-FIGURES = {
-    "convergence": "figure1-convergence",
-    "stitching": "figure2-stitching",
-    "divergence": "figure3-divergence",
-    "training": "training",
-}
-
-# One thread per step: these networks are too small for more, and the last digits of a sum depend on
-# the number of threads, which must not depend on how many steps run at once.
+# One thread per step, unless the environment says otherwise: as many steps run at once as there are
+# processors, and the last digits of a sum depend on the number of threads, which must not depend on
+# how many steps run at once.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1"}
 
 
 class Study(StrEnum):
-    """The data set that the paper is reproduced on."""
+    """What the paper is reproduced on."""
 
-    digits = "digits"
+    digits = "digits"  # by a small CNN
+    cifar10 = "cifar10"  # by ResNet-18, as the paper does
+    svhn = "svhn"  # by a CNN
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What a study does for every noise ratio and seed; strings are options as one types them.
+    """What is done for every noise ratio and seed; strings are options as one types them.
 
-    The clean model, which the others are compared with, is that of noise ratio 0.
+    The clean model, which the others are compared with, is that of noise ratio 0. Seeds are counted
+    from 0. `saved` are the epochs whose checkpoints are compared, besides the last one's. `train`,
+    `cka` and `stitch` are further options of these commands.
     """
 
     data: str
-    train: str  # options of memtool train
-    epochs: tuple[int, ...]  # whose checkpoints are compared
-    layers: str  # memtool cka --layers
-    cuts: str  # memtool stitch --at
+    model: str
+    epochs: int
+    saved: tuple[int, ...]
+    layers: str = "all"  # memtool cka --layers
+    cuts: str = "all"  # memtool stitch --at
     ratios: tuple[float, ...] = RATIOS  # in percent
+    seeds: int = 1
+    train: str = ""
+    cka: str = "--estimator exact"  # the paper's
+    stitch: str = ""
+
+    @staticmethod
+    def of(data: str, model: str) -> "Recipe":
+        """For any data set and model, with the epochs that the model is trained for by default."""
+        epochs = config_for(specs.split(model, "model")[0], images=50_000).epochs
+        return Recipe(data, model, epochs, every(-(-epochs // CHECKPOINTS), epochs))
+
+    def but(self, **chosen: Any) -> "Recipe":
+        """The recipe with what is chosen, and not None, in place of its own; with other `epochs`,
+        as many checkpoints are as evenly spread over these.
+
+        Raises MemtoolError for a checkpoint that is saved after the last epoch.
+        """
+        chosen = {name: value for name, value in chosen.items() if value is not None}
+        epochs = chosen.get("epochs", self.epochs)
+        if "saved" not in chosen and epochs != self.epochs:
+            chosen["saved"] = every(-(-epochs // CHECKPOINTS), epochs)
+        if max(chosen.get("saved", ()), default=0) > epochs:
+            raise MemtoolError(f"--save-at {max(chosen['saved'])}: the runs have {epochs} epochs")
+        if "saved" in chosen:
+            chosen["saved"] = tuple(sorted({*chosen["saved"]} - {epochs}))
+        if "ratios" in chosen:
+            chosen["ratios"] = tuple(sorted({0, *map(_plain, chosen["ratios"])}))
+        return replace(self, **chosen)
+
+    def small(self) -> "Recipe":
+        """For two processor cores: three noise ratios, 5,000 training images, 2,000 test images in
+        CKA, the blocks of ResNets alone, and a width of 16 for the networks that have one."""
+        name, options = specs.split(self.model, "model")
+        width = {"width": "16"} if name in WITH_WIDTH else {}
+        return self.but(
+            ratios=(0, 25, 50),
+            data=with_options(self.data, samples_train=5000),
+            model=specs.join(name, {**width, **options}),
+            layers="relu,layer?.?,avgpool,fc" if name.startswith("resnet") else None,
+            cka=f"{self.cka} --samples 2000",
+        )
+
+    def json(self) -> dict[str, Any]:
+        """All choices, as JSON holds them."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+
+
+def chosen_recipe(
+    study: Study | None,
+    data: str | None,
+    model: str | None,
+    small: bool,
+    samples_train: int | None,
+    samples: int | None,
+    save_every: int | None,
+    **chosen: Any,
+) -> Recipe:
+    """The recipe of a study, of other data or another model, or of both without a study; reduced,
+    if it is to be `small`; then with what is chosen.
+
+    Raises MemtoolError without a study unless there are data and a model, and as `Recipe.but` does.
+    """
+    if study is not None:
+        recipe = RECIPES[study]
+    elif data and model:
+        recipe = Recipe.of(data, model)
+    else:
+        raise MemtoolError(f"name a study ({', '.join(Study)}), or --data and --model")
+    if study is not None and model and specs.split(model, "model")[0] != recipe.model:
+        recipe = Recipe.of(recipe.data, model)
+    recipe = recipe.but(data=data, model=model)
+    if small:
+        recipe = recipe.small()
+    if save_every:
+        epochs = chosen.get("epochs") or recipe.epochs
+        chosen["saved"] = [*(chosen.get("saved") or ()), *every(save_every, epochs)]
+    recipe = recipe.but(**chosen)
+    if samples:
+        recipe = recipe.but(cka=f"{recipe.cka} --samples {samples}")
+    if samples_train:
+        recipe = recipe.but(data=with_options(recipe.data, samples_train=samples_train))
+    return recipe
+
+
+def every(step: int, epochs: int) -> tuple[int, ...]:
+    """The epochs at regular intervals, but for the last one.
+
+    >>> every(4, 12)
+    (4, 8)
+    """
+    return tuple(range(step, epochs, step))
+
+
+def _plain(ratio: float) -> float:
+    """A whole number as an int, whose text has no point."""
+    return int(ratio) if ratio == int(ratio) else ratio
+
+
+def told(numbers: Iterable[float]) -> str:
+    """Numbers as they are typed.
+
+    >>> told([0, 37.5])
+    '0 37.5'
+    """
+    return " ".join(f"{number:g}" for number in numbers)
 
 
 RECIPES = {
-    Study.digits: Recipe(
-        data="digits",
-        train="--model digits-cnn --save-every 1",
-        epochs=tuple(range(1, 21)),
+    Study.digits: replace(
+        Recipe.of("digits", "digits-cnn"),
         layers="block?,fc",
         cuts="block?",
+        # A few checkpoints at a time: steps that run at once then stay below 1 GB each.
+        cka="--estimator exact --memory 48MiB",
     ),
+    Study.cifar10: replace(Recipe.of("cifar10", "resnet18"), cuts="layer?"),
+    Study.svhn: replace(Recipe.of("svhn", "cnn"), layers="block?,fc", cuts="block?"),
 }

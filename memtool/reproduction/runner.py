@@ -14,10 +14,12 @@ from graphlib import TopologicalSorter
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from resource import RUSAGE_SELF, getrusage
 
 from memtool import MemtoolError
 from memtool.errors import ERROR, WARNING
 from memtool.reproduction.recipes import ENVIRONMENT
+from memtool.reproduction.record import Record
 from memtool.reproduction.steps import Step
 
 Command = Callable[[list[str]], None]
@@ -31,26 +33,36 @@ PRELOAD = [
 ]
 
 
+# What a stopped training, and a stopped sweep of stitch, leave beside the file they make.
+UNFINISHED = ("{0.stem}.state.safetensors", "{0.name}.partial")
+
+
 @dataclass(frozen=True)
 class Outcome:
-    """A step that is done: the seconds it ran for, None if it was skipped, and its warnings."""
+    """A step that is done: the seconds it ran for, None if it was skipped, the most bytes that its
+    process had in memory, and its warnings."""
 
     step: Step
     seconds: float | None = None
+    memory: int | None = None
     warnings: tuple[str, ...] = ()
 
 
-def run_steps(steps: Sequence[Step], jobs: int, command: Command) -> Iterator[Outcome]:
+def run_steps(
+    steps: Sequence[Step], jobs: int, command: Command, record: Record
+) -> Iterator[Outcome]:
     """Run the steps that are not done yet, at most `jobs` at a time; yield each as it ends.
 
     A step runs once those that make its inputs are done; among the steps that can run, those that
-    come first in `steps` go first. `command` runs memtool with the given arguments.
+    come first in `steps` go first. `command` runs memtool with the given arguments. `record` knows
+    by which command a file was made; one that was made by another command is removed first.
 
     Each step has a process of its own, forked from one that has already imported torch. Raises
     MemtoolError for a step that fails, with the last line that it wrote to stderr. However the
     iteration ends, it leaves no process and no partial file behind.
     """
-    os.environ.update(ENVIRONMENT)
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     order = _order(steps)
     waiting: list[int] = []  # a heap of the steps that can run, by their places in `steps`
     running: dict[int, _Running] = {}
@@ -58,23 +70,34 @@ def run_steps(steps: Sequence[Step], jobs: int, command: Command) -> Iterator[Ou
         while order.is_active():
             while ready := order.get_ready():
                 for place in ready:
-                    if steps[place].is_done():
+                    if steps[place].is_done(record.commands):
                         order.done(place)
                         yield Outcome(steps[place])
                     else:
                         heapq.heappush(waiting, place)
             while waiting and len(running) < jobs:
                 place = heapq.heappop(waiting)
+                _prepare(steps[place], record)
                 running[place] = _start(steps[place], command, Path(logs))
             for place in _ended(running):
                 outcome = running.pop(place).outcome()
+                record.keep(outcome.step, outcome.seconds, outcome.memory, outcome.warnings)
                 order.done(place)
                 yield outcome
 
 
+def _prepare(step: Step, record: Record) -> None:
+    """Remove what another command made, whole or in part, and record that this one is to run."""
+    if step.is_stale(record.commands):
+        for path in (step.root / output for output in step.outputs):
+            for left in (path, *(path.with_name(pattern.format(path)) for pattern in UNFINISHED)):
+                left.unlink(missing_ok=True)
+    record.keep(step)
+
+
 def _order(steps: Sequence[Step]) -> TopologicalSorter[int]:
     """The steps by their places, each after those that make its inputs."""
-    makers = {step.output: place for place, step in enumerate(steps)}
+    makers = {output: place for place, step in enumerate(steps) for output in step.outputs}
     order = TopologicalSorter(
         {
             place: [makers[path] for path in step.inputs if path in makers]
@@ -87,7 +110,8 @@ def _order(steps: Sequence[Step]) -> TopologicalSorter[int]:
 
 @dataclass(frozen=True)
 class _Running:
-    """The process of a step, the time at which it started, and the file that gets its stderr."""
+    """The process of a step, the time at which it started, and the file that gets its stderr; that
+    of the same name with `.memory` gets the most bytes that it had in memory."""
 
     step: Step
     process: BaseProcess
@@ -100,7 +124,9 @@ class _Running:
         said = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
         _check(self.step, self.process.exitcode, [line for line in said if line.strip()])
         warnings = tuple(line.removeprefix(WARNING) for line in said if line.startswith(WARNING))
-        return Outcome(self.step, time.monotonic() - self.start, warnings)
+        memory = _memory_file(self.log)
+        bytes_ = int(memory.read_text()) if memory.exists() else None
+        return Outcome(self.step, time.monotonic() - self.start, bytes_, warnings)
 
 
 def _start(step: Step, command: Command, logs: Path) -> _Running:
@@ -108,7 +134,7 @@ def _start(step: Step, command: Command, logs: Path) -> _Running:
     # This has an effect before the first process only.
     context.set_forkserver_preload([*PRELOAD, command.__module__])
     log = logs / step.name
-    process = context.Process(target=_execute, args=(command, step, log))
+    process = context.Process(target=_execute, args=(command, step.arguments, log))
     process.start()
     return _Running(step, process, time.monotonic(), log)
 
@@ -132,19 +158,28 @@ def _stopping(running: Collection[_Running]) -> Iterator[None]:
             one.process.join()
 
 
-def _execute(command: Command, step: Step, log: Path) -> None:
+def _execute(command: Command, arguments: list[str], log: Path) -> None:
     """Run a step in this process, with stdout going nowhere and stderr to `log`."""
     gc.freeze()  # a collection would write to, and so copy, all memory shared with the parent
     for path, stream in ((Path(os.devnull), sys.stdout), (log, sys.stderr)):
         with open(path, "wb") as file:
             os.dup2(file.fileno(), stream.fileno())
-    command(list(step.arguments))
+    try:
+        command(arguments)
+    finally:
+        unit = 1 if sys.platform == "darwin" else 1024
+        _memory_file(log).write_text(str(unit * getrusage(RUSAGE_SELF).ru_maxrss))
+
+
+def _memory_file(log: Path) -> Path:
+    return log.with_name(f"{log.name}.memory")
 
 
 def _check(step: Step, code: int | None, said: Sequence[str]) -> None:
     """Raise MemtoolError if the step's process failed, or did not make its output."""
     if code:
         last = said[-1].removeprefix(ERROR) if said else f"exit code {code}"
-        raise MemtoolError(f"{step.name}: {last} (the step alone: {step.command()})")
-    if not step.output.exists():
-        raise MemtoolError(f"{step.name}: did not make {step.output}")
+        raise MemtoolError(f"{step.name}: {last} (the step alone: {step.command})")
+    for path in step.outputs:
+        if not (step.root / path).exists():
+            raise MemtoolError(f"{step.name}: did not make {step.root / path}")

@@ -1,147 +1,167 @@
-"""A recipe as steps, and steps as a Makefile.
+"""A recipe as steps, each a memtool command that makes files.
 
-A step is one memtool command that makes one file: its name, inputs and output are all that make
-needs to know. Whatever else the command writes is there by the time the output is.
+What a step needs and makes is all that `make`, or the runner, has to know. Whatever else the
+command writes is there by the time its first file is.
 """
 
+import re
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from memtool import MemtoolError
-from memtool.reproduction.recipes import ENVIRONMENT, FIGURES, Recipe
+from memtool.reproduction.recipes import Recipe, told
+from memtool.reproduction.rules import CEILING, CKA, FIGURES, RUN_RULES, Rule
 
-# The paper's estimator, a few checkpoints at a time: steps that run at once then stay below 1 GB
-# each.
-EXACT = ("--estimator", "exact", "--memory", "48MiB")
+ROOT = "$(DIR)"
+NAMES = re.compile(r"\$(?:\((\w+)\)|([*<@^]))")
+
+Names = Mapping[str, str | Sequence[str]]
 
 
 @dataclass(frozen=True)
 class Step:
-    """`memtool ARGUMENTS`, which makes `output` from `inputs` and may write more before that."""
+    """`memtool WORDS`, which makes the files `outputs` from `inputs`, all below `root`; a word that
+    is a path is below it, too."""
 
     name: str
-    arguments: tuple[str, ...]
+    words: tuple[str | Path, ...]
     inputs: tuple[Path, ...]
-    output: Path
+    outputs: tuple[Path, ...]
+    root: Path = Path()
 
-    def command(self, memtool: str = "memtool") -> str:
-        """The step as a line for the shell; `memtool` is how memtool is called there.
+    @property
+    def arguments(self) -> list[str]:
+        """What memtool is to be called with."""
+        return [str(self.root / word) if isinstance(word, Path) else word for word in self.words]
 
-        >>> Step("labels", ("make-noisy", "digits", "-o", "a b"), (), Path("a b")).command()
-        "memtool make-noisy digits -o 'a b'"
+    @property
+    def command(self) -> str:
+        """The step as a line for the shell.
+
+        >>> step = Step("labels", ("make-noisy", "a b", "-o", Path("x")), (), (), Path("out"))
+        >>> step.command, step.recorded
+        ("memtool make-noisy 'a b' -o out/x", "memtool make-noisy 'a b' -o x")
         """
-        return f"{memtool} {shlex.join(self.arguments)}"
+        return f"memtool {shlex.join(self.arguments)}"
 
-    def is_done(self) -> bool:
-        """Whether the output exists and is not older than any input, as make sees it."""
-        if not self.output.exists() or not all(path.exists() for path in self.inputs):
+    @property
+    def recorded(self) -> str:
+        """The same with paths relative to `root`, wherever that is."""
+        return f"memtool {shlex.join(map(str, self.words))}"
+
+    def is_stale(self, known: Mapping[str, str]) -> bool:
+        """Whether `known`, commands by the first file that they made, has another one for this
+        step's."""
+        return known.get(str(self.outputs[0]), self.recorded) != self.recorded
+
+    def is_done(self, known: Mapping[str, str]) -> bool:
+        """Whether all outputs exist, by the command of this step as far as is known, and none is
+        older than an input, as make sees it."""
+        inputs, outputs = (
+            [self.root / path for path in paths] for paths in (self.inputs, self.outputs)
+        )
+        if self.is_stale(known) or not all(path.exists() for path in (*inputs, *outputs)):
             return False
-        made = self.output.stat().st_mtime_ns
-        return all(path.stat().st_mtime_ns <= made for path in self.inputs)
+        made = min(path.stat().st_mtime_ns for path in outputs)
+        return all(path.stat().st_mtime_ns <= made for path in inputs)
 
 
-@dataclass(frozen=True)
-class _Files:
-    """Where the files of one run are: of one noise ratio, in percent, and one seed."""
+def steps_for(recipe: Recipe, root: Path) -> list[Step]:
+    """The steps that carry out the recipe, each after those it needs.
 
-    root: Path
-    ratio: float
-    seed: int
-
-    @property
-    def run(self) -> str:
-        return f"r{self.ratio:g}-s{self.seed}"
-
-    @property
-    def labels(self) -> Path:
-        return self.root / "labels" / f"{self.run}.safetensors"
-
-    @property
-    def checkpoint(self) -> Path:
-        """The final model, which training writes last, once its table is complete."""
-        return self.root / "runs" / f"{self.run}.safetensors"
-
-    def epoch(self, epoch: int) -> Path:
-        return self.root / "runs" / self.run / f"epoch-{epoch:04d}.safetensors"
-
-    def table(self, kind: str) -> Path:
-        return self.root / "tables" / f"{kind}-{self.run}.csv"
-
-
-def steps_for(recipe: Recipe, root: Path, seeds: int) -> list[Step]:
-    """The steps that carry out `recipe` for seeds 0 to `seeds` - 1, each after those it needs.
-
-    Below `root` they make labels/, runs/, tables/ and the figures.
+    Below `root` they make labels/, runs/, stitched/, tables/ and the figures.
     """
-    runs = [_Files(root, ratio, seed) for seed in range(seeds) for ratio in recipe.ratios]
-    return [
-        *(step for files in runs for step in _run_steps(recipe, files)),
-        *(step for kind in FIGURES for step in _figure_steps(kind, root, runs)),
-    ]
+    steps = [step for seed in range(recipe.seeds) for step in _steps_of(recipe, seed, root)]
+    tables = tables_of(recipe).items()
+    names = {kind: [f"{ROOT}/{path}" for path in paths] for kind, paths in tables}
+    return [*steps, *(_step(rule, rule.kind, ROOT, names, root) for rule in FIGURES)]
 
 
-def _run_steps(recipe: Recipe, files: _Files) -> Iterator[Step]:
-    """The labels and the training of one run, and its comparison with the clean model."""
-    ours, clean = files.checkpoint, _Files(files.root, 0, files.seed).checkpoint
-    epochs = [files.epoch(epoch) for epoch in recipe.epochs]
-    seed = ["--seed", files.seed]
-    layers = ["--layers", recipe.layers]
-
-    def step(kind: str, inputs: list[Path], output: Path, arguments: list[object]) -> Step:
-        words = (*map(str, arguments), "-o", str(output))
-        return Step(f"{kind} {files.run}", words, tuple(inputs), output)
-
-    def table(kind: str, inputs: list[Path], arguments: list[object]) -> Step:
-        return step(kind, inputs, files.table(kind), arguments)
-
-    noise = ["make-noisy", recipe.data, "-r", f"{files.ratio:g}%", *seed]
-    training = ["train", *shlex.split(recipe.train), "--labels", files.labels, *seed, "--resume"]
-    stitching = ["stitch", ours, clean, "--at", recipe.cuts, "--both", "--control", *seed]
-    yield step("labels", [], files.labels, noise)
-    yield step("train", [files.labels], ours, [*training, "--table", files.table("training")])
-    yield table("convergence", [ours], ["cka", *epochs, ours, *layers, *EXACT])
-    yield table("divergence", [ours, clean], ["cka", *epochs, clean, *layers, *EXACT])
-    yield table("stitching", [ours, clean], stitching)
+def tables_of(recipe: Recipe) -> dict[str, list[Path]]:
+    """The tables of all runs by their kinds, below the folder of the reproduction; those of CKA of
+    the second clean runs are the `ceiling`."""
+    runs = [f"r{ratio:g}-s{seed}" for seed in range(recipe.seeds) for ratio in recipe.ratios]
+    found = {
+        kind: [Path("tables", f"{kind}-{run}.csv") for run in runs]
+        for kind in ("training", "cka", "stitching", "supplement")
+    }
+    ceilings = [Path("tables", f"cka-ceiling-s{seed}.csv") for seed in range(recipe.seeds)]
+    return {**found, "ceiling": ceilings}
 
 
-def _figure_steps(kind: str, root: Path, runs: Sequence[_Files]) -> Iterator[Step]:
-    """One figure of all runs, as a table and as pictures."""
-    tables = [files.table(kind) for files in runs]
-    # The table of a training is complete once the checkpoint is there.
-    inputs = [files.checkpoint for files in runs] if kind == "training" else tables
-    for suffix in ("csv", "pdf", "png"):
-        figure = root / f"{FIGURES[kind]}.{suffix}"
-        arguments = ("plot", kind, *map(str, tables), "-o", str(figure))
-        yield Step(figure.name, arguments, tuple(inputs), figure)
-
-
-def to_makefile(steps: Sequence[Step], last: Sequence[str]) -> str:
-    """The steps as a Makefile for `make -j`; `last` are the arguments of memtool that print the
-    findings once all steps are done.
-
-    Raises MemtoolError for a path that make cannot take.
-    """
+def pending(steps: Sequence[Step], known: Mapping[str, str]) -> Iterator[Step]:
+    """The steps that are not done, and those that need what these make."""
+    remade: set[Path] = set()
     for step in steps:
-        if set(str(step.output)) & set(" \t#$%:;=\\"):
-            raise MemtoolError(f"{step.output}: make cannot take a path with such characters")
-    goals = " ".join(str(step.output) for step in steps if step.arguments[0] == "plot")
-    lines = [
-        "# Made by memtool reproduce --makefile: the same steps, for make -j N.",
-        "# Over several machines: make -j 8 MEMTOOL='srun ... memtool'",
-        "MEMTOOL ?= memtool",
-        *(f"export {name} = {value}" for name, value in ENVIRONMENT.items()),
-        "",
-        ".DELETE_ON_ERROR:",
-        ".PHONY: all",
-        f"all: {goals}",
-        f"\t$(MEMTOOL) {shlex.join(last)}",
+        if not step.is_done(known) or remade & {*step.inputs}:
+            remade |= {*step.outputs}
+            yield step
+
+
+def variables(recipe: Recipe) -> dict[str, str]:
+    """The recipe's choices by the names that they have in rules."""
+    return {
+        "DATA": recipe.data,
+        "MODEL": recipe.model,
+        "RATIOS": told(recipe.ratios),
+        "SEEDS": str(recipe.seeds),
+        "EPOCHS": str(recipe.epochs),
+        "SAVED": " ".join(f"{epoch:04d}" for epoch in recipe.saved),
+        "LAYERS": recipe.layers,
+        "CUTS": recipe.cuts,
+        "TRAIN": recipe.train,
+        "CKA": recipe.cka,
+        "STITCH": recipe.stitch,
+    }
+
+
+def _steps_of(recipe: Recipe, seed: int, root: Path) -> Iterator[Step]:
+    """The steps of the runs of one seed, those of the clean one and of the ceiling first."""
+    for ratio in recipe.ratios:
+        run = f"r{ratio:g}-s{seed}"
+        names = {**_names(recipe, run, seed), "ratio": f"{ratio:g}"}
+        for rule in RUN_RULES:
+            yield _step(rule, f"{rule.kind} {run}", run, names, root)
+        if not ratio:
+            ceiling = f"ceiling-s{seed}"
+            names = _names(recipe, ceiling, seed)
+            yield _step(CEILING, f"{CEILING.kind} {ceiling}", str(seed), names, root)
+            yield _step(CKA, f"{CKA.kind} {ceiling}", ceiling, names, root)
+
+
+def _names(recipe: Recipe, run: str, seed: int) -> dict[str, str | list[str]]:
+    """What the names in rules stand for: options, and the files of a run, are several words."""
+    values = variables(recipe)
+    options = {name: shlex.split(values[name]) for name in ("TRAIN", "CKA", "STITCH")}
+    saved = [f"{ROOT}/runs/{run}/epoch-{n}.safetensors" for n in values["SAVED"].split()]
+    clean = f"{ROOT}/runs/r0-s{seed}.safetensors"
+    return {**values, **options, "seed": str(seed), "clean": clean, "saved": saved}
+
+
+def _step(rule: Rule, name: str, stem: str, names: Names, root: Path) -> Step:
+    """The step of a rule for what % stands for."""
+    makes = [text.replace("%", stem) for text in rule.makes]
+    needs = [word for text in rule.needs for word in _expanded(text.replace("%", stem), names)]
+    its_own: Names = {"*": stem, "@": makes[0], "^": needs, "<": needs[0] if needs else ""}
+    words = [
+        word for text in shlex.split(rule.command) for word in _expanded(text, {**names, **its_own})
     ]
-    for step in steps:
-        lines += [
-            "",
-            f"{step.output}: {' '.join(map(str, step.inputs))}".rstrip(),
-            f"\t{step.command('$(MEMTOOL)')}",
-        ]
-    return "\n".join(lines) + "\n"
+    inputs, outputs = (tuple(map(_below, paths)) for paths in (dict.fromkeys(needs), makes))
+    return Step(name, tuple(map(_word, words)), inputs, outputs, root)
+
+
+def _expanded(text: str, names: Names) -> Sequence[str]:
+    """The words that a word of a rule stands for."""
+    found = NAMES.fullmatch(text)
+    if found and not isinstance(value := names.get(found[1] or found[2], text), str):
+        return value
+    return [NAMES.sub(lambda found: str(names.get(found[1] or found[2], found[0])), text)]
+
+
+def _word(text: str) -> str | Path:
+    return _below(text) if text.startswith(f"{ROOT}/") else text
+
+
+def _below(text: str) -> Path:
+    return Path(text.removeprefix(f"{ROOT}/"))

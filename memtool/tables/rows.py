@@ -372,6 +372,19 @@ class FindingRow(TypedDict):
     why: Annotated[str, Column("why, in one sentence", 20)]
 
 
-TABLES = (TrainingRow, CkaRow, StitchingRow, FileRow, LayerRow, FindingRow)
+class StepRow(TypedDict):
+    """The latest run of one step of a reproduction."""
+
+    step: Annotated[str, Column("what it does, and for which run")]
+    command: Annotated[
+        str, Column("its command, with paths relative to the folder of the reproduction", 5)
+    ]
+    output: Annotated[str, Column("the first file that it makes, likewise", 4)]
+    seconds: Annotated[float | None, Column("how long it ran; empty if it did not end well")]
+    memory: Annotated[int | None, Column("largest resident memory of its process, in bytes", 1)]
+    warnings: Annotated[str | None, Column("what it warned of; empty if of nothing", 3)]
+
+
+TABLES = (TrainingRow, CkaRow, StitchingRow, FileRow, LayerRow, FindingRow, StepRow)
 # The type of each column's cells, which is the same in all tables.
 KINDS = {column: kind for table in TABLES for column, kind in kinds(table).items()}

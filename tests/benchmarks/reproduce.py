@@ -42,11 +42,10 @@ def memory(pid: int) -> int:
 
 
 def print_expectations(folder: Path) -> None:
-    kinds = ("training", "figure1-convergence", "figure3-divergence", "figure2-stitching")
-    training, own, clean, stitching = (tables.read(folder / f"{kind}.csv") for kind in kinds)
+    kinds = ("training", "figure3-divergence", "figure2-stitching")
     print()
     with tables.writer(Expectation, None, tables.Format.table) as write:
-        for row in expectations(training, [*own, *clean], stitching):
+        for row in expectations(*(tables.read(folder / f"{kind}.csv") for kind in kinds)):
             write(row)
 
 

@@ -1,35 +1,108 @@
-"""memtool reproduce: the Makefile, dry runs, what is told."""
+"""memtool reproduce: choices, the Makefile, dry runs, what is told and kept."""
 
+import json
+import shlex
 from pathlib import Path
 
-from memtool.reproduction import RECIPES, Outcome, Step, Study, steps_for, to_makefile
+import pytest
+
+from memtool.files import claimed
+from memtool.reproduction import (
+    RECIPES,
+    Outcome,
+    Recipe,
+    Step,
+    Study,
+    chosen_recipe,
+    steps_for,
+    to_makefile,
+)
 
 DIGITS = RECIPES[Study.digits]
 
 
-def test_makefile_prints_the_steps_and_the_command_that_tells_the_findings(run):
-    arguments = ["reproduce", "digits", "-o", "out", "--seeds", "2", "-q"]
-    expected = to_makefile(steps_for(DIGITS, Path("out"), 2), arguments)
+def test_makefile_prints_the_steps(run):
     printed = run("reproduce", "digits", "-o", "out", "--seeds", 2, "--makefile").stdout
-    assert printed == expected
-    assert f"\t$(MEMTOOL) {' '.join(arguments)}\n" in printed
+    assert printed == to_makefile(DIGITS.but(seeds=2), Path("out"), Study.digits)
 
 
 def test_dry_run_prints_the_commands_still_to_run(run, tmp_path):
     labels = tmp_path / "labels/r0-s0.safetensors"
     commands = run("reproduce", "digits", "-o", tmp_path, "--dry-run").stdout.splitlines()
-    assert commands[0] == f"memtool make-noisy digits -r 0% --seed 0 -o {labels}"
-    assert len(commands) == len(steps_for(DIGITS, tmp_path, 1))
+    assert commands[0] == f"memtool make-noisy digits -r 0% --seed 0 -q -o {labels}"
+    assert len(commands) == len(steps_for(DIGITS, tmp_path))
     labels.parent.mkdir()
     labels.touch()
     rest = run("reproduce", "digits", "-o", tmp_path, "--dry-run").stdout.splitlines()
     assert rest == commands[1:]
 
 
-def test_reproduce_tells_how_long_steps_took_and_what_they_warned_of(run, tmp_path, monkeypatch):
-    outcome = Outcome(Step("x", (), (), tmp_path / "x"), 1.5, ("a layer is constant",))
+CHOICES = {
+    ("cifar10", "--small", "--data", "folder:c"): chosen_recipe(
+        Study.cifar10, "folder:c", None, True, None, None, None
+    ),
+    ("--data", "x.npz", "--model", "cnn", "--samples-train", "90", "--samples", "80"): Recipe.of(
+        "x.npz?samples_train=90", "cnn"
+    ).but(cka="--estimator exact --samples 80"),
+    ("svhn", "--ratios", "50%,0.25", "--epochs", "8", "--save-every", "3"): RECIPES[Study.svhn].but(
+        ratios=(25, 50), epochs=8, saved=(3, 6)
+    ),
+    ("svhn", "--save-at", "1,2,4", "--layers", "fc", "--cuts", "block1"): RECIPES[Study.svhn].but(
+        saved=(1, 2, 4), layers="fc", cuts="block1"
+    ),
+    ("digits", "--train", "--batch-size 8", "--cka", "", "--stitch", "--epochs 1"): DIGITS.but(
+        train="--batch-size 8", cka="", stitch="--epochs 1"
+    ),
+}
+
+
+@pytest.mark.parametrize("typed", CHOICES, ids=" ".join)
+def test_choices(run, typed):
+    result = run("reproduce", *typed, "-o", "out", "--dry-run")
+    assert result.code == 0, result.stderr
+    assert [shlex.split(line) for line in result.stdout.splitlines()] == [
+        ["memtool", *one.arguments] for one in steps_for(CHOICES[typed], Path("out"))
+    ]
+
+
+def test_without_a_study_or_with_an_epoch_too_late_there_is_a_way_out(run, tmp_path):
+    result = run("reproduce", "--data", "x.npz", "-o", tmp_path)
+    assert "error: name a study (digits, cifar10, svhn), or --data and --model" in result.stderr
+    result = run("reproduce", "digits", "--save-at", "30", "-o", tmp_path)
+    assert "--save-at 30: the runs have 20 epochs" in result.stderr
+    assert run("reproduce", "imagenet", "-o", tmp_path).code == 2
+
+
+@pytest.fixture
+def one_step(tmp_path, monkeypatch):
+    """One step that seems to have run; nothing is found in its tables."""
+    step = Step("x", (), (), (Path("x"),), tmp_path)
+    outcome = Outcome(step, 1.5, None, ("a layer is constant",))
     monkeypatch.setattr("memtool.reproduction.run_steps", lambda *_: iter([outcome]))
+    monkeypatch.setattr("memtool.reproduction.findings_of", lambda *_: [])
+    monkeypatch.setattr("memtool.reproduction.write_report", lambda root: root / "report.html")
+
+
+def test_reproduce_tells_how_long_steps_took_and_what_they_warned_of(run, tmp_path, one_step):
     command = ("reproduce", "digits", "-o", tmp_path)
     note, warning = "x: 1.5 s\n", "memtool: warning: x: a layer is constant\n"
-    assert run(*command).stderr.startswith(note + warning)
-    assert run(*command, "-q").stderr.startswith(warning)
+    assert run(*command).stderr == f"{note}{warning}{tmp_path}/report.html\n"
+    assert run(*command, "-q").stderr == warning
+
+
+def test_all_choices_are_kept(run, tmp_path, one_step):
+    run("reproduce", "digits", "-o", tmp_path, "--seeds", 3, "--ratios", "37.5%")
+    kept = json.loads((tmp_path / "reproduction.json").read_text())
+    recipe = DIGITS.but(seeds=3, ratios=(0, 37.5))
+    assert {**recipe.json(), "study": "digits"}.items() <= kept.items()
+    assert kept["ratios"] == [0, 37.5] and kept["environment"] == {"OMP_NUM_THREADS": "1"}
+    assert {"python", "torch", "memtool"} <= kept["versions"].keys()
+
+
+def test_a_folder_is_reproduced_by_one_process_at_a_time(run, tmp_path, one_step, monkeypatch):
+    monkeypatch.setattr("memtool.files._claims", set())  # as in another process
+    with claimed(tmp_path / "steps.csv"):
+        monkeypatch.setattr("memtool.files._claims", set())
+        result = run("reproduce", "digits", "-o", tmp_path)
+    assert result.code == 1
+    assert "steps.csv" in result.stderr and "process" in result.stderr

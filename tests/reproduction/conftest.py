@@ -1,23 +1,31 @@
 """A reproduction that takes seconds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from memtool.reproduction import Recipe, steps_for
+from memtool.reproduction import RECIPES, Record, Study, steps_for
 
-TINY = Recipe(
-    data="digits",
-    train="--model digits-cnn --epochs 2 --save-every 1",
-    epochs=(1, 2),
-    layers="block1,fc",
-    cuts="block2",
-    ratios=(0,),
+TINY = replace(
+    RECIPES[Study.digits], epochs=2, saved=(1,), layers="block1,fc", cuts="block2", ratios=(0,)
 )
 
 
 @pytest.fixture
+def tiny_recipe():
+    """One noise ratio, two epochs, two layers and one cut."""
+    return TINY
+
+
+@pytest.fixture
 def tiny(tmp_path, monkeypatch):
-    """The steps for one noise ratio, two epochs, two layers and one cut, below ./out."""
+    """The steps of the tiny recipe, below ./out."""
     monkeypatch.chdir(tmp_path)
-    return steps_for(TINY, Path("out"), seeds=1)
+    return steps_for(TINY, Path("out"))
+
+
+@pytest.fixture
+def record(tmp_path):
+    """Of no steps yet."""
+    return Record(tmp_path / "steps.csv")

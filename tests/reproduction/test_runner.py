@@ -9,14 +9,19 @@ from pathlib import Path
 
 import pytest
 
-from memtool import MemtoolError
+from memtool import MemtoolError, tables
 from memtool.cli import main
 from memtool.files import replacing
-from memtool.reproduction import FIGURES, Step, run_steps, runner
+from memtool.reproduction import FIGURES, Record, Step, pending, run_steps, runner, steps_for
 
 
 def step(output, inputs=(), *arguments):
-    return Step(Path(output).name, (*arguments, "-o", str(output)), tuple(inputs), output)
+    """A step that makes `output`; all paths are below its folder."""
+    path = Path(output)
+    inputs = tuple(Path(one.name) for one in inputs)
+    return Step(
+        path.name, (*arguments, "-o", Path(path.name)), inputs, (Path(path.name),), path.parent
+    )
 
 
 # Commands that steps run in place of memtool's; the last argument is the output.
@@ -69,56 +74,88 @@ def wait_for(path):
     raise AssertionError(f"{path} did not appear in a minute")
 
 
-def test_steps_run_once_and_again_only_when_an_input_is_newer(tiny):
-    done = list(run_steps(tiny, jobs=2, command=main))
+def test_steps_run_once_and_again_only_when_an_input_is_newer(tiny, record, tiny_recipe):
+    """Or when they are to be done otherwise."""
+    done = list(run_steps(tiny, 2, main, record))
     assert [one.seconds for one in done].count(None) == 0
-    assert sorted(path.name for path in Path("out").glob("*.*")) == sorted(
-        f"{stem}.{suffix}" for stem in FIGURES.values() for suffix in ("csv", "pdf", "png")
-    )
-    again = list(run_steps(tiny, jobs=2, command=main))
+    assert {path.name for path in Path("out").glob("*.*")} == {
+        f"{rule.kind}{suffix}" for rule in FIGURES for suffix in (".csv", ".pdf", ".png")
+    }
+    again = list(run_steps(tiny, 2, main, record))
     assert {one.seconds for one in again} == {None}
 
+    def remade(steps, record):
+        return [one.step.name for one in run_steps(steps, 2, main, record) if one.seconds]
+
     Path("out/tables/stitching-r0-s0.csv").touch()
-    remade = [one.step.name for one in run_steps(tiny, 2, main) if one.seconds is not None]
-    assert sorted(remade) == [f"figure2-stitching.{suffix}" for suffix in ("csv", "pdf", "png")]
+    expected = ["figure2-stitching", "supplement r0-s0"]
+    assert [one.name for one in pending(tiny, record.commands)] == expected[::-1]
+    assert sorted(remade(tiny, Record(record.path))) == expected
+
+    other = steps_for(tiny_recipe.but(layers="block1"), Path("out"))
+    of_layers = ["cka ceiling-s0", "cka r0-s0", "divergence-final", "figure1-convergence"]
+    of_layers += ["figure3-divergence", "supplement r0-s0"]
+    assert sorted(one.name for one in pending(other, record.commands)) == of_layers
+    assert sorted(remade(other, record)) == of_layers
+    assert not list(pending(other, record.commands)) and not remade(other, record)
+
+    rows = {row["step"]: row for row in tables.read(record.path)}
+    assert rows.keys() == {one.name for one in tiny}
+    for row in rows.values():
+        assert row["seconds"] > 0 and row["memory"] > 10**7
+    assert rows["cka r0-s0"]["command"].endswith("48MiB -q -o tables/cka-r0-s0.csv")
 
 
-def test_a_step_waits_for_those_that_make_its_inputs_and_earlier_ones_go_first(tmp_path):
+def test_a_stopped_step_starts_anew_if_it_is_to_be_done_otherwise(tmp_path, record):
+    """What it left would belong to other settings."""
+    left = [tmp_path / name for name in ("x.state.safetensors", "x.csv.partial", "x.csv")]
+    for path in left:
+        path.touch()
+    before, now = (step(tmp_path / "x.csv", (), option) for option in ("--a", "--b"))
+    record.keep(before)
+    runner._prepare(before, record)
+    assert all(path.exists() for path in left)
+    runner._prepare(now, record)
+    assert not any(path.exists() for path in left)
+    assert record.commands == {"x.csv": "memtool --b -o x.csv"} == Record(record.path).commands
+
+
+def test_a_step_waits_for_those_that_make_its_inputs_and_earlier_ones_go_first(tmp_path, record):
     a, b, c, d = (tmp_path / name for name in "abcd")
     steps = [step(d, [c, b]), step(b), step(c, [a]), step(a)]
-    names = [one.step.name for one in run_steps(steps, jobs=1, command=clock)]
+    names = [one.step.name for one in run_steps(steps, 1, clock, record)]
     assert names == ["b", "a", "c", "d"]
 
 
-def test_no_more_steps_than_jobs_run_at_once(tmp_path):
+def test_no_more_steps_than_jobs_run_at_once(tmp_path, record):
     (tmp_path / "jobs").write_text("3")
     outputs = [tmp_path / str(number) for number in range(8)]
-    assert len(list(run_steps(list(map(step, outputs)), jobs=3, command=meet))) == 8
+    assert len(list(run_steps(list(map(step, outputs)), 3, meet, record))) == 8
     spans = [tuple(map(float, output.read_text().split())) for output in outputs]
     at_once = [sum(start <= moment < end for start, end in spans) for moment, _ in spans]
     assert max(at_once) == 3
 
 
-def test_a_failed_step_is_told_with_its_command_and_the_others_end(tiny, tmp_path):
+def test_a_failed_step_is_told_with_its_command_and_the_others_end(tiny, tmp_path, record):
     arguments = ("make-noisy", "digits", "-r", "5%")
-    broken = Step("x.safetensors", arguments, (), tmp_path / "x.safetensors")
+    broken = Step("x.safetensors", arguments, (), (Path("x.safetensors"),), tmp_path)
     with pytest.raises(MemtoolError) as error:
-        list(run_steps([broken, *tiny], jobs=2, command=main))
+        list(run_steps([broken, *tiny], 2, main, record))
     assert "Missing option '-o'" in str(error.value)
     assert "memtool make-noisy digits -r 5%)" in str(error.value)
 
 
-def test_a_step_that_does_not_make_its_output_has_failed(tmp_path):
-    idle = Step("idle", ("-o", str(tmp_path / "other")), (), tmp_path / "output")
+def test_a_step_that_does_not_make_its_output_has_failed(tmp_path, record):
+    idle = Step("idle", ("-o", Path("other")), (), (Path("output"),), tmp_path)
     with pytest.raises(MemtoolError, match=r"idle: did not make .*output"):
-        list(run_steps([idle], jobs=1, command=warn))
+        list(run_steps([idle], 1, warn, record))
 
 
 @pytest.mark.parametrize("end", ["failure", "closed", "Ctrl-C"])
-def test_however_it_ends_no_process_and_no_partial_file_is_left(tmp_path, end):
+def test_however_it_ends_no_process_and_no_partial_file_is_left(tmp_path, record, end):
     quick, slow, bad = tmp_path / "quick", tmp_path / "slow", tmp_path / "bad"
     steps = [step(quick), step(slow), *([step(bad)] if end == "failure" else [])]
-    outcomes = run_steps(steps, jobs=3, command=hold)
+    outcomes = run_steps(steps, 3, hold, record)
     assert next(outcomes).step.name == "quick"
     if end == "failure":
         with pytest.raises(MemtoolError, match=r"^bad: a bad step \(the step alone: "):
@@ -133,12 +170,13 @@ def test_however_it_ends_no_process_and_no_partial_file_is_left(tmp_path, end):
     with pytest.raises(ProcessLookupError):
         os.kill(int((tmp_path / "pid").read_text()), 0)
     left = {path.name for path in tmp_path.iterdir()}
-    assert left == {"quick", "pid", *(["bad"] if end == "failure" else [])}
+    assert left == {"quick", "pid", "steps.csv", *(["bad"] if end == "failure" else [])}
 
 
-def test_what_a_step_warns_of_is_passed_on(tmp_path):
-    (done,) = run_steps([step(tmp_path / "x")], jobs=1, command=warn)
+def test_what_a_step_warns_of_is_passed_on(tmp_path, record):
+    (done,) = run_steps([step(tmp_path / "x")], 1, warn, record)
     assert done.warnings == ("a layer is constant",)
+    assert tables.read(record.path)[0]["warnings"] == "a layer is constant"
 
 
 @pytest.mark.parametrize("module", runner.PRELOAD)

@@ -1,73 +1,99 @@
-"""Steps: what they need, when they are done, and how they look as commands and as a Makefile."""
+"""Steps: what they need, when they are done, and how they look as commands."""
 
 import os
-import shutil
-import subprocess
-import sys
+from dataclasses import replace
 from pathlib import Path
 
-import pytest
-
-import memtool
-from memtool import MemtoolError
-from memtool.cli import main
-from memtool.reproduction import (
-    FIGURES,
-    RECIPES,
-    Step,
-    Study,
-    run_steps,
-    steps_for,
-    to_makefile,
-)
+from memtool.reproduction import RECIPES, Step, Study, pending, steps_for
 
 DIGITS = RECIPES[Study.digits]
+NOTHING: dict[str, str] = {}  # is known of the commands that made the files
 
 
-def test_a_step_is_done_when_its_output_is_not_older_than_its_inputs(tmp_path):
-    source, output = tmp_path / "source", tmp_path / "output"
-    one = Step("labels", ("make-noisy", "digits"), (source,), output)
+def test_a_step_is_done_when_its_outputs_are_not_older_than_its_inputs(tmp_path):
+    source, first, second = (tmp_path / name for name in ("source", "first", "second"))
+    one = Step("x", ("a",), (Path("source"),), (Path("first"), Path("second")), tmp_path)
     source.touch()
-    assert not one.is_done()
-    output.touch()
-    assert one.is_done()
-    os.utime(output, ns=(0, source.stat().st_mtime_ns - 1))
-    assert not one.is_done()
+    first.touch()
+    assert not one.is_done(NOTHING)
+    second.touch()
+    assert one.is_done(NOTHING)
+    os.utime(second, ns=(0, source.stat().st_mtime_ns - 1))
+    assert not one.is_done(NOTHING)
+    second.touch()
     source.unlink()
-    assert not one.is_done()
+    assert not one.is_done(NOTHING)
+
+
+def test_a_step_is_not_done_by_another_command(tmp_path):
+    words = ("cka", Path("a.safetensors"), "--layers", "block?")
+    one = Step("x", words, (), (Path("x"),), tmp_path)
+    (tmp_path / "x").touch()
+    elsewhere = replace(one, root=Path("elsewhere"))
+    assert elsewhere.recorded == one.recorded == "memtool cka a.safetensors --layers 'block?'"
+    assert one.command == f"memtool cka {tmp_path}/a.safetensors --layers 'block?'"
+    assert one.is_done({"x": elsewhere.recorded})
+    assert not one.is_done({"x": "memtool cka b.safetensors --layers 'block?'"})
 
 
 def test_every_step_comes_after_those_it_needs():
-    steps = steps_for(DIGITS, Path("out"), seeds=2)
+    steps = steps_for(DIGITS.but(seeds=2), Path("out"))
     made = set()
     for one in steps:
         assert made.issuperset(one.inputs)
-        made.add(one.output)
-    assert len(made) == len(steps)
+        assert made.isdisjoint(one.outputs)
+        made |= {*one.outputs}
 
 
-@pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
-def test_the_makefile_gives_the_same_tables(tiny):
-    """Labels, a training, CKA, stitching, and a figure of each of the last two as a table: every
-    command once or twice, since make starts a process for each step."""
-    left_out = ("divergence", FIGURES["divergence"], FIGURES["training"])
-    tables = [
-        one
-        for one in tiny
-        if not one.name.startswith(left_out) and one.output.suffix not in (".pdf", ".png")
+def test_what_needs_a_pending_step_is_pending(tmp_path):
+    a, b, c = (Path(name) for name in "abc")
+    steps = [Step(str(out), (), inputs, (out,), tmp_path) for inputs, out in (((), a), ((a,), b))]
+    steps.append(Step("c", (), (), (c,), tmp_path))
+    for path in (a, b, c):
+        (tmp_path / path).touch()
+    assert not list(pending(steps, NOTHING))
+    assert [one.name for one in pending(steps, {"a": "memtool other"})] == ["a", "b"]
+
+
+def test_a_changed_option_changes_what_depends_on_it_alone():
+    def commands(recipe):
+        return {one.name: one.recorded for one in steps_for(recipe, Path("out"))}
+
+    def changed(**chosen):
+        before, after = commands(DIGITS), commands(DIGITS.but(**chosen))
+        assert before.keys() == after.keys()
+        return {name.split()[0] for name in before if before[name] != after[name]}
+
+    assert changed(cuts="block1") == changed(stitch="--epochs 1") == {"stitching"}
+    assert changed(layers="fc") == changed(cka="--estimator minibatch") == {"cka", "supplement"}
+    assert changed(train="--augment crop-flip") == changed(model="cnn") == {"train"}
+    assert changed(epochs=21) == {"train", "cka"}
+    assert changed(data="digits?samples_train=100") == {"labels", "train"}
+    # More noise ratios, or seeds, change the figures alone.
+    before, after = commands(DIGITS), commands(DIGITS.but(ratios=(*DIGITS.ratios, 80), seeds=2))
+    assert {n for n in before if before[n] != after[n]} == {n for n in before if " " not in n}
+
+
+def test_the_ceiling_is_the_clean_network_in_another_order():
+    (first, ceiling) = (
+        next(one for one in steps_for(DIGITS.but(seeds=4), Path("out")) if one.name == name)
+        for name in ("train r0-s3", "train ceiling-s3")
+    )
+    at = ceiling.words.index("--order-seed")
+    assert ceiling.words[at + 1] == "13"
+    same = [
+        str(word).replace("ceiling", "r0")
+        for word in (*ceiling.words[:at], *ceiling.words[at + 2 :])
     ]
-    list(run_steps(tables, jobs=2, command=main))
-    ours = {path: path.read_bytes() for path in Path("out").rglob("*.csv")}
-    assert len(ours) == 5
-    shutil.move("out", "ours")
-    Path("Makefile").write_text(to_makefile(tables, ["--version"]))
-    make = ["make", "-j2", f"MEMTOOL={sys.executable} -m memtool"]
-    environment = os.environ | {"PYTHONPATH": str(Path(memtool.__file__).parents[1])}
-    subprocess.run(make, env=environment, check=True, capture_output=True)
-    assert {path: path.read_bytes() for path in Path("out").rglob("*.csv")} == ours
-    assert subprocess.run([*make, "-q", *map(str, ours)], env=environment).returncode == 0
+    assert same == [*map(str, first.words)]
 
 
-def test_make_cannot_take_every_path():
-    with pytest.raises(MemtoolError, match="a b/labels"):
-        to_makefile(steps_for(DIGITS, Path("a b"), seeds=1), [])
+def test_checkpoints_are_compared_with_their_own_run_and_the_clean_one():
+    recipe = DIGITS.but(ratios=(0, 50), saved=(1, 8))
+    steps = {one.name: one.command for one in steps_for(recipe, Path("out"))}
+    assert steps["cka r50-s0"] == (
+        "memtool cka out/runs/r50-s0/epoch-0001.safetensors out/runs/r50-s0/epoch-0008.safetensors "
+        "out/runs/r50-s0.safetensors --reference out/runs/r50-s0.safetensors "
+        "--reference out/runs/r0-s0.safetensors --layers 'block?,fc' --estimator exact "
+        "--memory 48MiB -q -o out/tables/cka-r50-s0.csv"
+    )

@@ -1,0 +1,72 @@
+"""The rules of a reproduction as a Makefile, short and made to be changed."""
+
+from pathlib import Path
+
+from memtool import MemtoolError
+from memtool.reproduction.recipes import ENVIRONMENT, Recipe
+from memtool.reproduction.rules import CEILING, FIGURES, FUNCTIONS, RUN_RULES, Rule
+from memtool.reproduction.steps import variables
+
+HEAD = """\
+# Made by memtool reproduce --makefile: the same steps, for make -j N. Change what you like; make
+# does not see such changes by itself: remove what depends on them.
+# Over several machines: make -j 8 MEMTOOL='srun -G1 memtool'
+MEMTOOL = memtool
+"""
+RUNS = """\
+# One run for each noise ratio and seed, and a second clean one for each seed.
+ALL_SEEDS := $(shell seq 0 $$(($(SEEDS) - 1)))
+RUNS := $(foreach s,$(ALL_SEEDS),$(RATIOS:%=r%-s$(s)))
+CEILINGS := $(ALL_SEEDS:%=ceiling-s%)
+"""
+SPECIAL = """\
+.PHONY: all
+.DELETE_ON_ERROR:
+.SECONDARY:
+.SECONDEXPANSION:
+"""
+# How memtool is told of all choices, to find that all is done and write the findings.
+LAST = (
+    "-o $(DIR) --data '$(DATA)' --model '$(MODEL)' --ratios '$(RATIOS:%=%%)' --seeds $(SEEDS)"
+    " --epochs $(EPOCHS) --save-at '$(SAVED)' --layers '$(LAYERS)' --cuts '$(CUTS)'"
+    " --train '$(TRAIN)' --cka '$(CKA)' --stitch '$(STITCH)' -q"
+)
+
+
+def to_makefile(recipe: Recipe, root: Path, study: str | None) -> str:
+    """The Makefile that does what the steps of the recipe do.
+
+    Raises MemtoolError for a choice or a path that make cannot take.
+    """
+    values = {"DIR": str(root), **variables(recipe)}
+    for name, value in values.items():
+        _check(value, " \t:;=%" if name == "DIR" else "")
+    goals = " ".join(path.replace("%", "$(DIR)") for rule in FIGURES for path in rule.makes)
+    last = " ".join(["reproduce", *([study] if study else []), LAST])
+    environment = "".join(f"export {name} ?= {value}\n" for name, value in ENVIRONMENT.items())
+    parts = [
+        HEAD + _assigned(values) + environment,
+        RUNS,
+        "# What depends on the name of a run, and the tables of all runs.\n" + _assigned(FUNCTIONS),
+        SPECIAL,
+        f"all: {goals} $(supplement)\n\t$(MEMTOOL) {last}\n",
+        *map(_rule, (CEILING, *RUN_RULES, *FIGURES)),
+    ]
+    return "\n".join(parts)
+
+
+def _assigned(values: dict[str, str]) -> str:
+    return "".join(f"{name} = {value}".rstrip() + "\n" for name, value in values.items())
+
+
+def _rule(rule: Rule) -> str:
+    # What stands for a name is looked up once the run is known: a second expansion.
+    needs = " ".join(rule.needs).replace("$(", "$$(").replace("$$(DIR)", "$(DIR)")
+    return f"{' '.join(rule.makes)}: {needs}".rstrip() + f"\n\t$(MEMTOOL) {rule.command}\n"
+
+
+def _check(value: str, others: str) -> None:
+    """Raise MemtoolError for a value with characters that mean something else in a Makefile, or
+    that end the quotes around it."""
+    if found := set(value) & set("#$'\\\n" + others):
+        raise MemtoolError(f"{value}: make cannot take {' '.join(sorted(found))!r} in it")

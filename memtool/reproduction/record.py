@@ -1,0 +1,87 @@
+"""What a reproduction keeps of itself beside its results: its choices, and what each step took."""
+
+import json
+import os
+import platform
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from memtool import __version__, tables
+from memtool.files import replacing
+from memtool.reproduction.findings import measure_findings
+from memtool.reproduction.recipes import ENVIRONMENT, Recipe
+from memtool.reproduction.steps import Step, tables_of
+from memtool.tables import FindingRow, StepRow
+
+PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
+
+
+class Record:
+    """The table of the latest run of each step, a file that is written anew whenever one changes.
+
+    Raises MemtoolError if the file cannot be read, or written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        rows = tables.read(path) if path.exists() else []
+        self.rows = {str(row["output"]): row for row in rows}
+
+    @property
+    def commands(self) -> Mapping[str, str]:
+        """The command that made each file, as far as is known, with relative paths."""
+        return {output: str(row["command"]) for output, row in self.rows.items()}
+
+    def keep(
+        self,
+        step: Step,
+        seconds: float | None = None,
+        memory: int | None = None,
+        warnings: tuple[str, ...] = (),
+    ) -> None:
+        """Write what is known of a step that runs or, with the `seconds` it took, has run."""
+        row: StepRow = {
+            "step": step.name,
+            "command": step.recorded,
+            "output": str(step.outputs[0]),
+            "seconds": seconds,
+            "memory": memory,
+            "warnings": "; ".join(warnings) or None,
+        }
+        self.rows[row["output"]] = dict(row)
+        with tables.writer(StepRow, self.path, None) as write:
+            for one in self.rows.values():
+                write(one)
+
+
+def findings_of(recipe: Recipe, root: Path) -> list[FindingRow]:
+    """The findings in the tables of a reproduction in the folder `root`."""
+    rows = {
+        kind: [row for path in paths for row in tables.read(root / path)]
+        for kind, paths in tables_of(recipe).items()
+    }
+    return measure_findings(rows["training"], rows["cka"] + rows["ceiling"], rows["stitching"])
+
+
+def write_choices(path: Path, choices: Mapping[str, Any]) -> None:
+    """Write what was chosen, and by what it is carried out, as sorted JSON."""
+    packages = {name: _version(name) for name in PACKAGES}
+    environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
+    content = {
+        **choices,
+        "environment": environment,
+        "platform": platform.platform(),
+        "processors": os.cpu_count(),
+        "versions": {"memtool": __version__, "python": platform.python_version(), **packages},
+    }
+    with replacing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

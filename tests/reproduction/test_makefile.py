@@ -1,0 +1,100 @@
+"""The Makefile: the same steps, short and to be changed."""
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import memtool
+from memtool import MemtoolError
+from memtool.cli import main
+from memtool.reproduction import RECIPES, Recipe, Study, run_steps, steps_for, to_makefile
+
+pytestmark = pytest.mark.skipif(not shutil.which("make"), reason="make is not installed")
+
+
+def printed(*arguments):
+    """The commands that make would run here, as words."""
+    done = subprocess.run(["make", "-n", *arguments], check=True, capture_output=True, text=True)
+    lines = done.stdout.replace("\\\n", "").splitlines()
+    return [shlex.split(line) for line in lines]
+
+
+def steps(recipe):
+    return sorted(["memtool", *one.arguments] for one in steps_for(recipe, Path("out")))
+
+
+@pytest.mark.parametrize("study", Study)
+def test_make_runs_the_steps(tmp_path, monkeypatch, study):
+    monkeypatch.chdir(tmp_path)
+    recipe = RECIPES[study].but(seeds=2, train="--augment crop-flip --clip-norm 1")
+    Path("Makefile").write_text(to_makefile(recipe, Path("out"), study))
+    *commands, last = printed()
+    assert sorted(commands) == steps(recipe)
+    assert last[:5] == ["memtool", "reproduce", study, "-o", "out"]
+
+
+def test_what_is_changed_in_the_makefile_is_what_would_be_chosen(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = Recipe.of("folder:some photos?image_size=32", "timm:vit")
+    Path("Makefile").write_text(to_makefile(recipe, Path("out"), None))
+    changed = {
+        "DATA": "x.npz",
+        "MODEL": "cnn",
+        "RATIOS": "0 12.5",
+        "SEEDS": "3",
+        "EPOCHS": "9",
+        "SAVED": "0003",
+        "LAYERS": "block?",
+        "CUTS": "block1,block2",
+        "TRAIN": "--batch-size 8",
+        "CKA": "--estimator minibatch",
+        "STITCH": "--epochs 2",
+    }
+    other = Recipe(
+        *("x.npz", "cnn", 9, (3,), "block?", "block1,block2", (0, 12.5), 3),
+        *("--batch-size 8", "--estimator minibatch", "--epochs 2"),
+    )
+    *commands, last = printed(*(f"{name}={value}" for name, value in changed.items()))
+    assert sorted(commands) == steps(other)
+    # The last command is told the same choices.
+    assert last[last.index("--ratios") + 1] == "0% 12.5%"
+    for option in ("--data", "--model", "--seeds", "--epochs", "--layers", "--cuts", "--train"):
+        name = option.removeprefix("--").upper()
+        assert last[last.index(option) + 1] == changed[name]
+
+
+def test_the_last_command_finds_that_all_is_done(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = RECIPES[Study.digits].but(ratios=(0, 37.5), epochs=9, saved=(3, 5), cuts="block2")
+    Path("Makefile").write_text(to_makefile(recipe, Path("out"), Study.digits))
+    *_, last = printed()
+    dry = run(*last[1:-1], "--dry-run")
+    assert [shlex.split(line) for line in dry.stdout.splitlines()] == [
+        ["memtool", *one.arguments] for one in steps_for(recipe, Path("out"))
+    ]
+
+
+def test_make_gives_the_same_files(tiny, tiny_recipe, record):
+    """The labels, a training, CKA and a figure as a table, since make starts a process for each."""
+    goals = ["out/tables/cka-r0-s0.csv", "out/figure1-convergence.csv"]
+    wanted = ("labels r0-s0", "train r0-s0", "cka r0-s0", "figure1-convergence")
+    list(run_steps([one for one in tiny if one.name in wanted], 2, main, record))
+    ours = {path: path.read_bytes() for path in sorted(Path("out").rglob("*.*"))}
+    shutil.move("out", "ours")
+    Path("Makefile").write_text(to_makefile(tiny_recipe, Path("out"), Study.digits))
+    make = ["make", "-j2", f"MEMTOOL={sys.executable} -m memtool", *goals]
+    environment = os.environ | {"PYTHONPATH": str(Path(memtool.__file__).parents[1])}
+    subprocess.run(make, env=environment, check=True, capture_output=True)
+    assert {path: path.read_bytes() for path in sorted(Path("out").rglob("*.*"))} == ours
+    assert subprocess.run([*make, "-q"], env=environment).returncode == 0
+
+
+@pytest.mark.parametrize("root, data", [("a b", "x"), ("a", "folder:Bob's"), ("a", "x#1")])
+def test_make_cannot_take_everything(root, data):
+    with pytest.raises(MemtoolError, match="make cannot take"):
+        to_makefile(Recipe.of(data, "cnn"), Path(root), None)
