@@ -49,7 +49,7 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None) -> str:
         RUNS,
         "# What depends on the name of a run, and the tables of all runs.\n" + _assigned(FUNCTIONS),
         SPECIAL,
-        f"all: {goals} $(supplement)\n\t$(MEMTOOL) {last}\n",
+        f"all: {goals}\n\t$(MEMTOOL) {last}\n",
         *map(_rule, (CEILING, *RUN_RULES, *FIGURES)),
     ]
     return "\n".join(parts)

@@ -74,7 +74,7 @@ SUPPLEMENT = Rule(
     "supplement",
     ("$(DIR)/tables/supplement-%.csv",),
     ("$(DIR)/tables/stitching-%.csv", "$(clean)"),
-    "cka $< --reference $(clean) --layers '$(LAYERS)' $(CKA) -q -o $@",
+    "cka $< $(DIR)/runs/$*.safetensors --reference $(clean) --layers '$(LAYERS)' $(CKA) -q -o $@",
 )
 RUN_RULES = (LABELS, TRAIN, CKA, STITCHING, SUPPLEMENT)
 
@@ -91,5 +91,6 @@ FIGURES = (
     _figure("figure2-stitching", "stitching", "stitching"),
     _figure("figure3-divergence", "divergence", "cka", "ceiling"),
     _figure("divergence-final", "divergence --x layer --epochs last", "cka", "ceiling"),
+    _figure("supplement", "supplement", "supplement"),
     _figure("training", "training", "training"),
 )
