@@ -7,6 +7,7 @@ version and no date: equal code gives equal bytes.
 """
 
 import difflib
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,7 @@ FILES = {
     "or the folder that they come from has changed.",
     "Table (.csv, .tsv, .jsonl)": "One row per measurement, with all its conditions.",
 }
-# The rows that each command prints, without an option or with one.
+# The rows that each command prints, without an option or with one, and those that it keeps.
 ROWS: dict[str, type] = {
     "memtool train": tables.TrainingRow,
     "memtool cka": tables.CkaRow,
@@ -56,6 +57,7 @@ ROWS: dict[str, type] = {
     "memtool info": tables.FileRow,
     "memtool info --layers": tables.LayerRow,
     "memtool reproduce": tables.FindingRow,
+    "memtool reproduce (steps.csv)": tables.StepRow,
 }
 
 
@@ -122,7 +124,7 @@ def _page(command: Any, name: str, see_also: list[str]) -> str:
 
 def _columns(name: str) -> list[str]:
     """The section on the columns of the rows that a command prints; empty if it prints none."""
-    printed = {line: row for line, row in ROWS.items() if line.partition(" --")[0] == name}
+    printed = {line: row for line, row in ROWS.items() if re.split(" --| [(]", line)[0] == name}
     lines = [".SH COLUMNS"] if printed else []
     for line, row_type in printed.items():
         if len(printed) > 1:

@@ -65,7 +65,10 @@ def columns_told(page):
         "cka": {"": tables.CkaRow},
         "stitch": {"": tables.StitchingRow},
         "info": {"memtool info": tables.FileRow, "memtool info --layers": tables.LayerRow},
-        "reproduce": {"": tables.FindingRow},
+        "reproduce": {
+            "memtool reproduce": tables.FindingRow,
+            "memtool reproduce (steps.csv)": tables.StepRow,
+        },
         "plot": {},
     }.items(),
 )
