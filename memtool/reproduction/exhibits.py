@@ -7,9 +7,9 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure of the report: the kind of tables it is drawn from, how, and how to read it."""
+    """A figure of the report: the kinds of tables it is drawn from, how, and how to read it."""
 
-    table: str
+    tables: tuple[str, ...]
     kind: str
     title: str
     reading: str
@@ -18,7 +18,7 @@ class Exhibit:
 
 EXHIBITS = (
     Exhibit(
-        "cka",
+        ("cka", "ceiling"),
         "divergence",
         "Where networks differ from the clean one in the end",
         "Each curve is a network that has learned labels of which r percent were drawn at random; "
@@ -29,7 +29,7 @@ EXHIBITS = (
         {"x": "layer", "epochs": "last"},
     ),
     Exhibit(
-        "cka",
+        ("cka",),
         "convergence",
         "Figure 1: convergence",
         "Each checkpoint is compared with the final model of its own run. A layer that is near 1 "
@@ -37,7 +37,7 @@ EXHIBITS = (
         "for as long. Look for the layers in which noisy labels make networks lag behind.",
     ),
     Exhibit(
-        "stitching",
+        ("stitching",),
         "stitching",
         "Figure 2: stitching",
         "The front of one network runs into the back of another, with a layer between them that is "
@@ -47,7 +47,7 @@ EXHIBITS = (
         "repairs by itself. Only what goes beyond the control says something about a layer.",
     ),
     Exhibit(
-        "stitching",
+        ("stitching",),
         "stitching",
         "Figure 2, net of the control",
         "The same after subtracting the control: above 0 a stitched network does better than the "
@@ -55,7 +55,7 @@ EXHIBITS = (
         {"net_of_control": True},
     ),
     Exhibit(
-        "cka",
+        ("cka", "ceiling"),
         "divergence",
         "Figure 3: divergence",
         "Each checkpoint is compared with the final clean network. CKA rises while a network "
@@ -63,7 +63,16 @@ EXHIBITS = (
         "peak is, how far CKA falls from it, and in which layers.",
     ),
     Exhibit(
-        "training",
+        ("supplement",),
+        "supplement",
+        "Supplement: stitched networks, layer by layer",
+        "Each stitched network is compared with the final clean network, layer by layer: hollow "
+        "points are its front, full ones its back, and the dotted step between them is the "
+        "stitching layer. Look for whether a clean back brings a noisy front near to the clean "
+        "network again, and from which cut on it does not.",
+    ),
+    Exhibit(
+        ("training",),
         "training",
         "Training",
         "Accuracy on the given labels of the mislabelled images is memorization; that on all true "

@@ -21,11 +21,13 @@ PAPER = (
     "Gupta, Saha, Rai: Understanding Memorization using Representation Similarity Analysis and "
     "Model Stitching, UniReps 2024"
 )
-# Of tables: the first words of their names.
+# The files of each kind of tables, of which there is one per run.
 KINDS = {
-    "training": ("training",),
-    "cka": ("cka", "convergence", "divergence"),
-    "stitching": ("stitching",),
+    "training": "training-r*.csv",
+    "cka": "cka-r*.csv",
+    "ceiling": "cka-ceiling-*.csv",  # of the second clean network
+    "stitching": "stitching-r*.csv",
+    "supplement": "supplement-r*.csv",
 }
 WIDE = 5  # inches; a wider figure would be too small on a phone, and scrolls there
 MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
@@ -53,7 +55,8 @@ def report(folder: Path) -> str:
             f"{folder}: has no tables of a reproduction, such as tables/training-r0-s0.csv; make "
             f"them with memtool reproduce STUDY -o {folder}"
         )
-    findings = measure_findings(found["training"], found["cka"], found["stitching"])
+    cka = [*found["cka"], *found["ceiling"]]
+    findings = measure_findings(found["training"], cka, found["stitching"])
     what = str(record.get("study") or _values(found["training"], "data") or "a data set")
     sections = {
         "scale": ("What was run, and at what scale", _scale(folder, found)),
@@ -71,13 +74,11 @@ def report(folder: Path) -> str:
 
 def _rows(folder: Path, kind: str, record: Mapping[str, Any]) -> Rows:
     """The rows of the tables of a kind, of all runs; of those on record, if there is a record."""
-    paths = [path for name in KINDS[kind] for path in (folder / "tables").glob(f"{name}-*.csv")]
     known = _runs(record)
-    names = [path.stem.partition("-")[2] for path in sorted(paths)]
     return [
         row
-        for path, name in zip(sorted(paths), names, strict=True)
-        if (kind == "cka" or not name.startswith("ceiling")) and (known is None or name in known)
+        for path in sorted((folder / "tables").glob(KINDS[kind]))
+        if known is None or path.stem.partition("-")[2] in known
         for row in tables.read(path)
     ]
 
@@ -116,7 +117,7 @@ def _summary(findings: Sequence[FindingRow]) -> Markup:
 
 def _scale(folder: Path, found: Mapping[str, Rows]) -> Markup:
     """What was measured, by what the tables and a checkpoint say."""
-    training, cka, stitching = (found[kind] for kind in KINDS)
+    training, cka, stitching = found["training"], found["cka"], found["stitching"]
     every = [*training, *cka, *stitching]
     layers = list(dict.fromkeys(row["layer"] for row in cka if row.get("layer") is not None))
     cuts = list(dict.fromkeys(row["front_layer"] for row in stitching if row.get("front_layer")))
@@ -211,13 +212,18 @@ def _verdict(verdict: str) -> Markup:
 
 
 def _figures(found: Mapping[str, Rows]) -> Markup:
-    return joined(*(_figure(number, one, found[one.table]) for number, one in enumerate(EXHIBITS)))
+    return joined(
+        *(
+            _figure(number, one, [row for kind in one.tables for row in found[kind]])
+            for number, one in enumerate(EXHIBITS)
+        )
+    )
 
 
 def _figure(number: int, exhibit: Exhibit, rows: Rows) -> Markup:
     """A figure drawn anew from its rows, or why there is none."""
     drawing: Markup
-    source = f"tables/{exhibit.table}-*.csv"
+    source = " and ".join(f"tables/{KINDS[kind]}" for kind in exhibit.tables)
     try:
         if not rows:
             raise MemtoolError(f"there is no {source}")
@@ -260,7 +266,7 @@ def _setting(value: Any) -> str:
     ('0, 37.5', 'none', 'true')
     """
     if isinstance(value, str):
-        return shortened(value, 1000)
+        return shortened(value, 1000) or "none"
     if isinstance(value, list) and all(isinstance(one, str | int | float) for one in value):
         return shortened(", ".join(map(str, value)) or "none", 1000)
     return "none" if value is None else shortened(json.dumps(value), 1000)

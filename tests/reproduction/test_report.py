@@ -15,6 +15,7 @@ from memtool.reproduction.exhibits import EXHIBITS
 from memtool.reproduction.markup import Markup, element, escaped
 from memtool.tensors import save_tensors
 
+from ..figures.examples import supplement_rows
 from .examples import World
 
 HOSTILE = "<script>alert('layer')</script>\" onload=\"x"
@@ -39,8 +40,9 @@ def write(folder, world, steps=(), **others):
 def name_of(row):
     if row.get("order_seed") is not None:
         return f"ceiling-s{row['seed']}"
-    noisy = {"reverse": "back_"}.get(row["direction"], "front_") if "direction" in row else ""
-    return f"r{100 * row[noisy + 'noise_ratio']:g}-s{row[noisy + 'seed']}"
+    end = "" if row.get("front_noise_ratio") is None else "front_"
+    end = "back_" if row.get("front_noise_ratio") == 0 else end
+    return f"r{100 * row[f'{end}noise_ratio']:g}-s{row[f'{end}seed']}"
 
 
 def write_table(path, rows):
@@ -73,7 +75,8 @@ RECORD = {
 def hostile(tmp_path_factory):
     """The page of a reproduction with names that would be markup, were they not escaped."""
     folder = tmp_path_factory.mktemp("reports") / 'a "quoted" <b>folder'
-    write(folder, World(layers=("conv", HOSTILE, "fc"), epochs=(1, 2, 8)), steps=STEPS)
+    world = World(layers=("conv", HOSTILE, "fc"), epochs=(1, 2, 8))
+    write(folder, world, steps=STEPS, supplement=supplement_rows())
     (folder / "reproduction.json").write_text(json.dumps(RECORD))
     (folder / "runs").mkdir()
     sections = {"model": {}, "training": {}, "data": {"train": 1297, "test": 500}}
@@ -186,7 +189,7 @@ def test_equal_tables_give_equal_bytes(tmp_path):
 def test_what_is_missing_is_left_out_with_the_reason(tmp_path):
     write(tmp_path, World(), cka=[], stitching=[])
     text = "".join(Page(write_report(tmp_path).read_text()).text)
-    assert "Not drawn: there is no tables/stitching-*.csv." in text
+    assert "Not drawn: there is no tables/stitching-r*.csv." in text
     assert "no accuracy of noisy fronts on a clean back in the tables" in text
     assert "has no reproduction.json" in text and "there is no steps.csv" in text
 
@@ -195,7 +198,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_rest(tmp_path):
     rows = [{"epoch": 1, "noise_ratio": 0.5, "seed": 0, "given_accuracy": 1, "test_accuracy": 1}]
     write(tmp_path, World(layers=("conv", "fc")), training=rows, cka=[])
     text = "".join(Page(write_report(tmp_path).read_text()).text)
-    assert "Not drawn: there is no tables/cka-*.csv." in text and "net of the control" in text
+    assert "Not drawn: there is no tables/cka-r*.csv." in text and "net of the control" in text
     assert "Not drawn: training: the table has no column" in text
 
 
