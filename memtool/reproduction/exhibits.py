@@ -68,8 +68,8 @@ EXHIBITS = (
         "Supplement: stitched networks, layer by layer",
         "Each stitched network is compared with the final clean network, layer by layer: hollow "
         "points are its front, full ones its back, and the dotted step between them is the "
-        "stitching layer. Look for whether a clean back brings a noisy front near to the clean "
-        "network again, and from which cut on it does not.",
+        "stitching layer; a dashed line is a noisy network alone. Look for whether a clean back "
+        "brings a noisy front near to the clean network again, and from which cut on it does not.",
     ),
     Exhibit(
         ("training",),
