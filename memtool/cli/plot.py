@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 @app.command()
 def plot(
     output: Annotated[
-        list[Path],
+        list[Path] | None,
         typer.Option(
             "-o",
             "--output",
@@ -28,7 +28,7 @@ def plot(
             ".tsv or .jsonl; may be repeated",
             show_default=False,
         ),
-    ],
+    ] = None,
     sources: Annotated[
         list[str] | None,
         typer.Argument(
@@ -118,6 +118,10 @@ def plot(
             show_default=False,
         ),
     ] = None,
+    terminal: Annotated[
+        bool,
+        typer.Option("--terminal", help="Show the figure on the terminal, too, drawn with letters"),
+    ] = False,
 ) -> None:
     """Draw the figures of the paper from tables
 
@@ -132,6 +136,7 @@ def plot(
       memtool plot divergence cka.csv --x layer --width column -o f.pdf
       memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
       memtool cka stitched/*.safetensors runs/r0.safetensors | memtool plot -o s.png
+      memtool plot training.csv --terminal
     """
     import sys
 
@@ -153,6 +158,9 @@ def plot(
     kind = figures.Kind(names.pop(0)) if names and names[0] in set(figures.Kind) else None
     if not names and sys.stdin.isatty():
         raise typer.BadParameter("name a table, or pipe one in", param_hint="TABLE")
+    if not output and not terminal:
+        raise typer.BadParameter("name a file, or show the figure by --terminal", param_hint="-o")
+    output = output or []
     for path in output:
         if path == Path("-"):
             raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
@@ -173,6 +181,8 @@ def plot(
                 figures.save(figure, stream, _format(path), options)
         else:
             _write_rows(rows, path)
+    if terminal:
+        typer.echo(figures.as_text(figure, styled=sys.stdout.isatty()), nl=False)
 
 
 def _options(**typed: Any) -> "Options":

@@ -5,7 +5,7 @@ has a module: `similarity` (Figures 1 and 3, which `by_epoch` and `by_layer` dra
 (Figure 2), `supplement`, `heatmap` and `training`. They share `options` (what one may ask of a
 figure), `rows` and `selection` (which columns and rows it shows), `curves` (means and deviations),
 `layer_axis` and `stages` (of a network, by the names of its layers), `bounds` (floor and ceiling of
-CKA), `colors` and `style` (what figures look like) and `saving`.
+CKA), `colors` and `style` (what figures look like), `saving` and `terminal`.
 
 To add a figure, write a module that declares its `NEEDS`, chooses among rows that meet them and
 draws these, and give its kind a name and a `Design` in `drawing`.

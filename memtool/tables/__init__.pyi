@@ -11,6 +11,7 @@ from .schema import checked as checked
 from .schema import columns as columns
 from .schema import type_of as type_of
 from .terminal import render as render
+from .terminal import shade as shade
 from .writing import Format as Format
 from .writing import Row as Row
 from .writing import discard as discard

@@ -53,6 +53,17 @@ def test_rows_of_different_tables_are_written_with_the_columns_of_all(run, tmp_p
     assert [float(row["loss"]) for row in found] == [row["loss"] for row in clean + noisy]
 
 
+def test_a_figure_may_be_shown_on_the_terminal_alone(run, tmp_path):
+    source = tmp_path / "rows.jsonl"
+    source.write_text("".join(json.dumps(row) + "\n" for row in training_rows()))
+    result = run("plot", source, "--terminal", "--ratios", "0,25%")
+    assert result.code == 0, result.stderr
+    assert "test accuracy" in result.stdout and result.stdout.splitlines()[-1].endswith(" 25")
+    assert list(tmp_path.iterdir()) == [source]
+    nothing = run("plot", source)
+    assert nothing.code == 2 and "--terminal" in nothing.stderr
+
+
 @pytest.fixture(scope="module")
 def stitched(run, runs, tmp_path_factory):
     """The noisy front on the clean back, the reverse, and the noisy network on itself."""
