@@ -101,8 +101,10 @@ def _claim(folder: Path, path: Path, waiting: Callable[[], None] | None) -> tupl
         try:
             is_locked = _lock(descriptor, path, waiting)
             if not is_locked or _is_same(descriptor, holder):
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                with suppress(OSError):  # a full disk is told by what matters
+                    os.ftruncate(descriptor, 0)
+                    process = f"process {os.getpid()} on {socket.gethostname()}"
+                    os.write(descriptor, process.encode())
                 return descriptor, is_locked
         except BaseException:
             os.close(descriptor)

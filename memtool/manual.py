@@ -28,7 +28,7 @@ EXIT_STATUS = {
     "2": "Wrong usage.",
     "130": "Interrupted (Ctrl-C). No half-written file is left; what --resume goes on from is: "
     "NAME.state.safetensors of train, FILE.partial of stitch.",
-    "143": "Terminated, with the same files.",
+    "129, 143": "Hung up, or terminated, with the same files.",
 }
 ENVIRONMENT = {
     "MEMTOOL_CACHE": "Folder for decoded images that do not fit into --memory; else memtool in the "

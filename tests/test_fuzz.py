@@ -46,6 +46,7 @@ def test_what_once_failed_does_not_any_more(place):
     [
         ("raise KeyError(1)", "KeyError"),
         ("import subprocess; subprocess.run(['true'])", "started subprocess.Popen"),
+        ("while True: pass", "took more than 1 seconds"),
         ("import time; time.sleep(60)", "took more than 1 seconds"),
         ("x = b'x' * (3 << 29)", "took 1.5 GiB"),
         ("import pathlib; pathlib.Path('.x.tmp').touch(); raise SystemExit(1)", "left"),
@@ -63,8 +64,9 @@ def test_what_the_fuzzer_counts_as_failures_are_some(place, monkeypatch, what, t
         return 0, ""
 
     monkeypatch.setattr(fuzz, "run_command", command)
-    if "sleep" in what:
+    if "60" in what or "while" in what:
         monkeypatch.setattr(fuzz, "SECONDS", 1)
+        monkeypatch.setattr(fuzz, "PATIENCE", 2)
     found = fuzz.failure(fuzz.READERS[0], b"", "info FILE", place)
     assert found is None if told is None else found.startswith(told)
 

@@ -1,8 +1,8 @@
 """The command line: one thin file per command, which parses, calls and writes.
 
-Exit codes: 0 done; 1 the work failed; 2 wrong usage; 130 Ctrl-C; 143 terminated. If a pipe is
-closed, a command that makes nothing but rows ends quietly with 0, and one that makes files finishes
-them first. Nothing here imports torch before a command runs.
+Exit codes: 0 done; 1 the work failed; 2 wrong usage; 130 Ctrl-C; 129 hung up; 143 terminated. If a
+pipe is closed, a command that makes nothing but rows ends quietly with 0, and one that makes files
+finishes them first. Nothing here imports torch before a command runs.
 """
 
 import errno
@@ -141,8 +141,10 @@ def _memtool(
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The console script. SIGTERM ends it as Ctrl-C does: temporary files are removed."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    """The console script. SIGTERM and SIGHUP end it as Ctrl-C does: temporary files are removed."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):  # Windows has no SIGHUP
+        if number and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
+            signal.signal(number, lambda number, _: sys.exit(128 + number))
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed, as by >&-: print would take the other one

@@ -1,12 +1,12 @@
-"""Time and memory of the commands against the size of the work, with fitted exponents.
+"""Processor time and memory of the commands against the size of the work, with fitted exponents.
 
     python tests/benchmarks/scaling.py [--only images|layers|checkpoints|cuts] [--limits]
 
-Each command runs in a process of its own, forked from one that has imported everything: seconds and
-peak resident memory are those of the command, and both have the same floor. An exponent is the
-slope of a line through the larger half of the sizes, in logarithms: 1 is linear. --limits asks for
-the largest work instead, once each: 1,000 checkpoints, 10,000 layers, a million images, a
-checkpoint of 2 GB, an image of 20,000 x 20,000 and 10,000 classes, and says how it ends.
+Each command runs in a process of its own, forked from one that has imported everything: seconds of
+one processor and peak resident memory are those of the command, and both have the same floor. An
+exponent is the slope of a line through the larger half of the sizes, in logarithms: 1 is linear.
+--limits asks for the largest work instead, once each: 1,000 checkpoints, 10,000 layers, a million
+images, a checkpoint of 2 GB, an image of 20,000 x 20,000 and 10,000 classes, and says how it ends.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import importlib
 import os
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +40,7 @@ def chain(layers=10, width=8, inputs=64, num_classes=4):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a command ended: exit code, seconds, bytes at the peak, and its last line on stderr."""
+    """How a command ended: exit code, processor seconds, peak bytes, last line on stderr."""
 
     code: int
     seconds: float
@@ -52,12 +51,11 @@ class Outcome:
 def measured(command: str) -> Outcome:
     """Run `memtool COMMAND` in a forked process."""
     log = Path("log")
-    begin = time.monotonic()
     if not (process := os.fork()):
         _child(command, log)
     _, status, usage = os.wait4(process, 0)
     lines = log.read_text(errors="replace").strip().splitlines()
-    seconds, memory = time.monotonic() - begin, usage.ru_maxrss * 1024
+    seconds, memory = usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
     return Outcome(os.waitstatus_to_exitcode(status), seconds, memory, lines[-1] if lines else "")
 
 

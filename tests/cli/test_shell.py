@@ -135,7 +135,9 @@ def test_a_terminal_gets_a_table(runs):
 
 
 @pytest.mark.parametrize(
-    "stop, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "terminated"]
+    "stop, code",
+    [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)],
+    ids=["Ctrl-C", "terminated", "hung up"],
 )
 def test_a_signal_in_the_middle_of_training_leaves_no_partial_file(tmp_path, stop, code):
     arguments = "train --model digits-cnn --data digits --epochs 500 -o r.safetensors --table r.csv"
@@ -154,6 +156,19 @@ def test_a_signal_in_the_middle_of_training_leaves_no_partial_file(tmp_path, sto
     assert process.returncode == code
     assert "Traceback" not in errors and errors.count("\n") <= 1
     assert [path.name for path in tmp_path.iterdir()] == ["r.state.safetensors"]
+
+
+def test_what_nohup_ignores_is_ignored():
+    done = python(
+        "import os, signal\n"
+        "signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from memtool.cli import main\n"
+        "try: main(['--version'])\n"
+        "except SystemExit: pass\n"
+        "os.kill(os.getpid(), signal.SIGHUP)\n"
+        "print('still there')"
+    )
+    assert done.stdout.endswith("still there\n")
 
 
 TRAIN = "memtool train --model digits-cnn --data digits --epochs 3 -q"
