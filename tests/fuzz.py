@@ -5,9 +5,10 @@
 Each input is a whole file, changed at random: bytes, or the JSON, cells, arrays or members in it. A
 command must end with exit code 0, 1 or 2, and on failure with one short line that a terminal can
 show. Counted as failures are tracebacks, other programs that were started, more than 1 GiB of
-memory beyond what the process had, more than 20 seconds of a processor, and files left behind. An input follows
-from the seed, the reader and its number alone: what failed is printed as one line that runs it
-again, and is kept in --keep. `test_fuzz.py` runs a few hundred, and all that once failed.
+memory beyond what the process had, more than 20 seconds of a processor, and files left behind. An
+input follows from the seed, the reader and its number alone: what failed is printed as one line
+that runs it again, and is kept in --keep. `test_fuzz.py` runs a few of each, and all that once
+failed.
 """
 
 import argparse
