@@ -26,9 +26,10 @@ EXIT_STATUS = {
     "the other commands end with it.",
     "1": "The work failed; one line on stderr says why.",
     "2": "Wrong usage.",
+    "129": "Hung up, with the same files as when it is interrupted.",
     "130": "Interrupted (Ctrl-C). No half-written file is left; what --resume goes on from is: "
     "NAME.state.safetensors of train, FILE.partial of stitch.",
-    "129, 143": "Hung up, or terminated, with the same files.",
+    "143": "Terminated, with the same files.",
 }
 ENVIRONMENT = {
     "MEMTOOL_CACHE": "Folder for decoded images that do not fit into --memory; else memtool in the "
