@@ -55,6 +55,7 @@ ROWS: dict[str, type] = {
     "memtool train": tables.TrainingRow,
     "memtool cka": tables.CkaRow,
     "memtool stitch": tables.StitchingRow,
+    "memtool plot": tables.PointRow,
     "memtool info": tables.FileRow,
     "memtool info --layers": tables.LayerRow,
     "memtool reproduce": tables.FindingRow,

@@ -69,7 +69,8 @@ def columns_told(page):
             "memtool reproduce": tables.FindingRow,
             "memtool reproduce (steps.csv)": tables.StepRow,
         },
-        "plot": {},
+        "plot": {"": tables.PointRow},
+        "convert": {},
     }.items(),
 )
 def test_every_column_is_explained_in_the_page_of_the_command_that_prints_it(command, printed):

@@ -1,6 +1,6 @@
 """memtool plot"""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -9,7 +9,7 @@ import typer
 
 from memtool import MemtoolError, tables
 from memtool.cli import app
-from memtool.cli.options import comma_separated
+from memtool.cli.options import comma_separated, write
 from memtool.figures.options import XAxis
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ def plot(
             "-o",
             "--output",
             metavar="FILE",
-            help="The figure, as .png, .pdf, .svg or .eps, or the rows of all tables, as .csv, "
-            ".tsv or .jsonl; may be repeated",
+            help="The figure, as .png, .pdf, .svg or .eps, or the values in it, as .csv, .tsv or "
+            ".jsonl; may be repeated",
             show_default=False,
         ),
     ] = None,
@@ -180,7 +180,7 @@ def plot(
             with replacing(path) as temporary, open(temporary, "wb") as stream:
                 figures.save(figure, stream, _format(path), options)
         else:
-            _write_rows(rows, path)
+            write(figures.points(figure), tables.PointRow, path, None)
     if terminal:
         typer.echo(figures.as_text(figure, styled=sys.stdout.isatty()), nl=False)
 
@@ -203,11 +203,3 @@ def _usage() -> Iterator[None]:
 
 def _format(path: Path) -> str:
     return path.suffix.removeprefix(".")
-
-
-def _write_rows(rows: Sequence[tables.Row], path: Path) -> None:
-    """Write rows of several tables as one: a cell is empty where a row lacks the column."""
-    columns = list(dict.fromkeys(name for row in rows for name in row))
-    with tables.writer(columns, path, None) as write:
-        for row in rows:
-            write({name: row.get(name) for name in columns})

@@ -134,7 +134,7 @@ def reproduce(
     """Reproduce the paper: noise, training, CKA, stitching
 
     Trains a network for each noise ratio, and a second clean one; compares their checkpoints and
-    stitches them. Writes Figures 1, 2 and 3 of the paper and its supplement, with their tables, to
+    stitches them. Writes Figures 1, 2 and 3 of the paper and its supplement, with their values, to
     DIR, and prints a table of the findings, which findings.csv holds too: each claim of the paper
     with the number that decides it, and whether it holds. All choices are in reproduction.json,
     what each step took is in steps.csv, and report.html shows everything on one page. Steps whose

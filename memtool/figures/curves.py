@@ -200,7 +200,7 @@ def record(
             "curve": label,
             "x": names[int(x)] if names else f"{x:g}",
             "measure": y,
-            "mean": mean,
+            "value": mean,
             "deviation": spread if n > 1 else None,
             "n": n,
         }

@@ -13,8 +13,8 @@ from memtool.figures import heatmap, similarity, stitching, supplement, training
 from memtool.figures.letters import families, warn_of_escapes
 from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, common_columns, listed
-from memtool.figures.style import LOOK, add_title
-from memtool.tables import Row
+from memtool.figures.style import LOOK, Drawing, add_title
+from memtool.tables import PointRow, Row
 
 
 class Kind(StrEnum):
@@ -180,3 +180,8 @@ def draw(kind: Kind | str, rows: Rows, options: Options = Options()) -> Figure:
         add_title(figure, options.title)
         warn_of_escapes(figure, rows)
     return figure
+
+
+def points(figure: Figure) -> list[PointRow]:
+    """What a figure that `draw` returned shows: a row for each mean, with its deviation."""
+    return figure.points if isinstance(figure, Drawing) else []

@@ -21,7 +21,7 @@ from memtool.figures.rows import Needs, Rows, groups, positions, usable
 from memtool.figures.selection import of_layers
 from memtool.figures.similarity import several_reference_layers
 from memtool.figures.stages import stage_ends, stage_of
-from memtool.figures.style import PAGE_WIDTH, layer_ticks, names_length, short_name
+from memtool.figures.style import PAGE_WIDTH, Drawing, layer_ticks, names_length, short_name
 from memtool.tables import CkaRow, Row
 
 NEEDS: Needs = Needs(
@@ -81,16 +81,33 @@ def draw(rows: Rows, options: Options = Options()) -> Figure:
         image = _draw_matrix(axes, group, side, options)
         axes.set_xlabel(f"layer of {short_name(reference)}")
         axes.set_ylabel(f"layer of {short_name(checkpoint)}")
+        _record(figure, group, f"{checkpoint}, {reference}" if len(pairs) > 1 else "")
     figure.colorbar(image, ax=panels, label="CKA", fraction=0.05)
     return figure
 
 
-def _panels(number: int, side: float, width: float) -> tuple[Figure, list[Axes]]:
+def _record(figure: Drawing, rows: Rows, panel: str) -> None:
+    """Add the cells that have a value to the points of the figure."""
+    figure.points += [
+        {
+            "panel": panel,
+            "curve": row["layer"],
+            "x": row["reference_layer"],
+            "measure": "cka",
+            "value": row["cka"],
+            "deviation": None,
+            "n": 1,
+        }
+        for row in usable(rows, "cka")
+    ]
+
+
+def _panels(number: int, side: float, width: float) -> tuple[Drawing, list[Axes]]:
     """Panels, `side` inches wide and high with their labels, and room for a colour bar."""
     columns = min(number, max(1, int((width - COLORBAR) / side)))
     lines = math.ceil(number / columns)
     size = (columns * side + COLORBAR, lines * side)
-    figure = Figure(figsize=size, layout="compressed")
+    figure = Drawing(figsize=size, layout="compressed")
     grid = figure.subplots(lines, columns, squeeze=False).ravel()
     for axes in grid[number:]:
         axes.remove()

@@ -23,7 +23,7 @@ from memtool.errors import printable
 from memtool.figures.colors import MARKERS, Style
 from memtool.figures.letters import drawable
 from memtool.figures.options import NARROWEST, WIDTHS
-from memtool.tables import Row
+from memtool.tables import PointRow
 
 Key = TypeVar("Key", bound=Hashable)
 
@@ -64,7 +64,7 @@ class Drawing(Figure):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.points: list[Row] = []
+        self.points: list[PointRow] = []
         self.bands: set[int] = set()
 
 

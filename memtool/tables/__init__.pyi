@@ -3,6 +3,7 @@ from .rows import CkaRow as CkaRow
 from .rows import FileRow as FileRow
 from .rows import FindingRow as FindingRow
 from .rows import LayerRow as LayerRow
+from .rows import PointRow as PointRow
 from .rows import StepRow as StepRow
 from .rows import StitchingRow as StitchingRow
 from .rows import TrainingRow as TrainingRow

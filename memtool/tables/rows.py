@@ -267,6 +267,22 @@ class StitchingRow(TypedDict):
     ]
 
 
+class PointRow(TypedDict):
+    """One point of a figure, as it is drawn."""
+
+    panel: Annotated[str, Column("title of the panel; empty if there is one alone")]
+    curve: Annotated[str, Column("what the legend calls the curve")]
+    x: Annotated[
+        str, Column("place on the x axis: an epoch, a noise ratio in percent, a layer or a cut")
+    ]
+    measure: Annotated[str, Column("what is drawn: a column of the table, such as cka")]
+    value: Annotated[float, Column("mean over the seeds")]
+    deviation: Annotated[
+        float | None, Column("sample standard deviation over the seeds; empty for a single one")
+    ]
+    n: Annotated[int, Column("number of seeds")]
+
+
 class FileRow(TypedDict):
     """One file, by what its header says."""
 
@@ -385,6 +401,6 @@ class StepRow(TypedDict):
     warnings: Annotated[str | None, Column("what it warned of; empty if of nothing", 3)]
 
 
-TABLES = (TrainingRow, CkaRow, StitchingRow, FileRow, LayerRow, FindingRow, StepRow)
+TABLES = (TrainingRow, CkaRow, StitchingRow, PointRow, FileRow, LayerRow, FindingRow, StepRow)
 # The type of each column's cells, which is the same in all tables.
 KINDS = {column: kind for table in TABLES for column, kind in kinds(table).items()}

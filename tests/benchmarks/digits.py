@@ -5,10 +5,12 @@ The bounds of the expected values leave room for the spread between seeds.
 """
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, TypedDict
 
 import numpy as np
 
+from memtool import tables
 from memtool.reproduction import spearman
 from memtool.tables import Column, Row
 
@@ -26,6 +28,19 @@ class Expectation(TypedDict):
     least: Annotated[float, Column("lowest value that is expected")]
     most: Annotated[float, Column("highest value that is expected")]
     holds: Annotated[bool, Column("whether the value lies between the two")]
+
+
+def tables_of_runs(folder: Path) -> tuple[Rows, Rows, Rows]:
+    """The rows of training, of CKA and of stitching in the folder of a reproduction."""
+    training, cka, stitching = (
+        [
+            row
+            for path in sorted((folder / "tables").glob(f"{kind}-*.csv"))
+            for row in tables.read(path)
+        ]
+        for kind in ("training", "cka", "stitching")
+    )
+    return training, cka, stitching
 
 
 def expectations(training: Rows, cka: Rows, stitching: Rows) -> list[Expectation]:

@@ -15,7 +15,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from digits import Expectation, expectations
+from digits import Expectation, expectations, tables_of_runs
 
 from memtool import tables
 
@@ -42,10 +42,9 @@ def memory(pid: int) -> int:
 
 
 def print_expectations(folder: Path) -> None:
-    kinds = ("training", "figure3-divergence", "figure2-stitching")
     print()
     with tables.writer(Expectation, None, tables.Format.table) as write:
-        for row in expectations(*(tables.read(folder / f"{kind}.csv") for kind in kinds)):
+        for row in expectations(*tables_of_runs(folder)):
             write(row)
 
 

@@ -9,7 +9,7 @@ import pytest
 from memtool import tables, tensors
 from memtool.figures import Options, draw, save
 
-from ..figures.examples import stitch_rows, training_rows, with_control
+from ..figures.examples import EPOCHS, stitch_rows, training_rows, with_control
 
 
 def test_the_option_net_of_control_draws_the_difference(run, tmp_path):
@@ -34,23 +34,21 @@ def test_the_option_net_of_control_draws_the_difference(run, tmp_path):
     assert not figure.exists()
 
 
-def test_rows_of_different_tables_are_written_with_the_columns_of_all(run, tmp_path):
-    clean, noisy = training_rows(ratios=[0.0]), training_rows(ratios=[0.5])
-    clean = [{k: v for k, v in row.items() if k != "noise_kind"} for row in clean]
-    noisy = [row | {"note": "a, b"} for row in noisy]
-    for name, rows in {"clean": clean, "noisy": noisy}.items():
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        (tmp_path / f"{name}.jsonl").write_text(text)
-    target = tmp_path / "all.csv"
-    result = run("plot", tmp_path / "clean.jsonl", tmp_path / "noisy.jsonl", "-o", target)
-    assert result.code == 0, result.stderr
-    found = list(csv.DictReader(io.StringIO(target.read_text(), newline="")))
-    columns = [*clean[0], "noise_kind", "note"]
-    assert list(found[0]) == columns
-    assert [(row["noise_kind"], row["note"]) for row in found] == [("", "")] * 4 + [
-        ("uniform", "a, b")
-    ] * 4
-    assert [float(row["loss"]) for row in found] == [row["loss"] for row in clean + noisy]
+def test_a_table_has_the_values_of_the_figure(run, tmp_path):
+    rows = training_rows(seeds=(0, 2))
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_text(text)
+    outputs = ("-o", tmp_path / "f.csv", "-o", tmp_path / "f.svg", "-o", tmp_path / "f.jsonl")
+    assert run("plot", tmp_path / "rows.jsonl", *outputs, "--ratios", "0,25%").code == 0
+    found = tables.read(tmp_path / "f.csv")
+    assert found == tables.read(tmp_path / "f.jsonl") and (tmp_path / "f.svg").exists()
+    assert list(found[0]) == ["panel", "curve", "x", "measure", "value", "deviation", "n"]
+    losses = [row for row in found if row["measure"] == "loss" and row["curve"] == "25"]
+    assert [row["x"] for row in losses] == ["1", "2", "3", "4"]
+    assert [row["value"] for row in losses] == [2 / epoch + 1 for epoch in EPOCHS]  # 1: mean seed
+    assert {(row["n"], round(row["deviation"], 6)) for row in losses} == {(2, round(2**0.5, 6))}
+    assert {row["curve"] for row in found} == {"0", "25"}
+    assert {row["panel"] for row in losses} == {"loss"}
 
 
 def test_a_figure_may_be_shown_on_the_terminal_alone(run, tmp_path):

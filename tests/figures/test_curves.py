@@ -2,13 +2,22 @@
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 
 from memtool import MemtoolError
-from memtool.figures import draw
+from memtool.figures import as_options, draw, points
 from memtool.figures.curves import curve, draw_runs, require_epoch, run_styles, runs_title
 from memtool.figures.style import Drawing
 
-from .examples import bands, convergence_rows, curves, legend_labels
+from .examples import (
+    EPOCHS,
+    bands,
+    convergence_rows,
+    curves,
+    each_kind,
+    legend_labels,
+    similarity,
+)
 
 
 def test_a_curve_is_the_mean_and_the_sample_deviation_at_each_x_in_order():
@@ -138,3 +147,23 @@ def test_runs_of_one_ratio_share_its_colour_and_differ_in_their_lines():
     ]
     first, second = run_styles(rows).values()
     assert first["color"] == second["color"] and first["linestyle"] != second["linestyle"]
+
+
+def test_the_points_of_a_figure_are_what_its_curves_show():
+    seeds = (0, 1, 5)
+    found = points(draw("convergence", convergence_rows(seeds), as_options(x="layer")))
+    point = next(p for p in found if (p["panel"], p["curve"], p["x"]) == ("r = 25 %", "3", "fc"))
+    values = [similarity("fc", 0.25, 3, seed) for seed in seeds]
+    assert (point["measure"], point["n"]) == ("cka", 3)
+    np.testing.assert_allclose(point["value"], np.mean(values))
+    np.testing.assert_allclose(point["deviation"], np.std(values, ddof=1))
+    assert len(found) == 3 * len(EPOCHS) * 3  # panels, curves, layers
+
+
+@each_kind
+def test_every_figure_knows_its_points(kind, rows):
+    found = points(draw(kind, rows))
+    measured = {"stitching": "test_accuracy", "training": "loss"}.get(kind, "cka")
+    assert {p["n"] for p in found if p["measure"] == measured} == {1}
+    assert any(point["measure"] == measured for point in found)
+    assert points(Figure()) == []

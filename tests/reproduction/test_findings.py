@@ -12,7 +12,7 @@ from memtool import MemtoolError, tables
 from memtool.reproduction import FIGURES, RECIPES, Study, measure_findings
 from memtool.reproduction.claims import CLAIMS
 
-from ..benchmarks.digits import expectations
+from ..benchmarks.digits import expectations, tables_of_runs
 from .examples import World
 
 
@@ -323,8 +323,7 @@ def test_the_digits_show_what_the_paper_says(run, tmp_path, monkeypatch):
         return result
 
     first = reproduce("-j", 2)
-    stems = ("training", "figure3-divergence", "figure2-stitching")
-    expected = expectations(*(tables.read(out / f"{stem}.csv") for stem in stems))
+    expected = expectations(*tables_of_runs(out))
     assert len(expected) == 15
     assert [row for row in expected if not row["holds"]] == []
     assert (out / "findings.csv").read_text() == first.stdout

@@ -20,6 +20,7 @@ INTERFACE = {
     "front_noise_seed back_noise_seed front_seed back_seed connector batch_norm parameters init "
     "optimizer epochs epoch learning_rate batch_size seed n loss test_accuracy front_accuracy "
     "back_accuracy agreement control_accuracy stitched",
+    tables.PointRow: "panel curve x measure value deviation n",
     tables.FileRow: "file kind model model_from parameters tensors types bytes data train test "
     "classes image_shape mean std fingerprint epoch steps noise_ratio noise_kind noise_seed "
     "front_noise_ratio back_noise_ratio seed order_seed loss given_accuracy true_accuracy "
