@@ -207,9 +207,6 @@ def test_tables_of_runs_that_are_not_on_record_do_not_count(tmp_path):
     (tmp_path / "reproduction.json").write_text('{"ratios": [0, 50], "seeds": 1}')
     text = "".join(Page(write_report(tmp_path).read_text()).text)
     assert "Noise ratios r0%, 50%Seeds0Epochs" in text
-    (tmp_path / "reproduction.json").unlink()
-    text = "".join(Page(write_report(tmp_path).read_text()).text)
-    assert "Noise ratios r0%, 25%, 50%Seeds0, 1Epochs" in text
 
 
 def test_a_folder_of_anything_else_is_refused(run, tmp_path):
