@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError, __version__, figures, tables
-from memtool.errors import shortened
+from memtool.errors import shortened, some
 from memtool.files import replacing
 from memtool.reproduction.exhibits import EXHIBITS, Exhibit
 from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED, measure_findings
@@ -59,7 +59,7 @@ def report(folder: Path) -> str:
     findings = measure_findings(found["training"], cka, found["stitching"])
     what = str(record.get("study") or _values(found["training"], "data") or "a data set")
     sections = {
-        "scale": ("What was run, and at what scale", _scale(folder, found)),
+        "scale": ("What was run, and at what scale", _scale(folder, record, found)),
         "findings": ("Findings", _findings(findings)),
         "figures": ("Figures", _figures(found)),
         "settings": ("Settings and versions", _settings(folder, record)),
@@ -115,7 +115,7 @@ def _summary(findings: Sequence[FindingRow]) -> Markup:
     )
 
 
-def _scale(folder: Path, found: Mapping[str, Rows]) -> Markup:
+def _scale(folder: Path, record: Mapping[str, Any], found: Mapping[str, Rows]) -> Markup:
     """What was measured, by what the tables and a checkpoint say."""
     training, cka, stitching = found["training"], found["cka"], found["stitching"]
     every = [*training, *cka, *stitching]
@@ -140,7 +140,23 @@ def _scale(folder: Path, found: Mapping[str, Rows]) -> Markup:
             "The findings are about this scale. The paper trains ResNet-18 on the 50,000 images "
             "of CIFAR-10 and a convolutional network on SVHN, at nine noise ratios.",
         ),
+        *_unfinished(folder, record),
     )
+
+
+def _unfinished(folder: Path, record: Mapping[str, Any]) -> list[Markup]:
+    """A sentence on the tables of the runs on record that are not there."""
+    kinds = [kind for kind in KINDS if kind != "ceiling"]
+    names = [
+        f"{kind}-{run}.csv"
+        for run in sorted(_runs(record) or ())
+        for kind in (["cka"] if run.startswith("ceiling") else kinds)
+    ]
+    missing = [name for name in names if not (folder / "tables" / name).exists()]
+    if not missing:
+        return []
+    told = f"Unfinished: missing tables ({len(missing)} of {len(names)}) are {some(missing)}."
+    return [element("p", element("strong", told))]
 
 
 def _images(folder: Path) -> str:

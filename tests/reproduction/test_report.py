@@ -176,6 +176,7 @@ def test_what_a_reader_looks_for_is_there(hostile):
     assert "2 steps, each a command; 1 min 4 s if one ran after the other" in text
     assert "412 MB" in text and "61" not in text.partition("2 steps")[0]
     assert text.count("How to read it.") == len(EXHIBITS)
+    assert "Unfinished: missing tables (1 of 13) are supplement-r0-s0.csv." in text
 
 
 def test_equal_tables_give_equal_bytes(tmp_path):
@@ -207,6 +208,7 @@ def test_tables_of_runs_that_are_not_on_record_do_not_count(tmp_path):
     (tmp_path / "reproduction.json").write_text('{"ratios": [0, 50], "seeds": 1}')
     text = "".join(Page(write_report(tmp_path).read_text()).text)
     assert "Noise ratios r0%, 50%Seeds0Epochs" in text
+    assert "Unfinished: missing tables (7 of 9) are cka-ceiling-s0.csv, cka-r0-s0.csv, " in text
 
 
 def test_a_folder_of_anything_else_is_refused(run, tmp_path):
