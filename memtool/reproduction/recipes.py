@@ -153,6 +153,7 @@ def told(numbers: Iterable[float]) -> str:
 RECIPES = {
     Study.digits: replace(
         Recipe.of("digits", "digits-cnn"),
+        saved=every(2, 20),
         layers="block?,fc",
         cuts="block?",
         # A few checkpoints at a time: steps that run at once then stay below 1 GB each.

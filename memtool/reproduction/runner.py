@@ -29,7 +29,9 @@ Command = Callable[[list[str]], None]
 PRELOAD = [
     *("torch", "torch._dynamo"),
     *("memtool.training.run", "memtool.similarity.comparison", "memtool.stitching.sweep"),
-    "memtool.figures.drawing",
+    *("memtool.figures.drawing", "memtool.models.nets", "safetensors.torch"),
+    *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "fontTools.subset"),
+    "pydantic.type_adapter",  # of typer, which reads the arguments with it
 ]
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby
 from math import isfinite
@@ -126,6 +126,17 @@ class _Setting:
     settings: CkaSettings
     images: Tensor | HostImages
     processes: Processes
+    formats: dict[str, torch.memory_format | None] = field(default_factory=dict)
+
+    def prepared(self, selection: Selection) -> Network:
+        """The network with its weights, in the memory format that suits it. That is tried, and
+        whether results depend on chance, with one of the networks that are equal but for these."""
+        checkpoint, images = selection.checkpoint, self.images[:2]
+        network, model = checkpoint.network(self.images.device), str(checkpoint.spec)
+        if model not in self.formats:
+            warn_if_random(lambda: network.run(images), str(checkpoint.path))
+            self.formats[model] = network.fastest(images).memory_format
+        return replace(network, memory_format=self.formats[model])
 
     def gram_recorder(self, names: list[str], sigma: Tensor | None) -> Recorder:
         plan, device = self.plan, self.images.device
@@ -190,9 +201,7 @@ class Participant:
         selection: Selection, tensors: Mapping[bool, list[str]], setting: _Setting
     ) -> "Participant":
         """The network with its weights, ready to record these tensors."""
-        network = selection.checkpoint.network(setting.images.device)
-        warn_if_random(lambda: network.run(setting.images[:2]), str(selection.checkpoint.path))
-        network = network.fastest(setting.images[:2])
+        network = setting.prepared(selection)
         recorders: dict[bool, Recorder] = {}
         if names := tensors[False]:
             sigma = setting.sigma(network, selection, names)

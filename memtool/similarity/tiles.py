@@ -14,6 +14,7 @@ Tiles are made of features relative to the mean of the first batch, in the featu
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -66,6 +67,12 @@ class TileRecorder(OffsetRecorder):
     def sums_with(self, other: Recorder, pairs: Sequence[tuple[int, int]]) -> "TileSums":
         assert isinstance(other, TileRecorder)
         return TileSums(self, other, pairs)
+
+    @cached_property
+    def own_hsic(self) -> Tensor:
+        """HSIC of each layer with itself, (replicates, layers), once the state is that of all
+        examples."""
+        return _replicates(self, self, row_products, self.state)
 
     def traces(self) -> Tensor:
         diagonal, rows = self.rows_without(None)
@@ -181,9 +188,8 @@ class TileSums(PairSums):
 
     def hsic(self, advance: Advance = unseen) -> Hsic:
         xy = _replicates(self.x, self.y, self.products, self.state)
-        xx, yy = (_replicates(own, own, row_products, own.state) for own in (self.x, self.y))
         advance(len(self.pairs))
-        return self.table(xy, xx, yy)
+        return self.table(xy, self.x.own_hsic, self.y.own_hsic)
 
 
 def _replicates(

@@ -132,16 +132,19 @@ class Sweep:
 
     def _job(self, networks: tuple[CachedNetwork, CachedNetwork], cut: Cut) -> list[StitchingRow]:
         rows: list[StitchingRow] = []
+        done: dict[object, list[StitchingRow]] = {}  # a network is stitched to itself but once
         for direction in self.settings.directions:
             between, own_cut = directed(direction, networks, cut)
-            stitching = Stitching(direction, between, own_cut, self.settings)
-            found = list(stitching.rows())
-            if self.folder:
-                files = between[0].checkpoint.path, between[1].checkpoint.path
-                path = self._path(files, own_cut)
-                stitching.save(path)
-                found[-1]["stitched"] = str(path)
-            rows += found
+            files = between[0].checkpoint.path, between[1].checkpoint.path
+            key = files, tuple(layer.name for layer in own_cut)
+            if key not in done:
+                stitching = Stitching(direction, between, own_cut, self.settings)
+                done[key] = list(stitching.rows())
+                if self.folder:
+                    path = self._path(files, own_cut)
+                    stitching.save(path)
+                    done[key][-1]["stitched"] = str(path)
+            rows += [{**row, "direction": str(direction)} for row in done[key]]
         control = {
             row["epoch"]: row["test_accuracy"]
             for row in rows

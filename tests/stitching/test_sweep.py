@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from memtool import data, models
+from memtool.stitching import sweep
 from memtool.stitching.execution import Stitching
 from memtool.tensors import load_tensors, save_tensors
 
@@ -66,6 +67,18 @@ def test_a_row_for_each_cut_and_direction_with_its_conditions(table_of_all, runs
 def test_each_row_has_the_accuracy_of_the_control_at_its_cut(table_of_all):
     for rows in (table_of_all[:3], table_of_all[3:]):
         assert {row["control_accuracy"] for row in rows} == {rows[-1]["test_accuracy"]}
+
+
+def test_a_network_is_stitched_to_itself_but_once(run, runs, monkeypatch):
+    made = []
+    original = sweep.Stitching
+    monkeypatch.setattr(sweep, "Stitching", lambda *args: made.append(1) or original(*args))
+    options = ("--at", "block5", "--both", "--control", "--epochs", 1)
+    rows = rows_of(run("stitch", runs.clean, runs.clean, *options).stdout)
+    assert len(made) == 1
+    assert [row.pop("direction") for row in rows] == ["forward", "reverse", "control"]
+    assert rows[0] == rows[1] == rows[2]
+    assert rows[0]["control_accuracy"] == rows[0]["test_accuracy"]
 
 
 def test_without_a_control_its_column_is_empty(stitch):
