@@ -15,6 +15,7 @@ from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
+from threading import Thread
 
 from memtool import MemtoolError
 from memtool.errors import ERROR, WARNING
@@ -162,6 +163,7 @@ def _stopping(running: Collection[_Running]) -> Iterator[None]:
 
 def _execute(command: Command, arguments: list[str], log: Path) -> None:
     """Run a step in this process, with stdout going nowhere and stderr to `log`."""
+    Thread(target=end_with_parent, daemon=True).start()
     gc.freeze()  # a collection would write to, and so copy, all memory shared with the parent
     for path, stream in ((Path(os.devnull), sys.stdout), (log, sys.stderr)):
         with open(path, "wb") as file:
@@ -171,6 +173,14 @@ def _execute(command: Command, arguments: list[str], log: Path) -> None:
     finally:
         unit = 1 if sys.platform == "darwin" else 1024
         _memory_file(log).write_text(str(unit * getrusage(RUSAGE_SELF).ru_maxrss))
+
+
+def end_with_parent() -> None:
+    """Wait until the process that runs the steps is gone, however it ended, and end this one:
+    nobody else would, and the next who runs the step would find it at work."""
+    if parent := multiprocessing.parent_process():
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _memory_file(log: Path) -> Path:

@@ -3,12 +3,14 @@
 import importlib
 import os
 import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
 
+import memtool
 from memtool import MemtoolError, tables
 from memtool.cli import main
 from memtool.files import replacing
@@ -171,6 +173,44 @@ def test_however_it_ends_no_process_and_no_partial_file_is_left(tmp_path, record
         os.kill(int((tmp_path / "pid").read_text()), 0)
     left = {path.name for path in tmp_path.iterdir()}
     assert left == {"quick", "pid", "steps.csv", *(["bad"] if end == "failure" else [])}
+
+
+PARENT = """
+import multiprocessing, os, sys, threading, time
+from memtool.reproduction.runner import end_with_parent
+
+def child(path):
+    threading.Thread(target=end_with_parent, daemon=True).start()
+    with open(path, "w") as file:
+        file.write(str(os.getpid()))
+    time.sleep(600)
+
+multiprocessing.get_context("fork").Process(target=child, args=(sys.argv[1],)).start()
+time.sleep(600)
+"""
+
+
+def test_a_step_ends_when_the_process_that_runs_it_is_killed(tmp_path):
+    arguments = [sys.executable, "-c", PARENT, str(tmp_path / "pid")]
+    environment = os.environ | {"PYTHONPATH": str(Path(memtool.__file__).parents[1])}
+    parent = subprocess.Popen(arguments, env=environment)
+    wait_for(tmp_path / "pid")
+    parent.kill()
+    parent.wait()
+    child = int((tmp_path / "pid").read_text())
+    for _ in range(600):
+        if not is_running(child):
+            break
+        time.sleep(0.1)
+    assert not is_running(child)
+
+
+def is_running(pid):
+    """Whether a process runs; one that has ended may be a zombie of nobody's."""
+    try:
+        return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
 
 
 def test_what_a_step_warns_of_is_passed_on(tmp_path, record):
