@@ -51,6 +51,8 @@ def test_tables_are_read_as_frames_where_there_is_pandas_and_drawn(
     assert isinstance(figure, matplotlib.figure.Figure)
     (image,) = figure.axes[0].images
     assert image.get_array().shape == (2, 2)
+    narrow = memtool.draw("heatmap", rows, layers="fc", width="column", title="one")
+    assert narrow.axes[0].images[0].get_array().shape == (1, 1)
     with pytest.raises(ValueError, match="'pie' is not a valid Kind"):
         memtool.draw("pie", rows)
 

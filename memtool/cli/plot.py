@@ -165,7 +165,7 @@ def plot(
         if path == Path("-"):
             raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
         if _format(path) not in (*figures.FORMATS, "csv", "tsv", "jsonl"):
-            with _usage():
+            with _usage(f"{path}: ", "; a table ends in .csv, .tsv or .jsonl"):
                 figures.check_format(_format(path))
         check_writable(path)
     rows = [
@@ -193,12 +193,12 @@ def _options(**typed: Any) -> "Options":
 
 
 @contextmanager
-def _usage() -> Iterator[None]:
-    """Make a MemtoolError a usage error."""
+def _usage(before: str = "", after: str = "") -> Iterator[None]:
+    """Make a MemtoolError a usage error, with what stands before and after its words."""
     try:
         yield
     except MemtoolError as error:
-        raise typer.BadParameter(str(error)) from error
+        raise typer.BadParameter(f"{before}{error}{after}") from error
 
 
 def _format(path: Path) -> str:

@@ -15,6 +15,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.font_manager import FontProperties
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, MultipleLocator
@@ -119,8 +120,9 @@ def finish(
     It has a line of each style, and `more`, artists with labels.
     """
     handles = [*(Line2D([], [], **style) for style in styles), *more]
-    columns = _columns([str(one.get_label()) for one in handles], figure.get_figwidth())
-    panels, strip = figure.get_figheight(), 0.2 + 0.16 * math.ceil(len(handles) / columns)
+    size = _points(matplotlib.rcParams["legend.fontsize"]) / 7
+    columns = _columns([str(one.get_label()) for one in handles], figure.get_figwidth() / size)
+    panels, strip = figure.get_figheight(), 0.2 + 0.16 * size * math.ceil(len(handles) / columns)
     figure.set_figheight(panels + strip)
     figure.legend(handles=handles, title=legend_title, loc="outside upper center", ncols=columns)
     if len(figure.axes) == 1:
@@ -130,8 +132,14 @@ def finish(
         figure.supylabel(y, y=(0.5 * panels + 0.1) / (panels + strip))  # the middle of the panels
 
 
+def _points(size: str | float) -> float:
+    """A size of letters, which styles may give in words."""
+    return float(FontProperties(size=size).get_size_in_points())
+
+
 def _columns(labels: Sequence[str], width: float) -> int:
-    """The columns of a legend of as few lines as these labels allow in so many inches."""
+    """The columns of a legend of as few lines as these labels, in letters of 7 points, allow in so
+    many inches."""
     widths = [0.4 + 0.05 * len(label) for label in labels]  # inches: the line, and its letters
     fitting = [
         columns
@@ -147,8 +155,9 @@ def add_title(figure: Figure, title: str) -> None:
     """Put a title above all else, in as many lines as it takes; the figure grows by them."""
     if not title:
         return
-    lines = textwrap.wrap(printable(title), int(figure.get_figwidth() / 0.065))
-    strip = 0.05 + 0.14 * len(lines)  # inches
+    size = _points(matplotlib.rcParams["font.size"]) / 8
+    lines = textwrap.wrap(printable(title), int(figure.get_figwidth() / (0.065 * size)))
+    strip = 0.05 + 0.14 * size * len(lines)  # inches
     height = figure.get_figheight() + strip
     figure.set_figheight(height)
     figure.text(0.5, 1 - 0.03 / height, "\n".join(lines), ha="center", va="top")
@@ -157,7 +166,7 @@ def add_title(figure: Figure, title: str) -> None:
     room = strip / height
     for legend in figure.legends:
         legend.set_bbox_to_anchor((0, 0, 1, 1 - room), figure.transFigure)
-        room += legend.get_window_extent().height / figure.bbox.height + 0.05 / height
+        room += legend.get_window_extent().height / figure.bbox.height + 0.1 / height
     if isinstance(engine := figure.get_layout_engine(), ConstrainedLayoutEngine):
         engine.set(rect=(0, 0, 1, 1 - room))
 

@@ -280,7 +280,7 @@ class PointRow(TypedDict):
     deviation: Annotated[
         float | None, Column("sample standard deviation over the seeds; empty for a single one")
     ]
-    n: Annotated[int, Column("number of seeds")]
+    n: Annotated[int, Column("number of values; those of a floor are of all curves together")]
 
 
 class FileRow(TypedDict):

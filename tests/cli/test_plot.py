@@ -34,6 +34,24 @@ def test_the_option_net_of_control_draws_the_difference(run, tmp_path):
     assert not figure.exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("f.pgf", (), "f.pgf: pgf: matplotlib writes it with the help of LaTeX alone"),
+        ("f.gif", (), "no figure format 'gif'; there are pdf, png, svg, eps; a table ends in .csv"),
+        ("f.svg", ("--ratios", "25"), "ratio 25 is outside [0, 1]; did you mean 25%?"),
+        ("f.svg", ("--width", "wide"), "width 'wide': it is one of column, page, or a number"),
+        ("f.svg", ("--x", "layer"), "a figure of kind training has no option x; it takes"),
+        ("f.svg", ("--style", "no.mplstyle"), "no.mplstyle: cannot be read as a style"),
+    ],
+)
+def test_what_cannot_be_drawn_is_a_usage_error(run, tmp_path, name, options, message):
+    (tmp_path / "rows.jsonl").write_text(json.dumps(training_rows()[0]) + "\n")
+    result = run("plot", tmp_path / "rows.jsonl", "-o", tmp_path / name, *options)
+    assert result.code == 2 and message in " ".join(result.stderr.split())
+    assert not (tmp_path / name).exists()
+
+
 def test_a_table_has_the_values_of_the_figure(run, tmp_path):
     rows = training_rows(seeds=(0, 2))
     text = "".join(json.dumps(row) + "\n" for row in rows)

@@ -2,13 +2,15 @@
 
 import logging
 
+import matplotlib
 import pytest
 
 from memtool import MemtoolError
 from memtool.figures import as_options, draw
+from memtool.figures.style import LOOK
 from memtool.figures.style_file import read_style
 
-from .examples import training_rows
+from .examples import divergence_rows, overlap, training_rows
 
 
 def style_file(folder, text):
@@ -24,6 +26,20 @@ def test_a_style_changes_the_look_of_a_figure(tmp_path):
     assert {line.get_linewidth() for line in axes.lines} == {3}
     assert axes.spines["right"].get_visible()
     assert not draw("training", training_rows()).axes[0].spines["right"].get_visible()
+
+
+def test_the_legend_and_the_title_have_room_for_larger_letters(tmp_path):
+    path = style_file(tmp_path, "font.size: 12\nlegend.fontsize: large\n")
+    options = as_options(style=path, width="column", title="A title of several words " * 2)
+    figure = draw("divergence", divergence_rows(epochs=[4]), options)
+    with matplotlib.rc_context(LOOK | options.style):
+        figure.draw_without_rendering()
+        parts = (figure.texts[-1], figure.legends[0], figure.axes[0])
+        title, legend, panel = (part.get_window_extent() for part in parts)
+    for box in (title, legend):
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.x1
+    assert not overlap(title, legend)
+    assert not overlap(legend, panel)
 
 
 @pytest.mark.parametrize(
