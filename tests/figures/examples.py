@@ -195,7 +195,7 @@ TABLES = {
     Kind.convergence: convergence_rows(),
     Kind.divergence: divergence_rows(),
     Kind.stitching: stitch_rows(),
-    Kind.supplement: supplement_rows(),
+    Kind.supplement: supplement_rows(ratios=[0.5], cuts=[1]),
     Kind.heatmap: pair_rows(),
     Kind.training: training_rows(),
 }
