@@ -1,7 +1,7 @@
 """The supplement of the paper: CKA of stitched models with the clean model, layer by layer."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,8 +48,10 @@ STEP: dict[str, Any] = {"linestyle": ":", "linewidth": 0.8}  # from before the c
 
 
 def choose(rows: Rows, options: Options) -> list[Row]:
-    """The rows of stitched models, and of the noisy networks alone, that are asked for: of a few
-    noise ratios, evenly chosen, unless they are named.
+    """The rows of stitched models, and of the noisy networks alone, that are asked for.
+
+    Unless noise ratios are named, they are of a few, evenly chosen, and clean networks stitched to
+    clean ones are left out; a note says which ratios are shown.
 
     Raises MemtoolError if there are none, or if they are for a heatmap.
     """
@@ -62,14 +64,18 @@ def choose(rows: Rows, options: Options) -> list[Row]:
     rows = of_layers(rows, options.layers, "reference_layer")
     if options.ratios:
         return of_ratios(rows, options.ratios, noisy_ratio)
-    ratios = sorted({r for row in rows if is_stitched(row) and (r := noisy_ratio(row)) is not None})
-    if len(ratios) <= MOST_RATIOS:
+    there = {noisy_ratio(row) for row in rows if is_stitched(row)} - {None}
+    shown = _few(sorted(ratio for ratio in there if ratio) or [0.0])
+    if there <= {*shown}:
         return list(rows)
-    places = np.linspace(0, len(ratios) - 1, MOST_RATIOS).round()
-    shown = [ratios[int(place)] for place in places]
     told = ", ".join(f"{100 * ratio:g}%" for ratio in shown)
-    logger.info(f"supplement: of {len(ratios)} noise ratios, {told}; --ratios chooses others")
+    logger.info(f"supplement: of {len(there)} noise ratios, {told}; --ratios chooses others")
     return [row for row in rows if noisy_ratio(row) in (*shown, None)]
+
+
+def _few(ratios: Sequence[float]) -> list[float]:
+    places = np.linspace(0, len(ratios) - 1, min(MOST_RATIOS, len(ratios))).round()
+    return [ratios[int(place)] for place in places]
 
 
 def noisy_ratio(row: Row) -> float | None:

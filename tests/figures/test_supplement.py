@@ -131,6 +131,12 @@ def test_of_many_ratios_a_few_are_shown_and_the_others_told(caplog):
     assert shown == {0.05, 0.15, 0.375, 0.675}
     told = "of 8 noise ratios, 5%, 15%, 37.5%, 67.5%; --ratios chooses others"
     assert caplog.messages == [f"supplement: {told}"]
+    clean = supplement_rows(ratios=[0.0])
+    assert len(chosen(clean)) == len(clean)
+    some = supplement_rows(ratios=[0.5])
+    assert len(chosen(clean + some)) == len(some)
+    assert caplog.messages[1:] == ["supplement: of 2 noise ratios, 50%; --ratios chooses others"]
+    assert len(chosen(clean + some, ratios=(0.0,))) == len(clean)
     ends = {(r["front_noise_ratio"], r["back_noise_ratio"]) for r in chosen(many, ratios=(0.1,))}
     assert ends == {(0.1, 0.0), (0.0, 0.1), (0.1, 0.1)}
     assert {row["reference_layer"] for row in chosen(many, layers=("fc",))} == {"fc"}
