@@ -281,3 +281,22 @@ def test_two_clean_networks_of_one_seed_are_an_error_that_names_both():
     rows = [row | ({"front": "other"} if row["back_noise_ratio"] == 0.25 else {}) for row in rows]
     with pytest.raises(MemtoolError, match=r"other and s0/r0\.0\.safetensors would become one"):
         draw("stitching", rows)
+
+
+def recorded(rows, **options):
+    """The points of a figure: their values by curve and place, of the first panel."""
+    figure = draw("stitching", rows, Options(**options))
+    first = figure.points[0]["panel"]
+    return {(p["curve"], p["x"]): p["value"] for p in figure.points if p["panel"] == first}
+
+
+def test_the_numbers_behind_the_lines_are_on_record():
+    found = recorded(stitch_rows())
+    assert found[CUTS["fc"], "25"] == stitched("forward", "fc", 0.25, 0)
+    assert (found["noisy model", "25"], found["clean model", "0"]) == (alone(0.25), alone(0))
+    found = recorded(stitch_rows(ratios=[0.25]))
+    assert found["clean front, noisy back", "fc"] == stitched("reverse", "fc", 0.25, 0)
+    levels = {curve: value for (curve, x), value in found.items() if x == "block2"}
+    assert (levels["noisy model"], levels["clean model"]) == (alone(0.25), alone(0))
+    net = draw("stitching", with_control(stitch_rows()), Options(net_of_control=True))
+    assert {p["measure"] for p in net.points} == {"test_accuracy - control_accuracy"}
