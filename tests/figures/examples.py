@@ -10,6 +10,7 @@ from matplotlib.transforms import Bbox
 
 from memtool.figures import Kind
 
+QUICK = ("pdf", "png", "svg")  # formats; for an EPS matplotlib takes seconds
 LAYERS = ["conv1", "block2", "fc"]  # in order of execution, which is not alphabetical
 RATIOS = [0.0, 0.25, 0.675]
 STITCHED_RATIOS = [0.1, 0.25, 0.675]

@@ -13,7 +13,7 @@ from matplotlib import font_manager
 from memtool.figures import draw, letters, save
 from memtool.figures.saving import FORMATS
 
-from .examples import each_kind, pair_rows, titles
+from .examples import QUICK, each_kind, pair_rows, titles
 
 LAYERS = ["层一", "كتلة", "bloc é", "🦊", "a\nb\x1b", "\udce9\udcff"]
 
@@ -58,7 +58,7 @@ def shown(rows, kind="heatmap"):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         figure = draw(kind, rows)
-        for format in FORMATS:
+        for format in FORMATS if kind == "heatmap" else QUICK:
             save(figure, io.BytesIO(), format)
         figure.savefig(io.BytesIO())  # as in a notebook
     return figure

@@ -11,7 +11,7 @@ from memtool import MemtoolError
 from memtool.figures import as_options, draw, save
 from memtool.figures.saving import FORMATS
 
-from .examples import bands, convergence_rows, divergence_rows, each_kind, training_rows
+from .examples import QUICK, bands, convergence_rows, divergence_rows, each_kind, training_rows
 
 BEGINNINGS = {"pdf": b"%PDF-", "png": b"\x89PNG", "svg": b"<?xml", "eps": b"%!PS-Adobe-3.0 EPSF"}
 
@@ -25,7 +25,7 @@ def saved(figure, format, options=None):
 @each_kind
 def test_equal_figures_give_equal_bytes(kind, rows):
     first, second = draw(kind, rows), draw(kind, rows)
-    for format in FORMATS:
+    for format in FORMATS if kind == "heatmap" else QUICK:
         data = saved(first, format)
         assert data.startswith(BEGINNINGS[format])
         assert data == saved(second, format)
