@@ -1,5 +1,6 @@
 """Figures 1 and 3: CKA of checkpoints to the final model of their own run, or to a clean one."""
 
+import logging
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -13,6 +14,8 @@ from memtool.figures.options import Options, XAxis
 from memtool.figures.rows import Needs, Rows, usable
 from memtool.figures.selection import of_epochs, of_layers, of_ratios
 from memtool.tables import CkaRow, Row
+
+logger = logging.getLogger("memtool")
 
 NEEDS: Needs = Needs(
     CkaRow,
@@ -49,7 +52,8 @@ def of_convergence(rows: Rows, options: Options) -> list[Row]:
 
 def of_divergence(rows: Rows, options: Options) -> list[Row]:
     """The rows that are asked for, and whose reference is compared with checkpoints of other runs:
-    the own run of a clean reference is among them, at the top.
+    the own run of a clean reference is among them, at the top. Beside clean references, others are
+    left out, with a note.
 
     Raises MemtoolError if there are none, or if they are for a heatmap.
     """
@@ -61,6 +65,12 @@ def of_divergence(rows: Rows, options: Options) -> list[Row]:
         raise MemtoolError(
             "divergence: all rows compare a checkpoint with its own run; draw them as convergence"
         )
+    clean = [row for row in found if row["reference_noise_ratio"] == 0]
+    if clean and len(clean) < len(found):
+        logger.info(
+            "divergence: shows the CKA to clean networks, and leaves out that to noisy ones"
+        )
+        found = clean
     return _chosen(found, options)
 
 

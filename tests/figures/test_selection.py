@@ -107,6 +107,15 @@ def test_a_table_of_both_kinds_gives_each_its_rows():
         assert (titles(figure), legend_labels(figure)) == (LAYERS, ["0", "25", "67.5"])
 
 
+def test_beside_clean_references_noisy_ones_are_left_out_with_a_note(caplog):
+    caplog.set_level("INFO", "memtool")
+    crossed = convergence_rows(reference="noisy.safetensors", reference_noise_ratio=0.25)
+    found = chosen("divergence", [*divergence_rows(), *crossed])
+    assert values(found, "reference") == ["clean.safetensors"]
+    assert "leaves out that to noisy ones" in caplog.text
+    assert values(chosen("divergence", crossed), "reference") == ["noisy.safetensors"]
+
+
 def test_a_kind_of_which_there_are_no_rows_is_refused():
     with pytest.raises(MemtoolError, match="all rows compare a checkpoint with its own run"):
         draw("divergence", convergence_rows())
