@@ -66,7 +66,13 @@ def claimed(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[P
     folder cannot be made.
     """
     target = Path(os.path.realpath(path))
-    folder = target.with_name(f".{target.name}.tmp")
+    with _claimed(target.with_name(f".{target.name}.tmp"), path, waiting) as folder:
+        yield folder
+
+
+@contextmanager
+def _claimed(folder: Path, path: Path, waiting: Callable[[], None] | None) -> Iterator[Path]:
+    """As `claimed`, with the folder for temporary files in any place."""
     if folder in _claims:
         yield folder
         return
@@ -165,7 +171,7 @@ def check_writable(path: Path) -> None:
             return
         target = Path(os.path.realpath(path))
         existing = next(parent for parent in target.parents if parent.exists())
-        with claimed(existing / target.name) as folder:
+        with _claimed(existing / f".{target.name}.tmp", path, None) as folder:
             (folder / "probe").touch()
     except OSError as error:
         raise _not_written(path, error) from error

@@ -135,7 +135,7 @@ def plot(
       memtool plot convergence tables/*.csv -o figure1.png -o figure1.pdf
       memtool plot divergence cka.csv --x layer --width column -o f.pdf
       memtool cka a.safetensors b.safetensors --pairs all | memtool plot -o f.png
-      memtool cka stitched/*.safetensors runs/r0.safetensors | memtool plot -o s.png
+      memtool cka stitched/*.safetensors r0.safetensors | memtool plot -o s.png
       memtool plot training.csv --terminal
     """
     import sys
@@ -165,8 +165,12 @@ def plot(
         if path == Path("-"):
             raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
         if _format(path) not in (*figures.FORMATS, "csv", "tsv", "jsonl"):
-            with _usage(f"{path}: ", "; a table ends in .csv, .tsv or .jsonl"):
+            try:
                 figures.check_format(_format(path))
+            except MemtoolError as error:
+                raise MemtoolError(
+                    f"{path}: {error}; a table ends in .csv, .tsv or .jsonl"
+                ) from error
         check_writable(path)
     rows = [
         row for name in names or ["-"] for row in tables.read(None if name == "-" else Path(name))
@@ -193,12 +197,12 @@ def _options(**typed: Any) -> "Options":
 
 
 @contextmanager
-def _usage(before: str = "", after: str = "") -> Iterator[None]:
-    """Make a MemtoolError a usage error, with what stands before and after its words."""
+def _usage() -> Iterator[None]:
+    """Make a MemtoolError a usage error."""
     try:
         yield
     except MemtoolError as error:
-        raise typer.BadParameter(f"{before}{error}{after}") from error
+        raise typer.BadParameter(str(error)) from error
 
 
 def _format(path: Path) -> str:

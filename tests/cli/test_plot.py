@@ -37,8 +37,6 @@ def test_the_option_net_of_control_draws_the_difference(run, tmp_path):
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
-        ("f.pgf", (), "f.pgf: pgf: matplotlib writes it with the help of LaTeX alone"),
-        ("f.gif", (), "no figure format 'gif'; there are pdf, png, svg, eps; a table ends in .csv"),
         ("f.svg", ("--ratios", "25"), "ratio 25 is outside [0, 1]; did you mean 25%?"),
         ("f.svg", ("--width", "wide"), "width 'wide': it is one of column, page, or a number"),
         ("f.svg", ("--x", "layer"), "a figure of kind training has no option x; it takes"),
@@ -50,6 +48,18 @@ def test_what_cannot_be_drawn_is_a_usage_error(run, tmp_path, name, options, mes
     result = run("plot", tmp_path / "rows.jsonl", "-o", tmp_path / name, *options)
     assert result.code == 2 and message in " ".join(result.stderr.split())
     assert not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("f.pgf", "f.pgf: pgf: matplotlib writes it with the help of LaTeX alone"),
+        ("f.gif", "f.gif: no figure format 'gif'; there are pdf, png, svg, eps; a table ends in"),
+    ],
+)
+def test_a_format_that_is_not_written_is_refused_at_once(run, tmp_path, name, message):
+    result = run("plot", tmp_path / "none.csv", "-o", tmp_path / name)
+    assert result.code == 1 and message in result.stderr
 
 
 def test_a_table_has_the_values_of_the_figure(run, tmp_path):
