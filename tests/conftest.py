@@ -10,6 +10,8 @@ from hypothesis import settings
 from PIL import Image
 from typer.testing import CliRunner
 
+collect_ignore = ["benchmarks"]  # scripts that are run by hand
+
 torch.set_num_threads(1)  # such small work is slowed by more, most of all on a machine in use
 settings.register_profile("memtool", deadline=None)  # timings say little on a machine in use
 settings.load_profile("memtool")
