@@ -148,6 +148,7 @@ def test_a_signal_in_the_middle_of_training_leaves_no_partial_file(tmp_path, sto
         text=True,
         cwd=tmp_path,
         env={**ENVIRONMENT, "PYTHONPATH": os.getcwd()},
+        preexec_fn=lambda: signal.signal(stop, signal.SIG_DFL),  # also where the tests ignore it
     ) as process:
         assert process.stdout.readline().startswith("checkpoint,")
         assert process.stdout.readline()
