@@ -9,9 +9,10 @@ from typing import Any
 
 from memtool import MemtoolError
 from memtool.contents import described
-from memtool.errors import some
+from memtool.errors import shortened, some
 
 MAX_INDEX = 32 * 2**20  # bytes; a hundred are enough for a tensor
+MAX_NAME = 255  # bytes, in most file systems
 PART = re.compile(r"(?P<stem>.+)-(?P<part>\d+)-of-(?P<parts>\d+)(?P<suffix>\.\w+)")
 
 
@@ -28,9 +29,10 @@ def shards_of(path: Path) -> dict[Path, list[str]]:
     """
     shards: dict[Path, list[str]] = {}
     for name, file in _weight_map(path).items():
-        if not file or re.search(r"[/\\\0]", file) or file in (".", ".."):
+        if not _is_name(file):
             raise MemtoolError(
-                f"{path}: says that {name!r} is in {file!r}, which is no file beside it"
+                f"{path}: says that {shortened(repr(name))} is in {shortened(repr(file))}, which "
+                "is no file beside it"
             )
         shards.setdefault(path.with_name(file), []).append(name)
     if missing := [shard.name for shard in shards if not shard.is_file()]:
@@ -39,6 +41,12 @@ def shards_of(path: Path) -> dict[Path, list[str]]:
             f"({some(missing)}); put them beside it"
         )
     return shards
+
+
+def _is_name(text: str) -> bool:
+    """Whether a text may be the name of a file in a folder."""
+    letters = re.fullmatch(r"[^/\\\0\ud800-\udfff]+", text)
+    return bool(letters) and len(text.encode()) <= MAX_NAME and text not in (".", "..")
 
 
 def _weight_map(path: Path) -> dict[str, str]:

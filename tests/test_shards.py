@@ -96,7 +96,19 @@ def test_a_stopped_sweep_knows_its_networks_by_all_their_files(run, tmp_path):
 
 @pytest.mark.parametrize(
     "file",
-    ["../b/x.safetensors", "/etc/passwd", "..", ".", "", "a/b", "a\\b", "x\0y"],
+    [
+        "../b/x.safetensors",
+        "/etc/passwd",
+        "..",
+        ".",
+        "",
+        "a/b",
+        "a\\b",
+        "x\0y",
+        "x" * 256,
+        "数" * 99,
+        "\ud800",
+    ],
 )
 def test_files_elsewhere_are_refused(tmp_path, file):
     path = sharded(tmp_path)

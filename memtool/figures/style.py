@@ -185,7 +185,8 @@ def unit_interval(panels: Sequence[Axes]) -> None:
     high = max(axes.dataLim.y1 for axes in panels)
     for axes in panels:
         axes.set_ylim(min(-0.03, low - 0.03), max(1.03, high + 0.03))
-        axes.yaxis.set_major_locator(MultipleLocator(0.2))
+        if -2 < low and high < 2:  # else there is no end of ticks
+            axes.yaxis.set_major_locator(MultipleLocator(0.2))
 
 
 def layer_ticks(axis: Axis, layers: Sequence[str], length: float) -> None:
