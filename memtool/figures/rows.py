@@ -23,7 +23,7 @@ class Needs:
     """
 
     row_type: type
-    columns: tuple[str, ...]  # each row must have them, although their cells may be empty
+    columns: tuple[str, ...]  # each row must have them; cells may be empty unless they are names
     conditions: tuple[str, ...]  # must not differ between rows, since means over them would mislead
     optional: tuple[str, ...] = ()  # taken where the table has them
 
@@ -40,7 +40,8 @@ class Needs:
         """The rows with the declared columns alone, their cells of the types that the table
         declares; None in those that a row lacks.
 
-        Raises MemtoolError, naming line and column, for a cell of another type, but in a condition.
+        Raises MemtoolError, naming line and column, for a cell of another type, but in a condition,
+        and for an empty one that has to name a file or a layer.
         """
         return [
             {name: self._cell(row, name, number) for name in self.names}
@@ -49,7 +50,10 @@ class Needs:
 
     def _cell(self, row: Row, column: str, number: int) -> Any:
         try:
-            return tables.checked(self.row_type, column, row.get(column))
+            cell = tables.checked(self.row_type, column, row.get(column))
+            if cell is None and column in self.columns and tables.is_name(self.row_type, column):
+                raise ValueError("is empty; every row has to name one")
+            return cell
         except ValueError as error:
             if column in self.conditions:  # whatever it is, it may only not differ
                 return shortened(row[column])

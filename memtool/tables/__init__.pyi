@@ -10,6 +10,7 @@ from .rows import TrainingRow as TrainingRow
 from .schema import Column as Column
 from .schema import checked as checked
 from .schema import columns as columns
+from .schema import is_name as is_name
 from .schema import type_of as type_of
 from .terminal import render as render
 from .terminal import shade as shade

@@ -58,6 +58,17 @@ def kinds(row_type: type) -> dict[str, type]:
     return {column: kind(hint) for column, hint in get_type_hints(row_type).items()}
 
 
+@cache
+def is_name(row_type: type, column: str) -> bool:
+    """Whether the column is text that no row lacks, since it names what the row is about.
+
+    >>> from memtool.tables import LayerRow
+    >>> is_name(LayerRow, "layer"), is_name(LayerRow, "same_as"), is_name(LayerRow, "cut")
+    (True, False, False)
+    """
+    return get_type_hints(row_type)[column] is str
+
+
 LARGEST = 1e30  # of numbers that can be drawn
 LONGEST = 5000  # letters; names are paths, or model specs of stitched models
 

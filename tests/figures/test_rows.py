@@ -37,6 +37,18 @@ def test_a_figure_gets_the_declared_columns_and_no_others():
     assert row == training_row(seed=None)
 
 
+@pytest.mark.parametrize("kind", FIGURES)
+@pytest.mark.parametrize("empty", [None, "", "  "])
+def test_an_empty_cell_that_has_to_name_something_is_refused_with_its_place(kind, empty):
+    needs = FIGURES[kind].needs
+    names = [name for name in needs.columns if tables.is_name(needs.row_type, name)]
+    row = dict.fromkeys(needs.columns) | dict.fromkeys(names, "x")
+    assert needs.select([row])
+    for name in names:
+        with pytest.raises(MemtoolError, match=f"^row 2, column {name}: is empty; every row"):
+            needs.select([row, row | {name: empty}])
+
+
 def check(rows):
     NEEDS.check_columns(rows, "training")
     NEEDS.check_conditions(NEEDS.select(rows), "training")
