@@ -34,6 +34,7 @@ MAX_CONTAINERS = 100_000
 MAX_DEPTH = 100
 MAX_IMAGE = 10_000  # height or width in pixels
 MAX_FEATURES = 500_000  # of a vector; their means and deviations are metadata
+LARGEST = 1e30  # mean or standard deviation
 
 Metadata = dict[str, Any]
 Shape = tuple[int, ...]
@@ -54,8 +55,13 @@ def _is_dict_of(*types: type) -> Callable[[Any], bool]:
     return lambda value: isinstance(value, dict) and _is_list_of(*types)([*value.values()])
 
 
+def _is_mean(value: Any) -> bool:
+    """Whether they are numbers that float32 can hold, in the units of pixels, too."""
+    return _is_list_of(int, float)(value) and all(abs(number) < LARGEST for number in value)
+
+
 def _is_std(value: Any) -> bool:
-    return _is_list_of(int, float)(value) and 0 not in value
+    return _is_mean(value) and 0 not in value
 
 
 def _is_image_shape(value: Any) -> bool:
@@ -89,7 +95,7 @@ FIELDS: Mapping[str, tuple[Sequence[str], Callable[[Any], bool]]] = {
     "name": (["data.name"], _is(str)),
     "fingerprint": (["data.fingerprint"], _is(str)),
     "classes": (["data.classes"], _is_list_of(str)),
-    "mean": (["data.mean"], _is_list_of(int, float)),
+    "mean": (["data.mean"], _is_mean),
     "std": (["data.std"], _is_std),
     "preprocessing": (["data.preprocessing"], _is_dict_of(int, float, str)),
     "image_shape": (["data.image_shape", "image_shape"], _is_image_shape),

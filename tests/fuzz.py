@@ -28,7 +28,7 @@ import traceback
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -486,14 +486,18 @@ def watch_programs() -> None:
 def run_command(arguments: Sequence[str]) -> tuple[int, str]:
     """The exit code of `memtool ARGUMENTS` in this process, and what it wrote to stderr. Errors
     that memtool does not expect are raised."""
-    from typer.testing import CliRunner
-
     from memtool.cli import app
 
-    result = CliRunner().invoke(app, list(arguments))
-    if result.exception and not isinstance(result.exception, SystemExit):
-        raise result.exception
-    return result.exit_code, result.stderr
+    # As the console script sets its streams.
+    streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", "backslashreplace") for _ in range(2)]
+    code: Any = 0
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        try:
+            app(list(arguments), prog_name="memtool")
+        except SystemExit as done:
+            code = done.code or 0
+        streams[1].flush()
+    return code, streams[1].buffer.getvalue().decode()  # type: ignore[attr-defined]
 
 
 def peak_memory(since_now: bool = False) -> int:

@@ -245,5 +245,7 @@ def _on_device(
     import torch
 
     with torch.inference_mode(False):  # whichever mode asks first
-        offset, scale = (torch.tensor(values).mul(unit).to(device) for values in (mean, std))
+        offset, scale = (
+            torch.tensor(values, dtype=torch.float32).mul(unit).to(device) for values in (mean, std)
+        )
     return offset, scale

@@ -209,7 +209,8 @@ class Back:
 
     The part before the layer runs too, without gradients, since the model is not rewritten: on
     the first image alone, if that gives the very same output, else on all images (a class token
-    is expanded to the batch, say). Which of the two is found at the first call.
+    is expanded to the batch, say). Which of the two is found at the first call; on the meta device,
+    where there are no values to compare, it runs on all.
 
     The activation is converted to the type of what it replaces, and may be changed in place, as the
     model changes its own. The images are not changed.
@@ -220,7 +221,7 @@ class Back:
         self._one_image_is_enough: bool | None = None
 
     def __call__(self, activation: Tensor, images: Tensor) -> Any:
-        if self._one_image_is_enough is None and len(images) > 1:
+        if self._one_image_is_enough is None and len(images) > 1 and not images.is_meta:
             with torch.no_grad():
                 self._one_image_is_enough = self._is_one_image_enough(activation, images)
         return self._run(activation, images[:1] if self._one_image_is_enough else images)

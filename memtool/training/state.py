@@ -11,10 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.errors import last_line, shortened
+from memtool.errors import last_line, shortened, some
 from memtool.tables import TrainingRow, checked
 from memtool.tensors import Metadata, load_tensors, read_metadata, save_tensors
 from memtool.training.evaluation import EpochMetrics
+
+# What the optimizers that `train` knows keep for each parameter.
+SGD_STATE = {"momentum_buffer"}
+ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
 
 
 @dataclass(frozen=True)
@@ -88,9 +92,14 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
     for key, value in tensors.items():
         index, _, name = key.partition(".")
         parameter = parameters[int(index)]
-        if value.shape not in (parameter.shape, ()):  # a count of steps is a scalar
-            raise ValueError(f"{key} is {tuple(value.shape)}, not {tuple(parameter.shape)}")
+        shape = () if name == "step" else parameter.shape
+        if value.shape != shape:
+            raise ValueError(f"{key} is {tuple(value.shape)}, not {tuple(shape)}")
         state.setdefault(int(index), {})[name] = _laid_out(value, parameter)
+    kept = SGD_STATE if isinstance(optimizer, torch.optim.SGD) else ADAM_STATE
+    for place, found in state.items():
+        if different := kept ^ found.keys():
+            raise ValueError(f"parameter {place} lacks or adds {some(sorted(different))}")
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from memtool import data, models
+from memtool.checkpoints import Checkpoint
+from memtool.layers import footprint
 from memtool.stitching import sweep
 from memtool.stitching.execution import Stitching
 from memtool.tensors import load_tensors, save_tensors
@@ -188,6 +190,14 @@ def test_every_command_takes_a_stitched_model(run, runs, saved):
         "back.block5",
         "back.block6",
     ]
+
+
+def test_the_memory_of_a_stitched_model_is_found_without_weights(saved, monkeypatch):
+    checkpoint = Checkpoint.open(saved / "r50--block5--r0.safetensors")
+    real = footprint(checkpoint.model(), checkpoint.image_shape)
+    monkeypatch.delattr(Checkpoint, "model")
+    found = checkpoint.footprint()
+    assert real.per_example <= found.per_example <= 1.5 * real.per_example
 
 
 @pytest.mark.parametrize("cut", ["front.block2=block2", "stitching=block5", "back.block6=block6"])
