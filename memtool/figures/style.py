@@ -83,9 +83,9 @@ def styles_of(keys: Sequence[Key], labels: Sequence[str], colors: str) -> dict[K
 
 
 def panel_grid(
-    titles: Sequence[str], columns: int, inches: float | None = None, sharey: bool = True
+    titles: Sequence[str | None], columns: int, inches: float | None = None, sharey: bool = True
 ) -> tuple[Drawing, list[Axes]]:
-    """A figure with one panel per title, at most so many side by side.
+    """A figure with one panel per title, at most so many side by side, and a gap where it is None.
 
     It is `inches` wide; without, a column of text or the page.
     """
@@ -93,18 +93,21 @@ def panel_grid(
     lines = math.ceil(len(titles) / columns)
     width = (inches or (COLUMN_WIDTH if columns == 1 else PAGE_WIDTH)) / columns
     size = 8 if columns <= 4 else 6.5  # points; a letter is about 0.62 times as wide
-    shown = [_wrap(drawable(title), int(72 * width / (0.62 * size))) for title in titles]
+    shown = [_wrap(drawable(title or ""), int(72 * width / (0.62 * size))) for title in titles]
     height = 0.2 + min(0.7 * width, HIGHEST) + 0.12 * max(title.count("\n") + 1 for title in shown)
     figure = Drawing(figsize=(columns * width, lines * height), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
-    for axes in grid[len(titles) :]:
-        axes.remove()
-    panels = list(grid[: len(titles)])
-    for i, (axes, title) in enumerate(zip(panels, titles, strict=True)):
-        axes.set_title(shown[i], fontsize=size)
-        axes.set_label(title)
-        axes.tick_params(labelbottom=i + columns >= len(titles))  # no panel below
-    return figure, panels
+    placed = {i: title for i, title in enumerate(titles) if title is not None}
+    for i, axes in enumerate(grid):
+        if i not in placed:
+            axes.remove()
+    for i, title in placed.items():
+        grid[i].set_title(shown[i], fontsize=size)
+        grid[i].set_label(title)
+        grid[i].tick_params(labelbottom=i + columns not in placed)
+        if sharey and i - 1 not in placed:
+            grid[i].tick_params(labelleft=True)
+    return figure, [grid[i] for i in placed]
 
 
 def finish(

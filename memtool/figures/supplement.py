@@ -1,7 +1,7 @@
 """The supplement of the paper: CKA of stitched models with the clean model, layer by layer."""
 
 import logging
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -102,7 +102,7 @@ def draw(rows: Rows, options: Options = Options()) -> Figure:
     cuts = list(groups(stitched, cut_name))
     styles = styles_of(cuts, [f"k = {k} ({cut})" for k, cut in enumerate(cuts, 1)], CUT_COLORS)
     ends = dict(sorted(groups(stitched, _ends).items(), key=lambda item: _rank(item[0])))
-    figure, panels = panel_grid([_title(*key) for key in ends], _columns(ends), options.width)
+    figure, panels = panel_grid(*_laid_out(list(ends)), options.width)
     for axes, (key, group) in zip(panels, ends.items(), strict=True):
         alone = [row for row in noisy if row["noise_ratio"] in key]
         draw_floor(axes, [row for row in group if not is_side(row["layer"])], "place", axis.layers)
@@ -152,9 +152,19 @@ def _rank(ends: Ends) -> tuple[float, int]:
     return max((ratio for ratio in ends if ratio is not None), default=-1), _direction(*ends)
 
 
-def _columns(ends: Iterable[Ends]) -> int:
-    directions = len({_direction(*key) for key in ends})
-    return directions if directions > 1 else 3
+def _laid_out(ends: Sequence[Ends]) -> tuple[list[str | None], int]:
+    """The titles of panels line by line, None where a ratio lacks a direction that another has, and
+    their number in a line. `ends` are in the order of `_rank`.
+
+    >>> _laid_out([(0.0, 0.0), (0.5, 0.0), (0.0, 0.5)])[0][:3]
+    [None, None, 'clean front and back']
+    """
+    directions = sorted({_direction(*key) for key in ends})
+    if len(directions) == 1 or len({_rank(key) for key in ends}) < len(ends):
+        return [_title(*key) for key in ends], 3
+    titles = {_rank(key): _title(*key) for key in ends}
+    ratios = dict.fromkeys(ratio for ratio, _ in titles)
+    return [titles.get((ratio, way)) for ratio in ratios for way in directions], len(directions)
 
 
 def _title(front: float | None, back: float | None) -> str:

@@ -62,6 +62,22 @@ def test_a_panel_for_each_pair_of_ends_has_a_curve_before_and_after_each_cut():
     assert [text.get_text() for text in figure.axes[-1].get_xticklabels()] == LAYERS
 
 
+def test_a_direction_keeps_its_column_where_a_ratio_lacks_the_others():
+    clean = [supplement_row(0, "back", layer, 0.0, 0.0, 0) for layer in range(len(LAYERS))]
+    rows = [*clean, *supplement_rows(ratios=[0.25])]
+    figure = draw("supplement", rows, Options(ratios=(0.0, 0.25)))
+    places = [axes.get_subplotspec() for axes in figure.axes]
+    assert titles(figure)[0] == "clean front and back"
+    assert [(at.rowspan.start, at.colspan.start) for at in places] == [
+        (0, 2),
+        (1, 0),
+        (1, 1),
+        (1, 2),
+    ]
+    labels = [[text.get_visible() for text in axes.get_yticklabels()] for axes in figure.axes]
+    assert [any(one) for one in labels] == [True, True, False, False]
+
+
 def test_a_step_leads_from_before_the_cut_to_after_it():
     axes = draw("supplement", supplement_rows(cuts=[1])).axes[0]
     (step,) = [line for line in axes.lines if line.get_linestyle() == ":"]
