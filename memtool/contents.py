@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from memtool import MemtoolError
 from memtool.errors import some
 
 START = 1024  # bytes that are looked at
@@ -97,6 +98,12 @@ def is_pickle(path: Path) -> bool:
     """Whether a file is one that `torch.save` or `pickle.dump` wrote, by its first bytes and by
     what is in it if it is a zip archive."""
     return _recognized(path) is PICKLE
+
+
+def check_regular(path: Path) -> None:
+    """Raise MemtoolError for a pipe or a device, which might keep a command waiting for ever."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise MemtoolError(f"{path}: is a pipe or a device; write what it gives to a file first")
 
 
 def check_unpacked(archive: zipfile.ZipFile, size: int) -> None:

@@ -146,8 +146,9 @@ def _is_same(descriptor: int, path: Path) -> bool:
 
 
 def _empty(folder: Path) -> None:
-    """Remove what is in a folder for temporary files, but for the file that is locked."""
-    for entry in folder.iterdir():
+    """Remove what is in a folder for temporary files, but for the file that is locked. It may be
+    gone, with the folder that it was in."""
+    for entry in folder.iterdir() if folder.exists() else ():
         if entry.name != HOLDER:
             if entry.is_dir() and not entry.is_symlink():
                 shutil.rmtree(entry, ignore_errors=True)
@@ -178,7 +179,10 @@ def check_writable(path: Path) -> None:
 
 
 def check_name(path: Path) -> None:
-    """Raise MemtoolError if safetensors could not open a file of this name: it is not UTF-8."""
+    """Raise MemtoolError if safetensors could not open this file: its name is not UTF-8, or it is a
+    pipe or a device, which would be waited for, or replaced by a file."""
+    if _is_special(path):
+        raise MemtoolError(f"{path}: is a pipe or a device; name a file")
     try:
         os.fsencode(path).decode()
     except UnicodeDecodeError as error:

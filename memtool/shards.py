@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError
-from memtool.contents import described
+from memtool.contents import check_regular, described
 from memtool.errors import shortened, some
 
 MAX_INDEX = 32 * 2**20  # bytes; a hundred are enough for a tensor
@@ -51,6 +51,7 @@ def _is_name(text: str) -> bool:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """The name of the file for each name of a tensor."""
+    check_regular(path)
     try:
         if path.stat().st_size > MAX_INDEX:
             raise MemtoolError(f"{path}: is absurdly large for an index of shards")

@@ -138,6 +138,7 @@ def opened(path: Path, framework: str) -> Iterator[Any]:
 def replacing_safetensors(path: Path) -> Iterator[Path]:
     """`replacing`, for a file that safetensors writes, whose own exception (for a full disk, say)
     is turned into an OSError."""
+    check_name(path)
     with replacing(path) as temporary:
         try:
             yield temporary

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from memtool.checkpoints.pickles import Name, Reference, read
-from memtool.contents import check_unpacked
+from memtool.contents import check_regular, check_unpacked
 
 logger = logging.getLogger("memtool")
 
@@ -99,6 +99,7 @@ def opened(path: Path) -> Iterator[Archive]:
 
     Nothing in it runs. Raises OSError, ValueError or nearly anything else if it is broken.
     """
+    check_regular(path)
     with open(path, "rb") as file:
         if file.read(4) == b"PK\x03\x04":
             with zipfile.ZipFile(path) as archive:

@@ -23,6 +23,7 @@ from memtool.checkpoints.names import (
     shapes_of,
 )
 from memtool.checkpoints.rewriting import Rewrite, rewriting
+from memtool.contents import check_regular
 from memtool.models import ModelSpec
 from memtool.tensors import Shape
 
@@ -202,6 +203,7 @@ def _read_off(spec: ModelSpec, option: str, shapes: Shapes) -> int | None:
 def json_beside(path: Path, name: str) -> dict[str, Any]:
     """The content of a JSON file beside `path`; empty if there is none to be read."""
     file = path.with_name(name)
+    check_regular(file)
     try:
         if file.stat().st_size > MAX_CONFIG:
             return {}

@@ -6,9 +6,11 @@ finishes them first. Nothing here imports torch before a command runs.
 """
 
 import errno
+import math
 import os
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from io import TextIOWrapper
@@ -140,16 +142,37 @@ def _memtool(
     """
 
 
+class _Stop:
+    """Ends the command by an exception when a signal comes. Those that come within the next second,
+    as from an impatient user or from a shell that stops a whole pipe, do not disturb the removal of
+    temporary files."""
+
+    def __init__(self) -> None:
+        self.last = -math.inf
+
+    def __call__(self, number: int, _: object) -> None:
+        before, self.last = self.last, time.monotonic()
+        if self.last - before < 1:
+            return
+        if number == signal.SIGINT:
+            raise KeyboardInterrupt
+        sys.exit(128 + number)
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The console script. SIGTERM and SIGHUP end it as Ctrl-C does: temporary files are removed."""
-    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", None)):  # Windows has no SIGHUP
+    stop = _Stop()
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
         if number and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
-            signal.signal(number, lambda number, _: sys.exit(128 + number))
-    for name in ("stdout", "stderr"):
+            signal.signal(number, stop)
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
-        if stream is None:  # closed, as by >&-: print would take the other one
-            setattr(sys, name, open(os.devnull, "w"))
-        elif isinstance(stream, TextIOWrapper):  # names in a script that its encoding lacks
+        if stream is None:  # closed, as by >&-: files that are opened would take its place
+            setattr(sys, name, open(os.devnull, mode))
+        elif name != "stdin" and isinstance(
+            stream, TextIOWrapper
+        ):  # names in a script that its encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
         app(arguments, prog_name="memtool")

@@ -143,8 +143,10 @@ def _read_matrix(path: Path, classes: int) -> "Matrix":
     numbers separated by commas or spaces. Raises MemtoolError for any other file."""
     import numpy as np
 
+    from memtool.contents import check_regular
     from memtool.data import check_transition_matrix
 
+    check_regular(path)
     try:
         text = path.read_text(encoding="utf-8").replace(",", " ")
         if not text.strip():

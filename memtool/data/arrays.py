@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.contents import check_unpacked
+from memtool.contents import check_regular, check_unpacked
 from memtool.data.classes import classes_of, values
 from memtool.data.images import check_memory
 from memtool.data.listing import Images, Listing, Vectors
@@ -120,6 +120,7 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     # Not by `tensors.opened`, whose errors are about checkpoints: there, a pickle can be converted.
     from safetensors import SafetensorError, safe_open
 
+    check_regular(path)
     try:
         with safe_open(path, framework="numpy") as file:
             names = [name for name in file.keys() if name.endswith(KEYS)]  # noqa: SIM118
@@ -133,6 +134,7 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
 def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
     """The arrays whose names end in images or labels. Arrays of objects, which would run code when
     they are read, are refused."""
+    check_regular(path)
     try:
         with zipfile.ZipFile(path) as archive:
             check_unpacked(archive, path.stat().st_size)

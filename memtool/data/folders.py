@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
+from memtool.contents import check_regular
 from memtool.data.listing import Labels, Listing
 from memtool.data.pictures import SUFFIXES
 
@@ -188,6 +189,7 @@ def _walk(folder: Path, skipped: Skipped, above: frozenset[str]) -> Iterator[str
 def _annotations(path: Path) -> dict[str, str]:
     """The class of each image that Tiny ImageNet's list of annotations names."""
     names: dict[str, str] = {}
+    check_regular(path)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

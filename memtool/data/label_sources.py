@@ -20,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.contents import check_unpacked
+from memtool.contents import check_regular, check_unpacked
 from memtool.data.classes import Values, values
 from memtool.data.listing import Labels
 from memtool.errors import last_line
@@ -181,6 +181,7 @@ def _read(path: Path, n: int) -> Arrays:
     """The arrays that a file holds, by name; n examples are expected."""
     if path.suffix.lower() not in SUFFIXES:
         raise MemtoolError(f"{path}: labels are read from {', '.join(SUFFIXES)} (FILE or FILE:KEY)")
+    check_regular(path)
     if not path.is_file():
         raise MemtoolError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:

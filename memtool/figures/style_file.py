@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError
+from memtool.contents import check_regular
 from memtool.errors import one_line
 
 Parameters = dict[Any, Any]  # matplotlib's rcParams; its stubs want literal keys
@@ -19,6 +20,7 @@ def read_style(path: Path) -> Parameters:
     for a file that cannot be read, a parameter or value that matplotlib does not know, and
     parameters that a figure of memtool may not set.
     """
+    check_regular(path)
     try:
         found, complaints = _read(path)
     except (OSError, UnicodeDecodeError) as error:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError, specs
+from memtool.contents import check_regular
 
 STITCHED = "stitched"
 
@@ -137,6 +138,7 @@ def _value(text: str) -> Any:
 
 def _from_file(path: Path) -> ModelSpec:
     """The spec in a `FILE.json`."""
+    check_regular(path)
     try:
         return ModelSpec.from_json(json.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -155,6 +157,7 @@ def code_file(name: str) -> Path | None:
 
 def source_of(path: Path) -> bytes:
     """The bytes of a file of code. Raises MemtoolError if it cannot be read."""
+    check_regular(path)
     try:
         return path.read_bytes()
     except OSError as error:

@@ -17,8 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError
+from memtool.contents import check_regular
 from memtool.errors import shortened
 from memtool.tables.rows import KINDS
+
+STREAMS = ("/dev/fd/", "/dev/stdin")  # pipes that a shell has opened, as for <(cut ...)
 
 
 class Line(dict[str, Any]):
@@ -37,6 +40,8 @@ def read(path: Path | None) -> list[dict[str, Any]]:
     """
     name = "stdin" if path is None else str(path)
     rows: list[dict[str, Any]] = []
+    if path and not str(path).startswith(STREAMS):
+        check_regular(path)
     try:
         content = sys.stdin.buffer.read() if path is None else path.read_bytes()
         for number, row in _parsed(_decoded(content)):

@@ -50,6 +50,19 @@ def test_without_stdout_or_stderr_a_command_does_its_work(runs, tmp_path):
     assert (tmp_path / "a.safetensors").exists()
 
 
+def test_with_all_streams_closed_a_command_makes_its_file_or_fails(runs, tmp_path):
+    make = "memtool make-noisy digits -r 5% -o"
+    done = shell(
+        f"{make} {tmp_path}/a.safetensors <&- >&- 2>&- && {make} {tmp_path}/b.safetensors -q && "
+        f"cmp {tmp_path}/a.safetensors {tmp_path}/b.safetensors"
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+    done = shell(f"memtool plot - -o {tmp_path}/x.svg <&-")
+    assert (done.returncode, done.stderr) == (1, "memtool: error: stdin: holds no rows\n")
+    assert shell(f"memtool plot - -o {tmp_path}/x.svg <&- >&- 2>&-").returncode == 1
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.safetensors", "b.safetensors"]
+
+
 def test_stdout_by_name_and_stdin_by_a_dash(runs, tmp_path):
     rows = f"memtool cka {runs.noisy} {runs.clean} --layers 'block?' -q -o /dev/stdout --pairs all"
     done = shell(f"{rows} | memtool plot - -o {tmp_path}/heatmap.png")
@@ -157,6 +170,52 @@ def test_a_signal_in_the_middle_of_training_leaves_no_partial_file(tmp_path, sto
     assert process.returncode == code
     assert "Traceback" not in errors and errors.count("\n") <= 1
     assert [path.name for path in tmp_path.iterdir()] == ["r.state.safetensors"]
+
+
+STOPPED = """
+import os, signal, sys
+from memtool import files
+from memtool.cli import main
+
+first, second = signal.{first}, signal.{second}
+emptied, stopped = files._empty, []
+
+def emptying(folder):  # while temporary files are removed, one more signal comes
+    if stopped:
+        os.kill(os.getpid(), second)
+    emptied(folder)
+
+def renaming(*_):  # the file is written, and not yet there
+    stopped.append(True)
+    os.kill(os.getpid(), first)
+
+for number in (first, second):
+    signal.signal(number, signal.default_int_handler if number == 2 else signal.SIG_DFL)
+files._empty, files.os.replace = emptying, renaming
+main(["make-noisy", "digits", "-r", "5%", "-o", "x.safetensors"])
+"""
+
+
+@pytest.mark.parametrize(
+    "first, second, code",
+    [
+        ("SIGINT", "SIGINT", 130),
+        ("SIGTERM", "SIGTERM", 143),
+        ("SIGHUP", "SIGTERM", 129),
+        ("SIGINT", "SIGTERM", 130),
+    ],
+)
+def test_a_second_signal_does_not_disturb_the_end_of_the_first(tmp_path, first, second, code):
+    done = subprocess.run(
+        [sys.executable, "-c", STOPPED.format(first=first, second=second)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**ENVIRONMENT, "PYTHONPATH": os.getcwd()},
+    )
+    assert done.returncode == code
+    assert "Traceback" not in done.stderr and done.stderr.count("\n") <= 1
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_nohup_ignores_is_ignored():
