@@ -5,7 +5,9 @@ half a download, or weights of another framework. `described` tells them apart f
 nothing is read but the beginning of a file and the table of contents of an archive.
 """
 
+import errno
 import fnmatch
+import os
 import re
 import string
 import tarfile
@@ -13,6 +15,7 @@ import zipfile
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from memtool import MemtoolError
 from memtool.errors import some
@@ -20,6 +23,7 @@ from memtool.errors import some
 START = 1024  # bytes that are looked at
 MAX_RATIO = 100  # an archive that unpacks to more than so many times its size is a trap
 HARMLESS = 64 * 2**20  # bytes; so much may come out of any archive
+MAX_TEXT = 32 * 2**20  # bytes; far more than any description needs
 MAX_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
 
 AGAIN = "download or copy it again"
@@ -115,6 +119,24 @@ def check_unpacked(archive: zipfile.ZipFile, size: int) -> None:
             f"it unpacks to absurdly much, {unpacked:,} bytes out of {size:,}; if that is right, "
             "save it without compression"
         )
+
+
+def limited(file: IO[bytes], most: int) -> bytes:
+    """All that a file holds. Raises OSError, as the system does, if that is more than `most` bytes;
+    no more are read, even if the file never ends (`/dev/zero`)."""
+    size = 0
+    with suppress(OSError, AttributeError):  # what stands for stdin may have no number
+        size = os.fstat(file.fileno()).st_size
+    content = b"" if size > most else file.read(most + 1)
+    if max(size, len(content)) > most:
+        raise OSError(errno.EFBIG, f"it is larger than {most / 2**20:,.0f} MiB")
+    return content
+
+
+def read_text(path: Path) -> str:
+    """A text file of at most MAX_TEXT bytes. Raises OSError if it is larger."""
+    with open(path, "rb") as file:
+        return limited(file, MAX_TEXT).decode("utf-8")
 
 
 def _recognized(path: Path) -> Content | None:

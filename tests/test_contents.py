@@ -3,6 +3,7 @@
 import gzip
 import io
 import json
+import os
 import pickle
 import tarfile
 import zipfile
@@ -15,7 +16,7 @@ import torch
 from safetensors.torch import save
 from torch import nn
 
-from memtool.contents import described, is_pickle
+from memtool.contents import described, is_pickle, limited
 
 
 def zipped(*names: str) -> bytes:
@@ -200,3 +201,34 @@ def test_data_are_not_told_how_to_become_weights(tmp_path):
 def test_what_is_not_there_or_no_file_is_not_read(tmp_path):
     assert described(tmp_path / "no") is None
     assert described(Path("/dev/zero")) is None
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["plot", "FILE", "-o", "figure.svg"],
+        ["make-noisy", "digits", "-r", "5%", "--kind", "matrix", "--matrix", "FILE", "-o", "OUT"],
+        ["train", "--model", "FILE", "--data", "digits", "-o", "OUT", "--dry-run"],
+    ],
+    ids=lambda command: command[0],
+)
+def test_text_that_is_too_large_is_refused_unread(run, tmp_path, command):
+    path = tmp_path / "absurd.json"
+    with open(path, "wb") as file:
+        file.truncate(2**42)
+    out = str(tmp_path / "out.safetensors")
+    ended = run(*[{"FILE": str(path), "OUT": out}.get(part, part) for part in command])
+    assert (ended.code, ended.stdout) == (1, "")
+    assert f"{path}: cannot be read" in ended.stderr and "is larger than" in ended.stderr
+
+
+@pytest.mark.parametrize("most", [0, 10_000])
+def test_a_file_without_an_end_is_read_up_to_the_limit(most):
+    with open(os.devnull, "rb") as empty:
+        assert limited(empty, most) == b""
+    with (
+        open("/dev/zero", "rb") as endless,
+        pytest.raises(OSError, match="it is larger than 0 MiB"),
+    ):
+        limited(endless, most)
+    assert limited(io.BytesIO(b"x" * most), most) == b"x" * most

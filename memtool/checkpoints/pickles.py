@@ -10,6 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import IO, Any
 
+# An operation of one byte may make an object of 200; a network needs some thirty for each tensor.
+MAX_OPERATIONS = 10_000_000
+
 
 @dataclass(frozen=True)
 class Name:
@@ -211,7 +214,9 @@ def read(file: IO[bytes]) -> tuple[Any, list[Reference]]:
     broken.
     """
     reader = _Reader()
-    for operation, argument, _ in pickletools.genops(file):
+    for number, (operation, argument, _) in enumerate(pickletools.genops(file)):
+        if number == MAX_OPERATIONS:
+            raise ValueError(f"it has more than {MAX_OPERATIONS:,} operations")
         if operation.name == "STOP":
             break
         if operation.name not in OPERATIONS:  # buffers outside of the pickle

@@ -143,12 +143,12 @@ def _read_matrix(path: Path, classes: int) -> "Matrix":
     numbers separated by commas or spaces. Raises MemtoolError for any other file."""
     import numpy as np
 
-    from memtool.contents import check_regular
+    from memtool.contents import check_regular, read_text
     from memtool.data import check_transition_matrix
 
     check_regular(path)
     try:
-        text = path.read_text(encoding="utf-8").replace(",", " ")
+        text = read_text(path).replace(",", " ")
         if not text.strip():
             raise ValueError("it is empty")
         matrix = np.loadtxt(text.splitlines(), ndmin=2)

@@ -146,9 +146,10 @@ Memory = Annotated[
     typer.Option(
         "--memory",
         metavar="SIZE",
-        help="Memory that decoded image files may take and, beside them, forward passes and "
-        "results, such as 512MiB or 4GiB; images that do not fit are decoded once, into a file "
-        "(see MEMTOOL_CACHE), and results that do not are computed again, with more forward passes",
+        help="Memory that images may take and, beside them, forward passes and results, such as "
+        "512MiB or 4GiB; image files that do not fit are decoded once, into a file (see "
+        "MEMTOOL_CACHE), larger arrays are refused, and results that do not fit are computed "
+        "again, with more forward passes",
     ),
 ]
 Quiet = Annotated[

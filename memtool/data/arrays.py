@@ -8,6 +8,8 @@ names or one-hot; the classes are those that occur.
 """
 
 import logging
+import math
+import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -32,12 +34,14 @@ ROUNDING = 1e-3
 logger = logging.getLogger("memtool")
 
 
-def listed(path: Path) -> Listing:
-    """The images and labels in a file.
+def listed(path: Path, memory: int) -> Listing:
+    """The images and labels in a file, whose arrays may take `memory` bytes.
 
-    Raises MemtoolError for arrays that are missing, malformed or ambiguous.
+    Raises MemtoolError for arrays that are missing, malformed or ambiguous, and, before any is
+    read, for more than that.
     """
-    arrays = _read_npz(path) if path.suffix == ".npz" else _read_safetensors(path)
+    read = _read_npz if path.suffix == ".npz" else _read_safetensors
+    arrays = read(path, memory)
     name, prefixes = _names(arrays, path)
     items = _items({f"{prefix}{name}": arrays[f"{prefix}{name}"] for prefix in prefixes}, path)
     labels = [values(arrays[f"{prefix}labels"], f"{path}: {prefix}labels") for prefix in prefixes]
@@ -116,7 +120,7 @@ def _warn_of_rounding(array: NDArray[Any], vectors: Vectors, what: str) -> None:
             return
 
 
-def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
+def _read_safetensors(path: Path, memory: int) -> dict[str, NDArray[Any]]:
     # Not by `tensors.opened`, whose errors are about checkpoints: there, a pickle can be converted.
     from safetensors import SafetensorError, safe_open
 
@@ -124,6 +128,7 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             names = [name for name in file.keys() if name.endswith(KEYS)]  # noqa: SIM118
+            check_memory(sum(_size(file.get_slice(name)) for name in names), str(path), memory)
             return {name: file.get_tensor(name) for name in names}
     except FileNotFoundError as error:
         raise MemtoolError(f"{path}: no such file") from error
@@ -131,7 +136,14 @@ def _read_safetensors(path: Path) -> dict[str, NDArray[Any]]:
         raise MemtoolError(f"{path}: cannot be read ({last_line(error)})") from error
 
 
-def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
+def _size(stored: Any) -> int:
+    """The bytes of a tensor that a header describes; its type is called F32, I64, BOOL, ..."""
+    bits = re.match(r"[A-Z]+(\d+)", stored.get_dtype())
+    shape: list[int] = stored.get_shape()
+    return math.prod(shape) * (int(bits[1]) if bits else 8) // 8
+
+
+def _read_npz(path: Path, memory: int) -> dict[str, NDArray[Any]]:
     """The arrays whose names end in images or labels. Arrays of objects, which would run code when
     they are read, are refused."""
     check_regular(path)
@@ -143,7 +155,7 @@ def _read_npz(path: Path) -> dict[str, NDArray[Any]]:
                 for member in archive.infolist()
                 if (name := member.filename.removesuffix(".npy")).endswith(KEYS)
             }
-            check_memory(sum(member.file_size for member in members.values()), str(path))
+            check_memory(sum(part.file_size for part in members.values()), str(path), memory)
             return {name: _read_npy(archive, member) for name, member in members.items()}
     except FileNotFoundError as error:
         raise MemtoolError(f"{path}: no such file") from error

@@ -25,7 +25,7 @@ from memtool.progress import Progress, silent
 if TYPE_CHECKING:
     import torch
 
-MEMORY = 4 * 2**30  # bytes that decoded image files may take
+MEMORY = 4 * 2**30  # bytes that images may take
 
 logger = logging.getLogger("memtool")
 
@@ -118,7 +118,8 @@ def load(
     resized. Image files whose pixels take more than `memory` bytes are decoded into a file, once;
     the images are then a map of it (see `cache`).
 
-    Raises MemtoolError for a spec that is not understood, for images, labels or files that are
+    Raises MemtoolError for a spec that is not understood, for arrays, as they are or resized, that
+    take more than `memory` bytes (they are not read first), for images, labels or files that are
     missing or cannot be read, for images of different sizes and, with `training`, for a data set
     without training images.
 
@@ -131,7 +132,7 @@ def load(
     source, options = parse(spec)
     if training and options.samples:
         raise MemtoolError(f"{spec}: samples is for comparing, not for training; leave it out")
-    listing = listed(source, folder)
+    listing = listed(source, folder, memory=memory)
     if options.split_at is not None:
         listing = divided(listing, options.split_at, spec)
     if options.samples_train is not None:
@@ -171,7 +172,7 @@ def _content(
     """All images, or vectors, of the parts one after another, in memory or in a file."""
     items = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
     if items.dtype != object:
-        images = _images(items, spec, options, progress)
+        images = _images(items, spec, options, progress, memory)
         return Content(images if images.ndim == 2 else with_channels(images, options.channels))
     paths = list(items)
     shape = shape_of(paths, options)
@@ -184,7 +185,9 @@ def _content(
     return Content(images)
 
 
-def _images(items: NDArray[Any], spec: str, options: Options, progress: Progress) -> NDArray[Any]:
+def _images(
+    items: NDArray[Any], spec: str, options: Options, progress: Progress, memory: int
+) -> NDArray[Any]:
     """Images, (n, c, h, w), resized as needed; vectors (n, d) as they are."""
     size = options.image_size
     if items.ndim == 2:
@@ -198,7 +201,7 @@ def _images(items: NDArray[Any], spec: str, options: Options, progress: Progress
     if size is None or (items.shape[2:] == (size, size) and not options.follows_timm):
         return np.ascontiguousarray(items)
     with progress(f"resizing {spec}", len(items)) as advance:
-        return resized(items, options, advance)
+        return resized(items, options, advance, memory)
 
 
 def _check_channels(spec: str, options: Options, images: NDArray[Any]) -> None:

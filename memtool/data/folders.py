@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.contents import check_regular
+from memtool.contents import check_regular, read_text
 from memtool.data.listing import Labels, Listing
 from memtool.data.pictures import SUFFIXES
 
@@ -191,7 +191,7 @@ def _annotations(path: Path) -> dict[str, str]:
     names: dict[str, str] = {}
     check_regular(path)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise MemtoolError(f"{path}: cannot be read ({error})") from error
     for number, line in enumerate(lines, start=1):

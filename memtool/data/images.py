@@ -30,20 +30,28 @@ STEP = 64  # images from one step of progress to the next: some milliseconds, or
 AHEAD = 4  # images that each thread may be ahead of those that have their place already
 
 
-def check_memory(size: int, what: str) -> None:
-    """Raise MemtoolError, which names `what`, if `size` bytes are more than this machine has."""
-    memory = machine_memory()
-    if size > memory:
+def check_memory(size: int, what: str, memory: int | None = None) -> None:
+    """Raise MemtoolError, which names `what`, if `size` bytes are more than `memory`, which the
+    user has allowed, or than this machine has."""
+    if memory is not None and size > memory:
         raise MemtoolError(
-            f"{what}: take {size / 2**30:,.1f} GiB, this machine has {memory / 2**30:,.1f}; take "
+            f"{what}: take {size / 2**30:,.2f} GiB, more than --memory ({memory / 2**30:,.2f} "
+            f"GiB); allow more (--memory {math.ceil(size / 2**30)}GiB), or take smaller images or "
+            "fewer of them"
+        )
+    machine = machine_memory()
+    if size > machine:
+        raise MemtoolError(
+            f"{what}: take {size / 2**30:,.1f} GiB, this machine has {machine / 2**30:,.1f}; take "
             "smaller images or fewer of them (--image-size, --samples), or allow image files less "
             "(--memory), so that they are decoded into a file"
         )
 
 
-def resized(images: Images, options: Options, advance: Advance) -> Images:
+def resized(images: Images, options: Options, advance: Advance, memory: int) -> Images:
     """Images (n, c, h, w), c being 1 or 3, as (n, c, size, size), made by `fitted`, which may bring
-    them into color. `advance` is told of n images. Raises MemtoolError as `fitted` does."""
+    them into color. `advance` is told of n images. Raises MemtoolError as `fitted` does, and if
+    they would take more than `memory` bytes."""
     from PIL import Image
 
     size = options.image_size
@@ -53,7 +61,7 @@ def resized(images: Images, options: Options, advance: Advance) -> Images:
         picture = Image.fromarray(image[0] if len(image) == 1 else image.transpose(1, 2, 0))
         pixels = np.atleast_3d(np.asarray(fitted(picture, options))).transpose(2, 0, 1)
         if result is None:
-            result = allocated((len(images), len(pixels), size, size))
+            result = allocated((len(images), len(pixels), size, size), memory)
         result[index] = pixels
     assert result is not None
     return result
@@ -71,10 +79,10 @@ def shape_of(paths: Sequence[str], options: Options) -> Shape | None:
     return (len(paths), channels, *first.pixels.shape[:2]) if first else None
 
 
-def allocated(shape: Shape) -> Images:
-    """An array for images, in memory. Raises MemtoolError if the machine has not that much."""
+def allocated(shape: Shape, memory: int | None = None) -> Images:
+    """An array for images, in memory. Raises MemtoolError as `check_memory` does."""
     images, _, height, width = shape
-    check_memory(math.prod(shape), f"{images} images of {width}x{height} pixels")
+    check_memory(math.prod(shape), f"{images} images of {width}x{height} pixels", memory)
     return np.empty(shape, dtype=np.uint8)
 
 

@@ -11,7 +11,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
-from hashlib import sha256
+from hashlib import file_digest
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -20,9 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.contents import check_regular, check_unpacked
+from memtool.contents import HARMLESS, check_regular, check_unpacked
 from memtool.data.classes import Values, values
 from memtool.data.listing import Labels
+from memtool.device import machine_memory
 from memtool.errors import last_line
 
 logger = logging.getLogger("memtool")
@@ -36,6 +37,7 @@ ARRAYS, PYTORCH, TABLES = (
 SUFFIXES = (*ARRAYS, *PYTORCH, *TABLES)
 OF_OTHERS = set(SUFFIXES) - {".safetensors"}  # certainly no label files of memtool's
 FRACTION = re.compile(r"(?<=\d)\.0*$")  # that spreadsheets add to whole numbers
+SHARE = 16  # labels as text take some ten times their memory
 WHOLE = ""  # the key of a file that holds a single array
 
 
@@ -61,7 +63,8 @@ def given_labels(
             f"{what} are {len(given)}, the data set has {len(true)} training examples"
         )
     _warn_of_another_order(given, true, len(classes), what)
-    digest = sha256(path.read_bytes()).hexdigest()
+    with open(path, "rb") as file:
+        digest = file_digest(file, "sha256").hexdigest()
     return given, {"file": path.name, "key": chosen or None, "sha256": digest}
 
 
@@ -184,6 +187,7 @@ def _read(path: Path, n: int) -> Arrays:
     check_regular(path)
     if not path.is_file():
         raise MemtoolError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+    _check_size(path, path.stat().st_size)
     try:
         if path.suffix.lower() in TABLES:
             return _columns(path, n)
@@ -192,6 +196,20 @@ def _read(path: Path, n: int) -> Arrays:
         raise
     except Exception as error:  # of libraries that read what may be anything
         raise MemtoolError(f"{path}: cannot be read as labels ({last_line(error)})") from error
+
+
+def _check_size(path: Path, size: int) -> None:
+    if size > (most := machine_memory() // SHARE):
+        raise MemtoolError(
+            f"{path}: takes {size / 2**20:,.0f} MiB, and labels are read from at most "
+            f"{most / 2**20:,.0f}, a {SHARE}th of the memory; save the labels alone"
+        )
+
+
+def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
+    """Raise MemtoolError or ValueError if an archive unpacks to too much; nothing is unpacked."""
+    check_unpacked(archive, path.stat().st_size)
+    _check_size(path, sum(member.file_size for member in archive.infolist()))
 
 
 def _numpy_arrays(path: Path) -> Arrays:
@@ -210,7 +228,7 @@ def _numpy_arrays(path: Path) -> Arrays:
         if isinstance(content, np.ndarray):
             return {WHOLE: content}
         try:
-            check_unpacked(content.zip, path.stat().st_size)
+            _check_archive(path, content.zip)
             return {name: content[name] for name in content.files}
         except (ValueError, zipfile.BadZipFile) as error:
             raise MemtoolError(f"{path}: cannot be read as labels ({last_line(error)})") from error
@@ -220,6 +238,9 @@ def _torch_arrays(path: Path) -> Arrays:
     """The tensors, arrays and lists of numbers in what PyTorch saved; nothing in it runs."""
     import torch
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            _check_archive(path, archive)
     try:
         with torch.serialization.safe_globals(_globals_of_numpy()):
             content = torch.load(path, map_location="cpu", weights_only=True)
@@ -254,6 +275,8 @@ def _globals_of_numpy() -> list[Any]:
 def _as_array(value: Any) -> NDArray[Any] | None:
     """A tensor, an array, or a list of numbers or names, as an array; None for anything else."""
     if hasattr(value, "detach"):
+        if value.nbytes > max(HARMLESS, value.untyped_storage().nbytes()):
+            raise ValueError(f"a tensor claims {value.numel():,} numbers that it does not have")
         return np.asarray(value.detach().float() if value.is_floating_point() else value)
     if isinstance(value, np.ndarray | list | tuple) and len(value):
         array = np.asarray(value)

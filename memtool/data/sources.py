@@ -33,11 +33,12 @@ DIGITS_TEST_SIZE = 500
 logger = logging.getLogger("memtool")
 
 
-def listed(source: str, folder: Path | None = None) -> Listing:
+def listed(source: str, folder: Path | None = None, *, memory: int) -> Listing:
     """The examples of the data set that `source` names.
 
     `folder` is where torchvision's data sets are, or are downloaded to; by default, it is
-    `default_folder()`. Raises MemtoolError for a source that is unknown or cannot be read.
+    `default_folder()`. Raises MemtoolError for a source that is unknown or cannot be read, and for
+    arrays of more than `memory` bytes.
     """
     if source == "digits":
         return _digits()
@@ -46,7 +47,7 @@ def listed(source: str, folder: Path | None = None) -> Listing:
     if source.startswith("folder:"):
         return folders.listed(source.removeprefix("folder:"))
     if Path(source).suffix in arrays.SUFFIXES:
-        return arrays.listed(Path(source).expanduser())
+        return arrays.listed(Path(source).expanduser(), memory)
     raise MemtoolError(f"unknown data set {source!r}{_hint(source)} (known: {', '.join(NAMES)})")
 
 

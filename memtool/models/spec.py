@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError, specs
-from memtool.contents import check_regular
+from memtool.contents import check_regular, read_text
 
 STITCHED = "stitched"
 
@@ -140,7 +140,7 @@ def _from_file(path: Path) -> ModelSpec:
     """The spec in a `FILE.json`."""
     check_regular(path)
     try:
-        return ModelSpec.from_json(json.loads(path.read_text(encoding="utf-8")))
+        return ModelSpec.from_json(json.loads(read_text(path)))
     except OSError as error:
         raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError, MemtoolError) as error:

@@ -13,15 +13,18 @@ import math
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError
-from memtool.contents import check_regular
+from memtool.contents import check_regular, limited
+from memtool.device import machine_memory
 from memtool.errors import shortened
 from memtool.tables.rows import KINDS
 
 STREAMS = ("/dev/fd/", "/dev/stdin")  # pipes that a shell has opened, as for <(cut ...)
+SHARE = 16  # the rows of a table take some ten times the memory of its text
 
 
 class Line(dict[str, Any]):
@@ -36,14 +39,15 @@ def read(path: Path | None) -> list[dict[str, Any]]:
     Cells become int or float where they are finite numbers, bool where they are true or false, None
     where they are empty; but those of columns that `tables.rows` declares as text remain text. No
     cell is refused here: a figure checks those that it needs. Raises MemtoolError, naming the file
-    and the line, for anything else than a table.
+    and the line, for anything else than a table, and for one larger than a SHARE-th of the memory.
     """
     name = "stdin" if path is None else str(path)
     rows: list[dict[str, Any]] = []
     if path and not str(path).startswith(STREAMS):
         check_regular(path)
     try:
-        content = sys.stdin.buffer.read() if path is None else path.read_bytes()
+        with nullcontext(sys.stdin.buffer) if path is None else open(path, "rb") as file:
+            content = limited(file, machine_memory() // SHARE)
         for number, row in _parsed(_decoded(content)):
             rows.append(Line(row))
             rows[-1].place = f"{name}, line {number}"  # type: ignore[attr-defined]

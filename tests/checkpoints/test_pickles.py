@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtool import MemtoolError
+from memtool.checkpoints import pickles
 from memtool.checkpoints.conversion import unpickle
 from memtool.checkpoints.pickles import OPERATIONS, Call, Name, Reference, read
 
@@ -194,6 +195,15 @@ def test_a_file_with_other_bytes_is_read_or_refused(tmp_path_factory, data):
         unpickle(path)
     except MemtoolError as error:
         assert str(error).startswith(f"{path}: ")
+
+
+def test_more_operations_than_a_network_needs(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickles, "MAX_OPERATIONS", 100)
+    assert value_of(b"(" + b"]" * 97 + b"l.") == [[]] * 97
+    path = tmp_path / "lists.pth"
+    path.write_bytes(b"\x80\x02(" + b"]" * 98 + b"l.")
+    with pytest.raises(MemtoolError, match="lists.pth: .*more than 100 operations"):
+        unpickle(path)
 
 
 DEPTH = 200_000

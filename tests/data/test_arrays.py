@@ -108,6 +108,28 @@ def test_an_archive_that_unpacks_to_absurdly_much_is_refused_unread(
     tracemalloc.stop()
 
 
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_arrays_larger_than_the_memory_that_is_allowed_are_refused_unread(
+    tmp_path: Path, suffix: str, refused, saved
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (2000, 1, 50, 50)).astype(np.float32)
+    path = saved(tmp_path / f"x.{suffix}", images=pixels, labels=np.arange(2000) % 2)
+    tracemalloc.start()
+    told = refused(path, memory=2**24)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+    tracemalloc.stop()
+    assert told.startswith(f"{path}: take 0.02 GiB, more than --memory (0.02 GiB); allow more (--")
+    assert len(data.load(str(path), memory=2**25).test) == 2000
+
+
+def test_resized_arrays_larger_than_the_memory_that_is_allowed_are_refused(
+    tmp_path: Path, refused, saved
+) -> None:
+    path = saved(tmp_path / "x.npz", images=PIXELS, labels=LABELS)
+    told = refused(f"{path}?image_size=9000", memory=2**30)
+    assert told.startswith("6 images of 9000x9000 pixels: take 1.36 GiB, more than --memory (1.00")
+
+
 @pytest.mark.parametrize("shape", ["(1152921504606846976, 3, 4, 4)", "(50000000000, 1, 1, 1)"])
 def test_an_npz_header_may_claim_anything(tmp_path: Path, shape: str, refused) -> None:
     header = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}".ljust(117) + "\n"

@@ -1,6 +1,7 @@
 """Given labels that others made."""
 
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from safetensors.numpy import save_file
 
 from memtool import MemtoolError
+from memtool.data import label_sources
 from memtool.data.label_sources import given_labels, numbered, split
 
 CLASSES = ("ant", "bee", "cat")
@@ -189,3 +191,37 @@ def test_an_archive_that_unpacks_to_absurdly_much_is_refused(tmp_path):
     np.savez_compressed(path, labels=np.zeros(10_000_000, np.int64))
     with pytest.raises(MemtoolError, match=r"labels.npz: .*unpacks to absurdly much, 80,000,"):
         given_labels(str(path), ["a", "b"], np.zeros(10, np.int64))
+
+
+def test_a_tensor_that_unpacks_to_absurdly_much_is_refused(tmp_path):
+    torch.save(torch.zeros(2**24), tmp_path / "stored.pt")
+    path = tmp_path / "labels.pt"
+    with (
+        zipfile.ZipFile(tmp_path / "stored.pt") as stored,
+        zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as packed,
+    ):
+        for name in stored.namelist():
+            packed.writestr(name, stored.read(name))
+    with pytest.raises(MemtoolError, match=r"labels.pt: .*unpacks to absurdly much"):
+        found(path)
+
+
+def test_strides_of_0_make_no_gigabytes_of_labels(tmp_path):
+    torch.save(torch.ones(1, dtype=torch.float64).expand(2**30), tmp_path / "labels.pt")
+    with pytest.raises(MemtoolError, match="claims 1,073,741,824 numbers that it does not have"):
+        found(tmp_path / "labels.pt")
+
+
+@pytest.mark.parametrize("name", ["labels.npy", "labels.csv", "labels.pt", "labels.safetensors"])
+def test_files_too_large_for_labels_are_refused_unread(tmp_path, name):
+    with open(tmp_path / name, "wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(MemtoolError, match=f"{name}: takes 4,194,304 MiB, and labels are read"):
+        found(tmp_path / name)
+
+
+def test_archives_too_large_for_labels_are_refused_unread(tmp_path, monkeypatch):
+    monkeypatch.setattr(label_sources, "machine_memory", lambda: 16 * 10_000)
+    np.savez_compressed(tmp_path / "labels.npz", labels=np.zeros(2000, np.int64))
+    with pytest.raises(MemtoolError, match=r"labels.npz: takes 0 MiB, and labels are read from at"):
+        found(tmp_path / "labels.npz")
