@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from memtool import MemtoolError
 from memtool.errors import last_line, shortened, some
+from memtool.files import claimed
 from memtool.tables import TrainingRow, checked
 from memtool.tensors import Metadata, load_tensors, read_metadata, save_tensors
 from memtool.training.evaluation import EpochMetrics
@@ -81,8 +82,10 @@ class State:
         return _part(load_tensors(self.path), "model."), _progress(self.path, metadata)
 
     def remove(self) -> None:
-        """Remove the file, if there is one: the run is complete."""
-        self.path.unlink(missing_ok=True)
+        """Remove the file, if there is one, and what a process that was killed while it wrote the
+        file has left: the run is complete."""
+        with claimed(self.path):
+            self.path.unlink(missing_ok=True)
 
 
 def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:

@@ -172,3 +172,13 @@ def test_tensors_that_are_not_those_of_the_run_are_refused(tmp_path, changed):
     save_tensors(path, "state", tensors, metadata)
     with pytest.raises(MemtoolError, match="its tensors are not those of the run"):
         state.load(network(), make_optimizer(network(), config))
+
+
+def test_what_a_killed_process_left_goes_with_the_state(tmp_path):
+    left = tmp_path / ".r.state.safetensors.tmp"
+    left.mkdir()
+    for name in ("holder", "123"):
+        (left / name).touch()
+    (tmp_path / "r.state.safetensors").touch()
+    State(tmp_path / "r.state.safetensors", {}).remove()
+    assert not [*tmp_path.iterdir()]
