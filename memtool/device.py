@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from memtool import MemtoolError
+from memtool import MemtoolError, __version__
 
 if TYPE_CHECKING:  # the command line offers Precision, and torch is slow to import
     import torch
@@ -47,6 +47,25 @@ def choose(name: str = "auto") -> "torch.device":
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
+
+
+def computed_by(device: "torch.device") -> dict[str, str | int]:
+    """What the last digits of numbers depend on beside all settings, for the record: versions, the
+    number of threads of this process, and what computes."""
+    import numpy
+    import torch
+
+    if device.type == "cuda":
+        model = torch.cuda.get_device_name(device)
+    else:
+        model = torch.backends.cpu.get_cpu_capability()  # such as AVX2
+    return {
+        "memtool": __version__,
+        "torch": torch.__version__,
+        "numpy": numpy.__version__,
+        "threads": torch.get_num_threads(),
+        "device": f"{device.type} ({model})",
+    }
 
 
 def machine_memory() -> int:

@@ -92,6 +92,7 @@ FIELDS: Mapping[str, tuple[Sequence[str], Callable[[Any], bool]]] = {
     "training": (["training"], _is(dict)),
     "noise": (["noise"], _is(dict)),
     "metrics": (["metrics"], _is(dict)),
+    "computed_by": (["computed_by"], _is_dict_of(int, str)),
     "name": (["data.name"], _is(str)),
     "fingerprint": (["data.fingerprint"], _is(str)),
     "classes": (["data.classes"], _is_list_of(str)),

@@ -89,6 +89,7 @@ def _row(
         "true_accuracy": metrics.get("true_accuracy"),
         "mislabelled_accuracy": metrics.get("mislabelled_accuracy"),
         "test_accuracy": metrics.get("test_accuracy"),
+        "computed_by": _listed(metadata.get("computed_by", {})),
     }
 
 
@@ -108,6 +109,10 @@ def _type(dtype: str) -> str:
 
 def _joined(values: Sequence[Any] | None, separator: str) -> str | None:
     return separator.join(map(str, values)) if values else None
+
+
+def _listed(values: Mapping[str, Any]) -> str | None:
+    return ", ".join(f"{name} {value}" for name, value in values.items()) or None
 
 
 def layer_rows(checkpoints: Sequence[Checkpoint], image_size: int | None) -> Iterator[LayerRow]:

@@ -339,7 +339,9 @@ def train(
                 for write in writers:
                     write(row)
                 advance(description=f"loss {row['loss']:.3f} test {row['test_accuracy']:.3f}")
-        run.finish()  # once the table is complete: a checkpoint says that the whole run is done
+        run.finish(
+            where
+        )  # once the table is complete: a checkpoint says that the whole run is done
 
 
 def _finished_rows(run: "Run", resume: bool) -> "list[TrainingRow] | None":

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from memtool import MemtoolError
+from memtool.device import computed_by
 from memtool.models import Connector, StitchedModel, stitched_spec
 from memtool.stitching.activations import CachedNetwork, agreement
 from memtool.stitching.least_squares import initialize
@@ -161,6 +162,7 @@ class Stitching:
                 "front": front.training,
                 "back": back.training,
             },
+            "computed_by": computed_by(self.examples.images.device),
         }
         save_tensors(path, "checkpoint", model.state_dict(), metadata)
 

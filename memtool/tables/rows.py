@@ -337,6 +337,10 @@ class FileRow(TypedDict):
     true_accuracy: Annotated[float | None, Column("accuracy on the true labels, in [0, 1]", 10)]
     mislabelled_accuracy: Annotated[float | None, Column("memorization, in [0, 1]")]
     test_accuracy: Annotated[float, Column("accuracy on the test images, in [0, 1]")]
+    computed_by: Annotated[
+        str | None,
+        Column("versions, number of threads and device, on which the last digits depend", 33),
+    ]
 
 
 class LayerRow(TypedDict):

@@ -21,7 +21,7 @@ from torch import nn
 from memtool import MemtoolError
 from memtool.data import Dataset, normalize
 from memtool.data.labels import LabelFile
-from memtool.device import Processes
+from memtool.device import Processes, computed_by
 from memtool.layers import evaluating
 from memtool.models import ModelSpec, build, foreign_code, takes_channels_last
 from memtool.tables import TrainingRow
@@ -115,7 +115,7 @@ class Run:
         rows = {metrics["epoch"]: self._row(metrics) for metrics in progress.history}
         yield from (rows.get(epoch) for epoch in range(1, progress.epoch + 1))
         if not progress.epoch:
-            self._save_checkpoint(model, progress)
+            self._save_checkpoint(model, progress, device)
         cost, started = _Cost(), _clock(device)
         for epoch in self._epochs(model, optimizer, task, progress.epoch):
             agree(model, self.processes)
@@ -124,7 +124,7 @@ class Run:
             cost = cost.plus(trained - started, _clock(device) - trained)
             history = (*progress.history, metrics) if metrics else progress.history
             progress = Progress(epoch, history)
-            self._save_checkpoint(model, progress)
+            self._save_checkpoint(model, progress, device)
             if not self.processes.rank:
                 self._state.save(model, optimizer, progress)
             yield self._row(metrics) if metrics else None
@@ -132,7 +132,7 @@ class Run:
         if cost.epochs:
             logger.info(f"{self.output}: {cost.told(len(self.labels.given))}")
 
-    def finish(self) -> None:
+    def finish(self, device: torch.device) -> None:
         """Write the final checkpoint, from the state after the last epoch, and remove the state.
 
         One that is there already becomes as new as if it had been written, for make's sake.
@@ -141,7 +141,8 @@ class Run:
             self.output.touch()
         else:
             weights, progress = self._state.latest()
-            save_tensors(self.output, "checkpoint", weights, self.metadata(progress))
+            recorded = {**self.metadata(progress), "computed_by": computed_by(device)}
+            save_tensors(self.output, "checkpoint", weights, recorded)
         self._state.remove()
 
     @cached_property
@@ -215,11 +216,12 @@ class Run:
             batch_size=batch_size,
         )
 
-    def _save_checkpoint(self, model: nn.Module, progress: Progress) -> None:
+    def _save_checkpoint(self, model: nn.Module, progress: Progress, device: torch.device) -> None:
         """Save the checkpoint of the latest epoch if it is to be kept."""
         if progress.epoch in self.epochs_to_save and not self.processes.rank:
             path = self.epoch_path(progress.epoch)
-            save_tensors(path, "checkpoint", model.state_dict(), self.metadata(progress))
+            recorded = {**self.metadata(progress), "computed_by": computed_by(device)}
+            save_tensors(path, "checkpoint", model.state_dict(), recorded)
 
     def _row(self, metrics: EpochMetrics) -> TrainingRow:
         noise = self.labels.metadata["noise"]

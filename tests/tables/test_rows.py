@@ -24,7 +24,7 @@ INTERFACE = {
     tables.FileRow: "file kind model model_from parameters tensors types bytes data train test "
     "classes image_shape mean std fingerprint epoch steps noise_ratio noise_kind noise_seed "
     "front_noise_ratio back_noise_ratio seed order_seed loss given_accuracy true_accuracy "
-    "mislabelled_accuracy test_accuracy",
+    "mislabelled_accuracy test_accuracy computed_by",
     tables.LayerRow: "checkpoint layer type shape cut same_as",
     tables.StepRow: "step command output seconds memory warnings",
     tables.FindingRow: "claim measure value low high seeds verdict why",
