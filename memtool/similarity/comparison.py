@@ -107,8 +107,11 @@ def _tell(outcome: Outcome) -> None:
             f"{path}: no activations of {told_names(outcome.uncalled)}: "
             "the model has but never calls them"
         )
+    names: dict[str, list[str]] = {}
+    for layer in layers:
+        names.setdefault(layer.same_as, []).append(layer.name)
     for tensor in outcome.selection.tensors:
-        named = ", ".join(layer.name for layer in layers if layer.same_as == tensor)
+        named = ", ".join(names.get(tensor, []))
         if tensor in outcome.constant:
             logger.warning(f"{path}: {named} is the same for all images: no CKA with it")
         elif tensor in outcome.coincident:

@@ -34,6 +34,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
+from operator import eq
 
 import torch
 from torch import Tensor
@@ -118,7 +119,10 @@ class PairProducts:
     def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
         self.rows, self.columns = ([pair[side] for pair in pairs] for side in (0, 1))
         sizes = max(self.rows) + 1, max(self.columns) + 1
-        self._is_every_pair = list(pairs) == list(product(*map(range, sizes)))
+        # Of thousands of layers there are more pairs than memory has room for.
+        self._is_every_pair = len(pairs) == sizes[0] * sizes[1] and all(
+            map(eq, pairs, product(*map(range, sizes)))
+        )
 
     def __call__(self, a: Tensor, b: Tensor) -> Tensor:
         """(l, k) and (m, k) to (pairs,)."""

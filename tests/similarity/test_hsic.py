@@ -1,6 +1,7 @@
 """The formulas of HSIC and CKA, against their published forms."""
 
 import math
+import tracemalloc
 
 import pytest
 import torch
@@ -75,6 +76,13 @@ def test_products_of_pairs_of_rows():
     for pairs in (every, every[::-1], [(0, 0), (1, 1), (2, 2)], [(2, 3), (0, 1)], [(1, 2)]):
         expected = [(a[i] @ b[j]).item() for i, j in pairs]
         assert PairProducts(pairs)(a, b).tolist() == pytest.approx(expected, abs=1e-5)
+
+
+def test_pairs_of_thousands_of_rows_take_no_table_of_all_of_them():
+    tracemalloc.start()
+    PairProducts([(i, i) for i in range(3000)])
+    assert tracemalloc.get_traced_memory()[1] < 2**22
+    tracemalloc.stop()
 
 
 def test_no_group_is_left_out_where_there_is_one_alone():
