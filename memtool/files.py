@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from memtool import MemtoolError
+from memtool.device import is_first
 
 HOLDER = "holder"  # the file that is locked, and says who has locked it
 
@@ -161,8 +162,11 @@ def check_writable(path: Path) -> None:
     """Check, before long work starts, that `path` can be written; nothing is left behind.
 
     Raises MemtoolError if it cannot be written, is a folder, or is being written by another
-    process.
+    process. Of several processes that torchrun started, the first, which writes, checks alone: the
+    others would find each other at it.
     """
+    if not is_first():
+        return
     if path.suffix == ".safetensors":
         check_name(path)
     try:

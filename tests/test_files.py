@@ -118,6 +118,18 @@ def test_without_locks_files_are_whole_all_the_same(tmp_path, monkeypatch):
     assert names(tmp_path) == ["rows.csv"]
 
 
+def test_of_several_ranks_the_first_alone_checks_what_it_will_write(tmp_path, monkeypatch):
+    with claimed(tmp_path / "rows.csv"):
+        folder = tmp_path / ".rows.csv.tmp"
+        monkeypatch.setattr("memtool.files._claims", set())  # as in another process
+        with pytest.raises(MemtoolError, match="is writing it"):
+            check_writable(tmp_path / "rows.csv")
+        monkeypatch.setenv("RANK", "1")
+        check_writable(tmp_path / "rows.csv")
+        monkeypatch.undo()
+    assert not folder.exists()
+
+
 def test_a_link_in_place_of_the_lock_is_not_followed(tmp_path):
     (tmp_path / ".rows.csv.tmp").mkdir()
     (tmp_path / ".rows.csv.tmp" / "holder").symlink_to(tmp_path / "precious")
