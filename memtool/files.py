@@ -23,7 +23,9 @@ _claims: set[Path] = set()  # the folders that are this process's own
 def _is_special(path: Path) -> bool:
     """Whether `path` is a device or a pipe, such as /dev/null. It is written in place then, since a
     rename would replace it."""
-    return path.exists() and not path.is_file() and not path.is_dir()
+    with suppress(OSError):  # a name that no file can have: whoever opens it says so
+        return path.exists() and not path.is_file() and not path.is_dir()
+    return False
 
 
 @contextmanager
