@@ -58,7 +58,8 @@ def read(path: Path | None) -> list[dict[str, Any]]:
             f"{name}: cannot be read as text ({error}); a table is saved as UTF-8"
         ) from error
     except OSError as error:
-        raise MemtoolError(f"{name}: cannot be read as text ({error})") from error
+        told = error.strerror or error
+        raise MemtoolError(f"{name}: cannot be read as text ({told})") from error
     except ValueError as error:
         raise MemtoolError(f"{name}: not a table ({error})") from error
     if not rows:

@@ -1,6 +1,7 @@
 """Image files: modes, sizes, resizing, and files that are broken or lie."""
 
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from PIL import Image
 
 from memtool import data
-from memtool.data import images
+from memtool.data import images, pictures
 
 
 @pytest.mark.parametrize("threaded", [False, True], ids=["serial", "threads"])
@@ -80,6 +81,24 @@ def test_decompression_bombs_are_refused(tmp_path: Path, monkeypatch, write, ref
     for limit in (15, 7):  # PIL warns beyond the limit and refuses beyond twice the limit
         monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
         assert "2 of 2 images cannot be read" in refused(f"folder:{tmp_path}")
+
+
+def test_large_pictures_are_decoded_one_at_a_time(tmp_path: Path, monkeypatch, write) -> None:
+    write(tmp_path, "", 8)
+    decode, running, together = pictures._picture, [], []
+
+    def watched(*given):
+        running.append(given)
+        time.sleep(0.01)  # so that others could begin
+        together.append(len(running))
+        running.pop()
+        return decode(*given)
+
+    monkeypatch.setattr(pictures, "_picture", watched)
+    monkeypatch.setattr(pictures, "LARGE", 15)
+    monkeypatch.setattr(images, "THREADED_FILE_SIZE", 0)
+    assert len(data.load(f"folder:{tmp_path}").test) == 16
+    assert len(together) > 15 and set(together) == {1}
 
 
 def test_more_than_the_memory_is_refused_before_it_is_taken(
