@@ -2,8 +2,7 @@
 
 import os
 import stat
-import threading
-from contextlib import AbstractContextManager, nullcontext
+from concurrent.futures import ThreadPoolExecutor
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,9 +20,9 @@ SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 # What a file may be, whatever its suffix. Not all that Pillow knows: EPS would start Ghostscript.
 FORMATS = ("PNG", "JPEG", "BMP", "DIB", "GIF", "PPM", "TIFF", "WEBP")
 # Pixels, each of which may take some 20 bytes while it is decoded: several threads with larger
-# pictures would take many GB, so that these are decoded one at a time.
+# pictures would take many GB. One thread decodes all of these: each keeps what it has once taken.
 LARGE = 2**24
-_one_large = threading.Lock()
+_for_large = ThreadPoolExecutor(1)
 ORIENTATION = 0x0112  # the EXIF tag
 # Makes upright an image that has this EXIF orientation, by the names of PIL's transpositions.
 UPRIGHT = {
@@ -72,7 +71,9 @@ def read(path: str, options: Options) -> Picture | str:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):  # a named pipe would wait forever
             return "not a regular file"
-        with Image.open(path, formats=FORMATS) as image, _turn(*image.size):
+        with Image.open(path, formats=FORMATS) as image:
+            if image.width * image.height > LARGE:
+                return _for_large.submit(_picture, image, path, options).result()
             return _picture(image, path, options)
     except UnidentifiedImageError:
         return f"not one of {', '.join(FORMATS)}"
@@ -80,11 +81,6 @@ def read(path: str, options: Options) -> Picture | str:
         return error.strerror or last_line(error)
     except Exception as error:  # broken files make PIL raise nearly anything
         return last_line(error)
-
-
-def _turn(width: int, height: int) -> AbstractContextManager[Any]:
-    """What to wait for before a picture of this size is decoded."""
-    return _one_large if width * height > LARGE else nullcontext()
 
 
 def _picture(image: "Image.Image", path: str, options: Options) -> Picture:
