@@ -83,7 +83,9 @@ def allocated(model: nn.Module, shape: tuple[int, ...], batch: int, gradients: b
 
     go()  # what is made once and kept
     model.zero_grad(set_to_none=True)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         go()
     now = peak = 0
     for event in profiler.profiler.kineto_results.events():
