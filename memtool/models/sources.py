@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memtool import MemtoolError
-from memtool.errors import one_line
+from memtool.errors import one_line, shortened
 from memtool.models.spec import ModelSpec, code_file, source_of
 
 if TYPE_CHECKING:
@@ -206,6 +206,8 @@ def image_shape(spec: ModelSpec) -> tuple[int, int, int]:
 
     >>> image_shape(ModelSpec("cnn", {"channels": 1}))
     (1, 32, 32)
+
+    Raises MemtoolError if its options are not those of images.
     """
     if spec.is_stitched:
         return image_shape(spec.parts[0])
@@ -219,8 +221,13 @@ def image_shape(spec: ModelSpec) -> tuple[int, int, int]:
     if source == "timm" and "img_size" not in spec.options:
         config = _timm().models.get_pretrained_cfg(name)
         size = config.input_size[-1] if config else size
-    height, width = size if isinstance(size, tuple | list) else (size, size)
-    return channels, height, width
+    match [channels, *(size if isinstance(size, tuple | list) else (size, size))]:
+        case [int(channels), int(height), int(width)] if min(channels, height, width) > 0:
+            return channels, height, width
+    raise MemtoolError(
+        f"model {shortened(spec.name)}: takes no images of {shortened(channels)} channels and size "
+        f"{shortened(size)}"
+    )
 
 
 def _defaults(spec: ModelSpec) -> dict[str, Any]:

@@ -128,7 +128,9 @@ def _are_metrics(value: Metadata) -> bool:
     hints = get_type_hints(EpochMetrics)
     try:
         return value.keys() == hints.keys() and all(
-            checked(TrainingRow, key, cell) is not None or NoneType in get_args(hints[key])
+            isinstance(cell, int | float) and checked(TrainingRow, key, cell) is not None
+            if cell is not None
+            else NoneType in get_args(hints[key])
             for key, cell in value.items()
         )
     except ValueError:

@@ -1,6 +1,7 @@
 """What classifiers return, and which of it are the logits."""
 
 import json
+import math
 from collections import namedtuple
 from dataclasses import dataclass
 
@@ -9,7 +10,14 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError
-from memtool.models import check_classifier, described, logits_of, parse, warn_if_random
+from memtool.models import (
+    check_classifier,
+    described,
+    logits_of,
+    nearly_equal,
+    parse,
+    warn_if_random,
+)
 
 FEATURES, LOGITS = torch.zeros(2, 64), torch.zeros(2, 10)
 Pair = namedtuple("Pair", "logits aux")
@@ -246,3 +254,11 @@ def test_every_command_that_runs_a_random_model_says_so(run, tmp_path):
     ]
     for result in results:
         assert "gives other results for the same images each time" in result.stderr
+
+
+def test_nearly_equal_takes_what_is_no_number_or_infinite_in_the_same_places():
+    values = torch.tensor([1.0, 100.0, math.nan, math.inf])
+    assert nearly_equal(values, values + torch.tensor([0.05, 0, 0, 0]))
+    assert not nearly_equal(values, values + torch.tensor([0.2, 0, 0, 0]))
+    assert not nearly_equal(values, values.flip(0))
+    assert nearly_equal(torch.full((2,), math.nan), torch.full((2,), math.nan))

@@ -151,6 +151,12 @@ def test_the_images_that_a_model_is_meant_for(text, shape):
     assert models.image_shape(models.parse(text)) == shape
 
 
+@pytest.mark.parametrize("options", ["image_size=[]", "image_size=0", "channels=a", "image_size=x"])
+def test_options_that_are_no_size_of_images_are_refused(options):
+    with pytest.raises(MemtoolError, match="takes no images of"):
+        models.image_shape(models.parse(f"digits-cnn?{options}"))
+
+
 def test_a_function_of_ones_own_says_nothing_of_its_images_by_its_name(own, tmp_path):
     with (tmp_path / "net.py").open("a") as file:
         file.write("def resnet18(num_classes=10): return make(num_classes)\n")

@@ -134,6 +134,7 @@ def test_settings_that_differ_are_named_with_both_values(tmp_path):
         ({"history": [{"epoch": 1}]}, "no sensible 'history'"),
         ({"history": [{**METRICS, "epoch": 1, "loss": "low"}]}, "no sensible 'history'"),
         ({"history": [{**METRICS, "epoch": 1, "loss": None}]}, "no sensible 'history'"),
+        ({"history": [{**METRICS, "epoch": 1, "loss": "1"}]}, "no sensible 'history'"),
         ({"history": [{**METRICS, "epoch": 1.5}]}, "no sensible 'history'"),
     ],
 )
