@@ -2,8 +2,9 @@
 
 `python -m memtool.manual` writes both; with `--check` it prints what is stale as a diff and exits
 with 1. NAME, SYNOPSIS, DESCRIPTION, OPTIONS and EXAMPLES of a page come from the command, COLUMNS
-from the declarations in `memtool.tables`, and the rest from the constants below. Pages carry the
-version and no date: equal code gives equal bytes.
+from the declarations in `memtool.tables`, memtool-formats(5) from those in `memtool.metadata`, and
+the rest from the constants below. Pages carry the version and no date: equal code gives equal
+bytes.
 """
 
 import difflib
@@ -18,6 +19,7 @@ import typer.main
 from memtool import __version__, tables
 from memtool.cli import app
 from memtool.files import replacing
+from memtool.metadata import HEADER, KINDS, Fields, places
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,7 +44,7 @@ ENVIRONMENT = {
 }
 FILES = {
     "Checkpoint (.safetensors)": "Tensors under plain state_dict keys; the metadata key memtool "
-    "holds JSON: model, data set, training, metrics.",
+    "holds JSON: model, data set, training, metrics; see memtool-formats(5).",
     "Label file (.safetensors)": "given and true (int64), mislabelled (bool), and metadata.",
     "NAME.state.safetensors": "What an unfinished run goes on from with --resume, beside its "
     "output; removed at the end.",
@@ -50,6 +52,13 @@ FILES = {
     "or the folder that they come from has changed.",
     "Table (.csv, .tsv, .jsonl)": "One row per measurement, with all its conditions.",
 }
+FORMATS = [
+    "memtool keeps tensors in safetensors files. Their metadata have a single key, memtool, whose "
+    "value is a JSON object with sorted keys. A file is refused if it lacks a field that is "
+    "required below, or has a field of another type. Fields that are not listed are ignored.",
+    "A dot stands between a section and its field, [] for every element of a list. A section that "
+    "has been described further up is not described again.",
+]
 # The rows that each command prints, without an option or with one, and those that it keeps.
 ROWS: dict[str, type] = {
     "memtool train": tables.TrainingRow,
@@ -69,6 +78,7 @@ def pages() -> dict[Path, str]:
     result = {Path("man/memtool.1"): _page(group, "memtool", sorted(group.commands))}
     for name, command in group.commands.items():
         result[Path(f"man/memtool-{name}.1")] = _page(command, f"memtool {name}", ["memtool"])
+    result[Path("man/memtool-formats.5")] = _formats()
     names = {"bash": "memtool", "zsh": "_memtool", "fish": "memtool.fish"}
     for shell, name in names.items():
         result[Path("completions") / name] = _completion(shell)
@@ -121,6 +131,7 @@ def _page(command: Any, name: str, see_also: list[str]) -> str:
             lines += [f".SH {section}", *_tagged(entries)]
     others = [f"memtool-{other}" if commands else other for other in see_also]
     lines += [".SH SEE ALSO", *(f".BR {_escape(other)} (1)," for other in others)]
+    lines += [f".BR {_escape('memtool-formats')} (5),"] if commands else []
     return "\n".join(lines).removesuffix(",") + "\n"
 
 
@@ -139,6 +150,33 @@ def _columns(name: str) -> list[str]:
             }
         )
     return lines
+
+
+def _formats() -> str:
+    """The page on the metadata of each kind of file; what it has told it does not repeat."""
+    told: list[Fields] = []
+    lines = [
+        f'.TH MEMTOOL-FORMATS 5 "" "memtool {__version__}" "memtool"',
+        ".SH NAME",
+        _escape("memtool-formats") + " \\- metadata of the files of memtool",
+        ".SH DESCRIPTION",
+        *_paragraphs(FORMATS),
+        ".SH EVERY FILE",
+        *_fields(HEADER, told),
+    ]
+    for name, kind in KINDS.items():
+        lines += [f".SH {name.upper()}", _escape(f"{_upper(kind.meaning)}.")]
+        lines += [".PP", _escape(f"Tensors: {kind.tensors}."), *_fields(kind.fields, told)]
+    return "\n".join([*lines, ".SH SEE ALSO", ".BR memtool (1)"]) + "\n"
+
+
+def _fields(fields: Fields, told: list[Fields]) -> list[str]:
+    return _tagged(
+        {
+            f"{place} ({one.type.words}{', required' if one.required else ''})": _upper(one.meaning)
+            for place, one in places(fields, told)
+        }
+    )
 
 
 def _lower(text: str) -> str:

@@ -2,16 +2,16 @@
 
 The metadata are sorted JSON under one key, `memtool`. There is only one key because safetensors
 writes several keys in random order, and equal runs are to give equal bytes. The JSON says the
-`format`, the `kind` of the file (checkpoint, labels or state), and has the sections of that kind.
+`format` and the `kind` of the file, and has the sections of that kind, which `memtool.metadata`
+declares.
 """
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import NoneType
 from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
@@ -20,6 +20,7 @@ from memtool import MemtoolError
 from memtool.contents import described, is_pickle
 from memtool.errors import last_line, shortened
 from memtool.files import check_name, replacing
+from memtool.metadata import check
 from memtool.shards import check_shard, is_index, shards_of
 
 if TYPE_CHECKING:
@@ -32,84 +33,9 @@ METADATA_KEY = "memtool"
 MAX_METADATA = 32 * 2**20  # characters
 MAX_CONTAINERS = 100_000
 MAX_DEPTH = 100
-MAX_IMAGE = 10_000  # height or width in pixels
-MAX_FEATURES = 500_000  # of a vector; their means and deviations are metadata
-LARGEST = 1e30  # mean or standard deviation
 
 Metadata = dict[str, Any]
 Shape = tuple[int, ...]
-
-
-def _is(*types: type) -> Callable[[Any], bool]:
-    """A test for values of these types."""
-    return lambda value: isinstance(value, types)
-
-
-def _is_list_of(*types: type) -> Callable[[Any], bool]:
-    """A test for lists whose elements are all of these types."""
-    return lambda value: isinstance(value, list) and all(isinstance(part, types) for part in value)
-
-
-def _is_dict_of(*types: type) -> Callable[[Any], bool]:
-    """A test for dicts whose values are all of these types."""
-    return lambda value: isinstance(value, dict) and _is_list_of(*types)([*value.values()])
-
-
-def _is_mean(value: Any) -> bool:
-    """Whether they are numbers that float32 can hold, in the units of pixels, too."""
-    return _is_list_of(int, float)(value) and all(abs(number) < LARGEST for number in value)
-
-
-def _is_std(value: Any) -> bool:
-    return _is_mean(value) and 0 not in value
-
-
-def _is_image_shape(value: Any) -> bool:
-    if not _is_list_of(int)(value) or len(value) not in (1, 3) or min(value) < 1:
-        return False
-    return bool(max(value) <= (MAX_IMAGE if len(value) == 3 else MAX_FEATURES))
-
-
-def _is_training(value: Any) -> bool:
-    """Whether the fields of what stands in place of `training` are sensible."""
-    return isinstance(value, dict) and all(
-        is_sensible(value[key])
-        for key, (places, is_sensible) in FIELDS.items()
-        if f"training.{key}" in places and key in value
-    )
-
-
-# The sections that a file must have, by its kind.
-SECTIONS = {
-    "checkpoint": ("model", "data", "training"),
-    "labels": ("data", "noise"),
-    "state": ("settings",),
-}
-# The fields that memtool reads: the places where each may stand, and what it must be wherever it
-# does. What `model` holds is checked by the wing `checkpoints`, which knows models.
-FIELDS: Mapping[str, tuple[Sequence[str], Callable[[Any], bool]]] = {
-    "data": (["data"], _is(dict)),
-    "training": (["training"], _is(dict)),
-    "noise": (["noise"], _is(dict)),
-    "metrics": (["metrics"], _is(dict)),
-    "computed_by": (["computed_by"], _is_dict_of(int, str)),
-    "name": (["data.name"], _is(str)),
-    "fingerprint": (["data.fingerprint"], _is(str)),
-    "classes": (["data.classes"], _is_list_of(str)),
-    "mean": (["data.mean"], _is_mean),
-    "std": (["data.std"], _is_std),
-    "preprocessing": (["data.preprocessing"], _is_dict_of(int, float, str)),
-    "image_shape": (["data.image_shape", "image_shape"], _is_image_shape),
-    "epoch": (["training.epoch", "epoch"], _is(int, NoneType)),
-    "history": (["history"], lambda value: isinstance(value, list) and all(map(_is(dict), value))),
-    "seed": (["training.seed", "noise.seed"], _is(int, NoneType)),
-    "order_seed": (["training.order_seed"], _is(int, NoneType)),
-    "noise_ratio": (["training.noise_ratio", "noise.ratio"], _is(int, float, NoneType)),
-    "noise_kind": (["training.noise_kind", "noise.kind"], _is(str, NoneType)),
-    "noise_seed": (["training.noise_seed"], _is(int, NoneType)),
-    "front": (["training.front"], _is_training),
-    "back": (["training.back"], _is_training),
-}
 
 
 @contextmanager
@@ -160,8 +86,8 @@ def encoded(kind: str, metadata: Metadata) -> dict[str, str]:
 def read_metadata(path: Path, kind: str | None = None) -> Metadata:
     """The metadata of a memtool file; only its header is read.
 
-    Raises MemtoolError if the file has none or has broken ones, if it is of a later format, and if
-    it is of another kind than `kind`.
+    Raises MemtoolError if the file has none or has broken ones, if it is of a later format, if it
+    is of another kind than `kind`, and if they are not as `memtool.metadata` declares them.
     """
     metadata = find_metadata(path, kind)
     if metadata is None:
@@ -189,7 +115,7 @@ def find_metadata(path: Path, kind: str | None = None) -> Metadata | None:
         )
     if kind and found != kind:
         raise MemtoolError(f"{path}: is a {found:.40} file, not a {kind} file")
-    _check(path, metadata)
+    check(path, found, metadata)
     return metadata
 
 
@@ -309,17 +235,3 @@ def shared_tensors(path: Path) -> dict[str, str]:
             recorded |= file.metadata() or {}
             names |= set(file.keys())
     return {other: name for other, name in recorded.items() if name in names and other not in names}
-
-
-def _check(path: Path, metadata: Metadata) -> None:
-    """Raise MemtoolError unless the metadata have the sections of their kind, and every field that
-    memtool reads is of the right type."""
-    for section in SECTIONS.get(metadata["kind"], ()):
-        if not isinstance(metadata.get(section), dict):
-            raise MemtoolError(f"{path}: its memtool metadata has no {section!r}")
-    for name, (places, is_sensible) in FIELDS.items():
-        for place in places:
-            section, _, key = place.rpartition(".")
-            fields = metadata.get(section, {}) if section else metadata
-            if key in fields and not is_sensible(fields[key]):
-                raise MemtoolError(f"{path}: its memtool metadata has no sensible {name!r}")

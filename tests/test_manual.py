@@ -13,10 +13,11 @@ import typer.main
 
 from memtool import manual, tables
 from memtool.cli import app
+from memtool.metadata import HEADER, KINDS, places
 from memtool.tables import rows
 
 GROUP = typer.main.get_command(app)
-PAGES = {path.name: text for path, text in manual.pages().items() if path.suffix == ".1"}
+PAGES = {path.name: text for path, text in manual.pages().items() if path.parent.name == "man"}
 
 
 def needs(program):
@@ -84,6 +85,19 @@ def test_every_column_is_explained_in_the_page_of_the_command_that_prints_it(com
 def test_no_table_is_left_out_of_the_pages():
     declared = {kind for kind in vars(rows).values() if is_typeddict(kind)}
     assert set(manual.ROWS.values()) == declared
+
+
+def test_every_declared_field_is_explained_in_the_page_of_formats():
+    page = PAGES["memtool-formats.5"].replace("\\-", "-")
+    told = []
+    declared = {name.upper(): kind.fields for name, kind in KINDS.items()}
+    for heading, fields in {"EVERY FILE": HEADER, **declared}.items():
+        section = page.partition(f".SH {heading}\n")[2].partition("\n.SH ")[0]
+        tags = re.findall(r"^\.TP\n\.B (\S+) \((.+)\)\n.+$", section, re.MULTILINE)
+        assert tags == [
+            (place, field.type.words + ", required" * field.required)
+            for place, field in places(fields, told)
+        ]
 
 
 def test_every_environment_variable_and_exit_code_is_told():

@@ -9,6 +9,7 @@ from typing import Any
 from memtool import MemtoolError
 from memtool.checkpoints.checkpoint import Checkpoint, recorded_model, trace_all
 from memtool.checkpoints.provenance import NOT_STITCHED, Provenance
+from memtool.metadata import declared
 from memtool.models import ModelSpec
 from memtool.tables import FileRow, LayerRow
 from memtool.tensors import Metadata, Stored, files_of, find_metadata, stored_tensors
@@ -31,7 +32,7 @@ def file_rows(paths: Sequence[Path], model: ModelSpec | None) -> Iterator[FileRo
         metadata = find_metadata(path)
         if metadata is None or model:
             yield _foreign_row(path, model)
-        elif "model" in metadata:
+        elif "model" in declared(metadata):
             yield _row(path, metadata, recorded_model(path, metadata), "metadata")
         else:
             yield _row(path, metadata, None, None)
@@ -54,8 +55,9 @@ def _foreign_row(path: Path, model: ModelSpec | None) -> FileRow:
 def _row(
     path: Path, metadata: Metadata, model: ModelSpec | None, model_from: str | None
 ) -> FileRow:
-    training, data = metadata.get("training", {}), metadata.get("data", {})
-    noise, metrics = metadata.get("noise", {}), metadata.get("metrics", {})
+    known = declared(metadata)
+    training, data = known.get("training", {}), known.get("data", {})
+    noise, metrics = known.get("noise", {}), known.get("metrics", {})
     stored, origin = stored_tensors(path), Provenance.of(training)
     front, back = origin.front or NOT_STITCHED, origin.back or NOT_STITCHED
     return {
@@ -71,7 +73,7 @@ def _row(
         "train": data.get("train"),
         "test": data.get("test"),
         "classes": len(data["classes"]) if "classes" in data else None,
-        "image_shape": _joined(data.get("image_shape", metadata.get("image_shape")), "x"),
+        "image_shape": _joined(data.get("image_shape", known.get("image_shape")), "x"),
         "mean": _joined(data.get("mean"), " "),
         "std": _joined(data.get("std"), " "),
         "fingerprint": data.get("fingerprint"),
@@ -89,7 +91,7 @@ def _row(
         "true_accuracy": metrics.get("true_accuracy"),
         "mislabelled_accuracy": metrics.get("mislabelled_accuracy"),
         "test_accuracy": metrics.get("test_accuracy"),
-        "computed_by": _listed(metadata.get("computed_by", {})),
+        "computed_by": _listed(known.get("computed_by", {})),
     }
 
 

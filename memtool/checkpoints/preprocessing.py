@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memtool.data import RESIZING, option_value
-from memtool.tensors import MAX_IMAGE
+from memtool.metadata import MAX_IMAGE
 
 # What timm takes where a `pretrained_cfg` does not say it.
 TIMM = {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"}

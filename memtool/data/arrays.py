@@ -24,7 +24,7 @@ from memtool.data.classes import classes_of, values
 from memtool.data.images import check_memory
 from memtool.data.listing import Images, Listing, Vectors
 from memtool.errors import last_line
-from memtool.tensors import MAX_FEATURES
+from memtool.metadata import MAX_FEATURES
 
 SUFFIXES = {".npz", ".safetensors"}
 KEYS = ("images", "features", "labels")

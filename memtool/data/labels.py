@@ -18,9 +18,6 @@ from memtool.data.listing import Labels
 from memtool.data.noise import Matrix, NoiseKind, redraw, transition_matrix
 from memtool.tensors import Metadata, encoded, opened, read_metadata, replacing_safetensors
 
-# What the metadata of a label file has to say.
-RECORDED = {"data": ("name", "train", "classes", "fingerprint"), "noise": ("ratio", "kind", "seed")}
-
 
 @dataclass(frozen=True)
 class LabelFile:
@@ -103,11 +100,6 @@ class LabelFile:
                 f"DATASET --from {path} -o FILE.safetensors"
             )
         metadata = read_metadata(path, "labels")
-        for section, keys in RECORDED.items():
-            if missing := set(keys) - metadata[section].keys():
-                raise MemtoolError(
-                    f"{path}: its memtool metadata has no {min(missing)!r} in {section!r}"
-                )
         with opened(path, "numpy") as file:
             given, true = file.get_tensor("given"), file.get_tensor("true")
         classes = len(metadata["data"]["classes"])

@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
-from types import NoneType
-from typing import get_args, get_type_hints
+from typing import get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +12,6 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.errors import last_line, shortened, some
 from memtool.files import claimed
-from memtool.tables import TrainingRow, checked
 from memtool.tensors import Metadata, load_tensors, read_metadata, save_tensors
 from memtool.training.evaluation import EpochMetrics
 
@@ -107,34 +105,27 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
 
 
 def _progress(path: Path, metadata: Metadata) -> Progress:
-    epochs = metadata["settings"].get("training", {}).get("epochs", inf)
-    if not (epoch := metadata.get("epoch")) or not 1 <= epoch <= epochs:
-        raise MemtoolError(f"{path}: its memtool metadata has no sensible 'epoch'")
+    epoch, epochs = metadata["epoch"], metadata["settings"].get("training", {}).get("epochs", inf)
+    if epoch > epochs:
+        raise MemtoolError(
+            f"{path}: its memtool metadata has no sensible 'epoch': {epoch} is beyond {epochs}"
+        )
     return Progress(epoch, history_of(path, metadata))
 
 
 def history_of(path: Path, metadata: Metadata) -> tuple[EpochMetrics, ...]:
     """The metrics of the epochs that a file has on record, none if it has no record of them.
 
-    Raises MemtoolError, which names it, for what are no metrics.
+    Raises MemtoolError, which names it, for metrics that this memtool does not know: they would be
+    lost.
     """
     history = metadata.get("history", [])
-    if not all(map(_are_metrics, history)):
-        raise MemtoolError(f"{path}: its memtool metadata has no sensible 'history'")
-    return tuple(history)
-
-
-def _are_metrics(value: Metadata) -> bool:
-    hints = get_type_hints(EpochMetrics)
-    try:
-        return value.keys() == hints.keys() and all(
-            isinstance(cell, int | float) and checked(TrainingRow, key, cell) is not None
-            if cell is not None
-            else NoneType in get_args(hints[key])
-            for key, cell in value.items()
+    known = get_type_hints(EpochMetrics).keys()
+    if unknown := {name for metrics in history for name in metrics} - known:
+        raise MemtoolError(
+            f"{path}: its memtool metadata has an unknown {min(unknown)!r} in 'history'"
         )
-    except ValueError:
-        return False
+    return tuple(history)
 
 
 def check_same(path: Path, recorded: Metadata, settings: Metadata) -> None:

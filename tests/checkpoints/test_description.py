@@ -38,10 +38,8 @@ def test_the_row_of_a_checkpoint_says_how_its_model_is_known(runs):
     [
         ("data", {"data": None}),
         ("noise", {"noise": 3}),
-        ("seed", {"noise": {"ratio": 0.5, "seed": "x"}}),
-        ("noise_ratio", {"noise": {"ratio": [], "seed": 0}}),
-        ("training", {"training": 3}),
-        ("model", {"model": 3}),
+        ("seed", {"noise": {"ratio": 0.5, "kind": "uniform", "seed": "x"}}),
+        ("ratio", {"noise": {"ratio": [], "seed": 0}}),
     ],
 )
 def test_metadata_of_labels_that_lie_are_one_error(run, runs, tmp_path, name, changed):
@@ -51,6 +49,20 @@ def test_metadata_of_labels_that_lie_are_one_error(run, runs, tmp_path, name, ch
     result = run("info", path)
     assert result.code == 1 and result.stderr.startswith(f"memtool: error: {path}: its ")
     assert f"{name!r}" in result.stderr and result.stderr.count("\n") == 1
+
+
+def test_sections_of_another_kind_are_not_read(runs, tmp_path):
+    path = tmp_path / "labels.safetensors"
+    metadata = {
+        **read_metadata(runs.noisy_labels),
+        "training": 3,
+        "model": 3,
+        "metrics": {"loss": ""},
+    }
+    save_tensors(path, "labels", load_tensors(runs.noisy_labels), metadata)
+    ((row,), (before,)) = (list(file_rows([file], None)) for file in (path, runs.noisy_labels))
+    differing = {"file", "bytes"}
+    assert {key for key in row if row[key] != before[key]} <= differing
 
 
 def test_a_file_of_memtools_own_is_described_without_torch(runs):

@@ -158,4 +158,4 @@ def test_an_end_whose_record_is_no_record_is_refused(run, stitched, tmp_path, fi
     path = tmp_path / "changed.safetensors"
     tensors.save_tensors(path, "checkpoint", tensors.load_tensors(source), metadata)
     result = run("info", path)
-    assert result.code == 1 and "no sensible 'front'" in result.stderr
+    assert result.code == 1 and f"no sensible '{field}' in 'training.front'" in result.stderr

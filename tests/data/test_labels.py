@@ -98,7 +98,7 @@ INT64 = np.array([0, 1])
             "labels",
             {"data": {}, "noise": NOISE},
             {"given": INT64, "true": INT64},
-            "no 'classes' in",
+            "no 'name' in 'data'",
         ),
         (
             "labels",
@@ -112,7 +112,12 @@ INT64 = np.array([0, 1])
             {"given": INT64, "true": np.array([-1, 0])},
             "true has -1 for example 0",
         ),
-        ("labels", {"data": DATA, "noise": {}}, {"given": INT64, "true": INT64}, "no 'kind' in"),
+        (
+            "labels",
+            {"data": DATA, "noise": {}},
+            {"given": INT64, "true": INT64},
+            "no 'ratio' in 'noise'",
+        ),
         ("labels", {"data": DATA}, {"given": INT64, "true": INT64}, "no 'noise'"),
         ("other", {"data": DATA, "noise": NOISE}, {"given": INT64, "true": INT64}, "not a labels"),
     ],

@@ -124,18 +124,19 @@ def test_settings_that_differ_are_named_with_both_values(tmp_path):
 @pytest.mark.parametrize(
     ("metadata", "told"),
     [
-        ({"settings": 1}, "has no 'settings'"),
+        ({"settings": 1}, "no sensible 'settings': 1 is"),
         ({"epoch": None}, "no sensible 'epoch'"),
         ({"epoch": 0}, "no sensible 'epoch'"),
         ({"epoch": "1"}, "no sensible 'epoch'"),
         ({"epoch": 2**31}, "no sensible 'epoch'"),
         ({"history": 1}, "no sensible 'history'"),
         ({"history": [1]}, "no sensible 'history'"),
-        ({"history": [{"epoch": 1}]}, "no sensible 'history'"),
-        ({"history": [{**METRICS, "epoch": 1, "loss": "low"}]}, "no sensible 'history'"),
-        ({"history": [{**METRICS, "epoch": 1, "loss": None}]}, "no sensible 'history'"),
-        ({"history": [{**METRICS, "epoch": 1, "loss": "1"}]}, "no sensible 'history'"),
-        ({"history": [{**METRICS, "epoch": 1.5}]}, "no sensible 'history'"),
+        ({"history": [{"epoch": 1}]}, r"no 'loss' in 'history\[0\]'"),
+        ({"history": [{**METRICS, "epoch": 1, "loss": "low"}]}, "no sensible 'loss'"),
+        ({"history": [{**METRICS, "epoch": 1, "loss": None}]}, "no sensible 'loss'"),
+        ({"history": [{**METRICS, "epoch": 1, "loss": "1"}]}, "no sensible 'loss'"),
+        ({"history": [{**METRICS, "epoch": 1.5}]}, "no sensible 'epoch'"),
+        ({"history": [{**METRICS, "epoch": 1, "more": 1}]}, "unknown 'more' in 'history'"),
     ],
 )
 def test_metadata_that_are_not_those_of_a_state_are_refused(tmp_path, metadata, told):
