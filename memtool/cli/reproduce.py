@@ -8,9 +8,15 @@ import typer
 
 from memtool.cli import app, main, options
 from memtool.cli.console import logger, progress
-from memtool.reproduction import Study, chosen_recipe
+from memtool.reproduction import SUPPLEMENTED, Study, chosen_recipe
 
 MOST_JOBS = 8  # by default, since a step takes some 400 MB
+
+
+def _percent(typed: list[str] | None) -> list[float] | None:
+    """Noise ratios in percent; None if none were typed."""
+    words = [one for text in typed or [] for one in text.replace(",", " ").split()]
+    return [100 * options.fraction(one) for one in words] or None
 
 
 def _option(name: str, metavar: str, help: str) -> object:
@@ -55,6 +61,15 @@ def reproduce(
     ratios: Annotated[
         list[str] | None,
         _option("--ratios", "RATIOS", "Noise ratios, in [0, 1] or in percent; 0 is always there"),
+    ] = None,
+    supplement: Annotated[
+        list[str] | None,
+        _option(
+            "--supplement",
+            "RATIOS",
+            "Those of them whose stitched models are compared with the clean one, layer by layer; "
+            f"by default {SUPPLEMENTED}, evenly chosen",
+        ),
     ] = None,
     seeds: Annotated[
         int,
@@ -164,12 +179,11 @@ def reproduce(
 
     if data_dir:
         os.environ["MEMTOOL_DATA"] = str(data_dir)
-    typed = [one for text in ratios or [] for one in text.replace(",", " ").split()]
-    percent = [100 * options.fraction(one) for one in typed]
     recipe = chosen_recipe(
         *(study, dataset, model, small, samples_train, samples, save_every),
         saved=options.epochs(save_at) if save_at is not None else None,
-        ratios=percent or None,
+        ratios=_percent(ratios),
+        supplement=_percent(supplement),
         seeds=seeds,
         epochs=epochs,
         layers=layers,

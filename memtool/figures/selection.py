@@ -59,6 +59,17 @@ def of_epochs(rows: Rows, epochs: Sequence[int | str], run: Callable[[Row], Hash
     ]
 
 
+def few(values: Sequence[float], most: int) -> tuple[float, ...]:
+    """At most so many of the values, evenly chosen, the first and the last among them.
+
+    >>> few([5, 10, 15, 20], 3)
+    (5, 15, 20)
+    """
+    count = min(most, len(values))
+    places = [round(at * (len(values) - 1) / max(count - 1, 1)) for at in range(count)]
+    return tuple(values[place] for place in places)
+
+
 def _equal(one: float, other: float | None) -> bool:
     return other is not None and abs(one - other) < 1e-9
 

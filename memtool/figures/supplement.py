@@ -4,7 +4,6 @@ import logging
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -16,7 +15,7 @@ from memtool.figures.curves import curve, cut_name
 from memtool.figures.layer_axis import LayerAxis, is_side
 from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, groups, usable
-from memtool.figures.selection import of_layers, of_ratios
+from memtool.figures.selection import few, of_layers, of_ratios
 from memtool.figures.similarity import check_corresponding, is_stitched
 from memtool.figures.stitching import NOISY
 from memtool.figures.style import CUT_COLORS, panel_grid, styles_of
@@ -65,17 +64,12 @@ def choose(rows: Rows, options: Options) -> list[Row]:
     if options.ratios:
         return of_ratios(rows, options.ratios, noisy_ratio)
     there = {noisy_ratio(row) for row in rows if is_stitched(row)} - {None}
-    shown = _few(sorted(ratio for ratio in there if ratio) or [0.0])
+    shown = few(sorted(ratio for ratio in there if ratio) or [0.0], MOST_RATIOS)
     if there <= {*shown}:
         return list(rows)
     told = ", ".join(f"{100 * ratio:g}%" for ratio in shown)
     logger.info(f"supplement: of {len(there)} noise ratios, {told}; --ratios chooses others")
     return [row for row in rows if noisy_ratio(row) in (*shown, None)]
-
-
-def _few(ratios: Sequence[float]) -> list[float]:
-    places = np.linspace(0, len(ratios) - 1, min(MOST_RATIOS, len(ratios))).round()
-    return [ratios[int(place)] for place in places]
 
 
 def noisy_ratio(row: Row) -> float | None:

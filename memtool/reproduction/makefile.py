@@ -18,6 +18,9 @@ RUNS = """\
 ALL_SEEDS := $(shell seq 0 $$(($(SEEDS) - 1)))
 RUNS := $(foreach s,$(ALL_SEEDS),$(RATIOS:%=r%-s$(s)))
 CEILINGS := $(ALL_SEEDS:%=ceiling-s%)
+# The noise ratios whose stitched models are compared with the clean one.
+COMPARED := $(or $(filter $(RATIOS),$(SUPPLEMENT)),$(filter-out 0,$(RATIOS)),0)
+SUPPLEMENTS := $(foreach s,$(ALL_SEEDS),$(COMPARED:%=r%-s$(s)))
 """
 SPECIAL = """\
 .PHONY: all
@@ -27,9 +30,10 @@ SPECIAL = """\
 """
 # How memtool is told of all choices, to find that all is done and write the findings.
 LAST = (
-    "-o $(DIR) --data '$(DATA)' --model '$(MODEL)' --ratios '$(RATIOS:%=%%)' --seeds $(SEEDS)"
-    " --epochs $(EPOCHS) --save-at '$(SAVED)' --layers '$(LAYERS)' --cuts '$(CUTS)'"
-    " --train '$(TRAIN)' --cka '$(CKA)' --stitch '$(STITCH)' -q"
+    "-o $(DIR) --data '$(DATA)' --model '$(MODEL)' --ratios '$(RATIOS:%=%%)'"
+    " --supplement '$(COMPARED:%=%%)' --seeds $(SEEDS) --epochs $(EPOCHS) --save-at '$(SAVED)'"
+    " --layers '$(LAYERS)' --cuts '$(CUTS)' --train '$(TRAIN)' --cka '$(CKA)'"
+    " --stitch '$(STITCH)' -q"
 )
 
 

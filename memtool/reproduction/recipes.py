@@ -12,6 +12,7 @@ from memtool.training.defaults import config_for
 RATIOS = (0, 5, 10, 15, 20, 25, 37.5, 50, 67.5)  # noise ratios of the paper, in percent
 WITH_WIDTH = ("cnn", "resnet18", "resnet34", "resnet50")
 CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
+SUPPLEMENTED = 4  # noise ratios, at most, unless others are chosen: as many as its figure shows
 
 # One thread per step, unless the environment says otherwise: as many steps run at once as there are
 # processors, and the last digits of a sum depend on the number of threads, which must not depend on
@@ -33,7 +34,8 @@ class Recipe:
 
     The clean model, which the others are compared with, is that of noise ratio 0. Seeds are counted
     from 0. `saved` are the epochs whose checkpoints are compared, besides the last one's. `train`,
-    `cka` and `stitch` are further options of these commands.
+    `cka` and `stitch` are further options of these commands. `supplement` are the noise ratios
+    whose stitched models are compared with the clean one, None for a few, evenly chosen.
     """
 
     data: str
@@ -47,6 +49,7 @@ class Recipe:
     train: str = ""
     cka: str = "--estimator exact"  # the paper's
     stitch: str = ""
+    supplement: tuple[float, ...] | None = None  # in percent
 
     @staticmethod
     def of(data: str, model: str) -> "Recipe":
@@ -58,7 +61,8 @@ class Recipe:
         """The recipe with what is chosen, and not None, in place of its own; with other `epochs`,
         as many checkpoints are as evenly spread over these.
 
-        Raises MemtoolError for a checkpoint that is saved after the last epoch.
+        Raises MemtoolError for a checkpoint that is saved after the last epoch, and for a noise
+        ratio of the supplement that is none of the recipe's.
         """
         chosen = {name: value for name, value in chosen.items() if value is not None}
         epochs = chosen.get("epochs", self.epochs)
@@ -70,7 +74,25 @@ class Recipe:
             chosen["saved"] = tuple(sorted({*chosen["saved"]} - {epochs}))
         if "ratios" in chosen:
             chosen["ratios"] = tuple(sorted({0, *map(_plain, chosen["ratios"])}))
-        return replace(self, **chosen)
+        if "supplement" in chosen:
+            chosen["supplement"] = tuple(sorted(set(map(_plain, chosen["supplement"]))))
+        recipe = replace(self, **chosen)
+        for ratio in {*recipe.supplemented} - {*recipe.ratios}:
+            raise MemtoolError(f"--supplement {ratio}%: the noise ratios are {told(recipe.ratios)}")
+        return recipe
+
+    @property
+    def supplemented(self) -> tuple[float, ...]:
+        """The noise ratios whose stitched models are compared with the clean one, in percent.
+
+        >>> RECIPES[Study.digits].supplemented
+        (5, 15, 37.5, 67.5)
+        """
+        from memtool.figures.selection import few  # which the command line does not need to start
+
+        if self.supplement is not None:
+            return self.supplement
+        return few([ratio for ratio in self.ratios if ratio] or [0], SUPPLEMENTED)
 
     def small(self) -> "Recipe":
         """For two processor cores: three noise ratios, 5,000 training images, 2,000 test images in
@@ -87,7 +109,8 @@ class Recipe:
 
     def json(self) -> dict[str, Any]:
         """All choices, as JSON holds them."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self).items()}
+        choices = {**asdict(self), "supplement": self.supplemented}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in choices.items()}
 
 
 def chosen_recipe(

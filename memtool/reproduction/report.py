@@ -146,11 +146,14 @@ def _scale(folder: Path, record: Mapping[str, Any], found: Mapping[str, Rows]) -
 
 def _unfinished(folder: Path, record: Mapping[str, Any]) -> list[Markup]:
     """A sentence on the tables of the runs on record that are not there."""
-    kinds = [kind for kind in KINDS if kind != "ceiling"]
+    compared = _runs({**record, "ratios": record.get("supplement", record.get("ratios"))}) or ()
     names = [
         f"{kind}-{run}.csv"
         for run in sorted(_runs(record) or ())
-        for kind in (["cka"] if run.startswith("ceiling") else kinds)
+        for kind in KINDS
+        if kind != "ceiling"
+        and (kind == "cka" or not run.startswith("ceiling"))
+        and (kind != "supplement" or run in compared)
     ]
     missing = [name for name in names if not (folder / "tables" / name).exists()]
     if not missing:

@@ -18,7 +18,7 @@ FUNCTIONS = {
     "cka": "$(RUNS:%=$(DIR)/tables/cka-%.csv)",
     "ceiling": "$(CEILINGS:%=$(DIR)/tables/cka-%.csv)",
     "stitching": "$(RUNS:%=$(DIR)/tables/stitching-%.csv)",
-    "supplement": "$(RUNS:%=$(DIR)/tables/supplement-%.csv)",
+    "supplement": "$(SUPPLEMENTS:%=$(DIR)/tables/supplement-%.csv)",
 }
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from memtool.reproduction.recipes import Recipe, told
-from memtool.reproduction.rules import CEILING, CKA, FIGURES, RUN_RULES, Rule
+from memtool.reproduction.rules import CEILING, CKA, FIGURES, RUN_RULES, SUPPLEMENT, Rule
 
 ROOT = "$(DIR)"
 NAMES = re.compile(r"\$(?:\((\w+)\)|([*<@^]))")
@@ -81,10 +81,14 @@ def steps_for(recipe: Recipe, root: Path) -> list[Step]:
 def tables_of(recipe: Recipe) -> dict[str, list[Path]]:
     """The tables of all runs by their kinds, below the folder of the reproduction; those of CKA of
     the second clean runs are the `ceiling`."""
-    runs = [f"r{ratio:g}-s{seed}" for seed in range(recipe.seeds) for ratio in recipe.ratios]
+    ratios = dict.fromkeys(("training", "cka", "stitching"), recipe.ratios)
     found = {
-        kind: [Path("tables", f"{kind}-{run}.csv") for run in runs]
-        for kind in ("training", "cka", "stitching", "supplement")
+        kind: [
+            Path("tables", f"{kind}-r{ratio:g}-s{seed}.csv")
+            for seed in range(recipe.seeds)
+            for ratio in chosen
+        ]
+        for kind, chosen in {**ratios, "supplement": recipe.supplemented}.items()
     }
     ceilings = [Path("tables", f"cka-ceiling-s{seed}.csv") for seed in range(recipe.seeds)]
     return {**found, "ceiling": ceilings}
@@ -105,6 +109,7 @@ def variables(recipe: Recipe) -> dict[str, str]:
         "DATA": recipe.data,
         "MODEL": recipe.model,
         "RATIOS": told(recipe.ratios),
+        "SUPPLEMENT": told(recipe.supplemented),
         "SEEDS": str(recipe.seeds),
         "EPOCHS": str(recipe.epochs),
         "SAVED": " ".join(f"{epoch:04d}" for epoch in recipe.saved),
@@ -122,6 +127,8 @@ def _steps_of(recipe: Recipe, seed: int, root: Path) -> Iterator[Step]:
         run = f"r{ratio:g}-s{seed}"
         names = {**_names(recipe, run, seed), "ratio": f"{ratio:g}"}
         for rule in RUN_RULES:
+            if rule is SUPPLEMENT and ratio not in recipe.supplemented:
+                continue
             yield _step(rule, f"{rule.kind} {run}", run, names, root)
         if not ratio:
             ceiling = f"ceiling-s{seed}"

@@ -45,7 +45,8 @@ def test_what_is_changed_in_the_makefile_is_what_would_be_chosen(tmp_path, monke
     changed = {
         "DATA": "x.npz",
         "MODEL": "cnn",
-        "RATIOS": "0 12.5",
+        "RATIOS": "0 12.5 50",
+        "SUPPLEMENT": "50",
         "SEEDS": "3",
         "EPOCHS": "9",
         "SAVED": "0003",
@@ -56,13 +57,14 @@ def test_what_is_changed_in_the_makefile_is_what_would_be_chosen(tmp_path, monke
         "STITCH": "--epochs 2",
     }
     other = Recipe(
-        *("x.npz", "cnn", 9, (3,), "block?", "block1,block2", (0, 12.5), 3),
-        *("--batch-size 8", "--estimator minibatch", "--epochs 2"),
+        *("x.npz", "cnn", 9, (3,), "block?", "block1,block2", (0, 12.5, 50), 3),
+        *("--batch-size 8", "--estimator minibatch", "--epochs 2", (50,)),
     )
     *commands, last = printed(*(f"{name}={value}" for name, value in changed.items()))
     assert sorted(commands) == steps(other)
     # The last command is told the same choices.
-    assert last[last.index("--ratios") + 1] == "0% 12.5%"
+    assert last[last.index("--ratios") + 1] == "0% 12.5% 50%"
+    assert last[last.index("--supplement") + 1] == "50%"
     for option in ("--data", "--model", "--seeds", "--epochs", "--layers", "--cuts", "--train"):
         name = option.removeprefix("--").upper()
         assert last[last.index(option) + 1] == changed[name]

@@ -4,6 +4,9 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
+from memtool import MemtoolError
 from memtool.reproduction import RECIPES, Step, Study, pending, steps_for
 
 DIGITS = RECIPES[Study.digits]
@@ -70,8 +73,24 @@ def test_a_changed_option_changes_what_depends_on_it_alone():
     assert changed(epochs=21) == {"train", "cka"}
     assert changed(data="digits?samples_train=100") == {"labels", "train"}
     # More noise ratios, or seeds, change the figures alone.
-    before, after = commands(DIGITS), commands(DIGITS.but(ratios=(*DIGITS.ratios, 80), seeds=2))
+    more = DIGITS.but(ratios=(*DIGITS.ratios, 80), supplement=DIGITS.supplemented, seeds=2)
+    before, after = commands(DIGITS), commands(more)
     assert {n for n in before if before[n] != after[n]} == {n for n in before if " " not in n}
+
+
+def test_the_supplement_is_made_of_a_few_noise_ratios_unless_others_are_chosen():
+    def supplements(recipe):
+        names = [one.name for one in steps_for(recipe, Path("out"))]
+        return [
+            name.removeprefix("supplement ") for name in names if name.startswith("supplement ")
+        ]
+
+    assert supplements(DIGITS) == ["r5-s0", "r15-s0", "r37.5-s0", "r67.5-s0"]
+    assert supplements(DIGITS.but(ratios=(0, 25, 50))) == ["r25-s0", "r50-s0"]
+    assert supplements(DIGITS.but(ratios=(0,))) == ["r0-s0"]
+    assert supplements(DIGITS.but(supplement=(50.0, 0))) == ["r0-s0", "r50-s0"]
+    with pytest.raises(MemtoolError, match="--supplement 40%: the noise ratios are 0 5 10"):
+        DIGITS.but(supplement=(40,))
 
 
 def test_the_ceiling_is_the_clean_network_in_another_order():
