@@ -5,6 +5,7 @@ file must have it.
 declarations. A field that is not declared is ignored: a later memtool may have added it.
 """
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -325,17 +326,18 @@ def places(fields: Fields, told: list[Fields], section: str = "") -> Iterator[tu
 def _problems(values: Mapping[str, Any], fields: Fields, section: str) -> Iterator[str]:
     """Whatever is not as declared, in words, in the order of the declarations."""
     place = f" in {section!r}" if section else ""
-    for name, declared in fields.items():
+    for name, one in fields.items():
         if name not in values:
-            if declared.required:
+            if one.required:
                 yield f"no {name!r}{place}"
             continue
-        value, type_ = values[name], declared.type
+        value, type_ = values[name], one.type
         inner = f"{section}.{name}" if section else name
         for where, part in _objects(inner, value, type_):
             yield from _problems(part, type_.fields, where)
         if not type_.holds(value):
-            yield f"no sensible {name!r}{place}: {shortened(repr(value))} is not {type_.words}"
+            said = shortened(json.dumps(value))
+            yield f"no sensible {name!r}{place}: {said} is not {type_.words}"
 
 
 def _objects(place: str, value: Any, type_: Type) -> list[tuple[str, dict[str, Any]]]:

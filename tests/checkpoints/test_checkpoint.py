@@ -264,6 +264,10 @@ SECTIONS = {
     "epoch": {"training": {"epoch": "last"}},
     "noise_ratio": {"training": {"noise_ratio": []}},
     "metrics": {"metrics": 3},
+    "loss": {"metrics": {"loss": "0.5"}},
+    "test": {"data": {**DATA, "test": "many"}},
+    "torch": {"computed_by": {"torch": ["2.0"]}},
+    "history": {"history": {"epoch": 1}},
 }
 
 

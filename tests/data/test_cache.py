@@ -172,7 +172,9 @@ def test_a_file_in_use_cannot_be_changed_through_its_images(cache: Path, photos:
     np.testing.assert_array_equal(data.load(spec, memory=MEMORY).train.images, expected)
 
 
-@pytest.mark.parametrize("damage", ["truncated", "longer", "header", "metadata", "empty"])
+@pytest.mark.parametrize(
+    "damage", ["truncated", "longer", "header", "metadata", "section", "empty"]
+)
 def test_a_damaged_file_is_made_again(cache: Path, photos: Path, caplog, damage: str) -> None:
     spec = f"folder:{photos}"
     data.load(spec, memory=MEMORY)
@@ -183,6 +185,7 @@ def test_a_damaged_file_is_made_again(cache: Path, photos: Path, caplog, damage:
         "longer": content + b"0",
         "header": b"\xff" * 100 + content[100:],
         "metadata": content.replace(b"fingerprint", b"fingerPrint", 1),
+        "section": content.replace(rb"\"data\"", rb"\"Data\"", 1),
         "empty": b"",
     }[damage]
     assert damaged != content
