@@ -1,14 +1,17 @@
 """memtool reproduce"""
 
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from memtool import MemtoolError
 from memtool.cli import app, main, options
 from memtool.cli.console import logger, progress
-from memtool.reproduction import SUPPLEMENTED, Study, chosen_recipe
+from memtool.errors import printable
+from memtool.reproduction import SUPPLEMENTED, Step, Study, chosen_recipe
 
 MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
@@ -197,8 +200,7 @@ def reproduce(
         return
     steps = steps_for(recipe, output)
     if dry_run:
-        for step in pending(steps, Record(output / "steps.csv").commands):
-            print(step.command)
+        _print_commands(pending(steps, Record(output / "steps.csv").commands))
         return
     check_writable(output / "steps.csv")
     with claimed(output / "steps.csv"):  # one process at a time
@@ -217,3 +219,14 @@ def reproduce(
                 for row in findings:
                     write(row)
         logger.info(str(write_report(output)))
+
+
+def _print_commands(steps: Iterable[Step]) -> None:
+    """Print the commands, or none: raise MemtoolError where a word of one, such as a path, has
+    characters that a terminal would obey."""
+    commands = [step.command for step in steps]
+    for command in commands:
+        if printable(command) != command:
+            raise MemtoolError(f"{command}: rename what has control characters")
+    for command in commands:
+        print(command)

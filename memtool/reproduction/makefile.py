@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from memtool import MemtoolError
+from memtool.errors import printable
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
 from memtool.reproduction.rules import CEILING, FIGURES, FUNCTIONS, RUN_RULES, Rule
 from memtool.reproduction.steps import variables
@@ -35,6 +36,8 @@ LAST = (
     " --layers '$(LAYERS)' --cuts '$(CUTS)' --train '$(TRAIN)' --cka '$(CKA)'"
     " --stitch '$(STITCH)' -q"
 )
+# What means something else to make or the shell in a path, which stands without quotes.
+UNQUOTED = ' :;=%&|<>()[]{}*?~`"'
 
 
 def to_makefile(recipe: Recipe, root: Path, study: str | None) -> str:
@@ -44,7 +47,7 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None) -> str:
     """
     values = {"DIR": str(root), **variables(recipe)}
     for name, value in values.items():
-        _check(value, " \t:;=%" if name == "DIR" else "")
+        _check(value, UNQUOTED if name == "DIR" else "")
     goals = " ".join(path.replace("%", "$(DIR)") for rule in FIGURES for path in rule.makes)
     last = " ".join(["reproduce", *([study] if study else []), LAST])
     environment = "".join(f"export {name} ?= {value}\n" for name, value in ENVIRONMENT.items())
@@ -70,7 +73,7 @@ def _rule(rule: Rule) -> str:
 
 
 def _check(value: str, others: str) -> None:
-    """Raise MemtoolError for a value with characters that mean something else in a Makefile, or
-    that end the quotes around it."""
-    if found := set(value) & set("#$'\\\n" + others):
+    """Raise MemtoolError for a value with characters that mean something else in a Makefile, that
+    end the quotes around it, or that a terminal would obey."""
+    if found := {char for char in value if char in "#$'\\" + others or printable(char) != char}:
         raise MemtoolError(f"{value}: make cannot take {' '.join(sorted(found))!r} in it")

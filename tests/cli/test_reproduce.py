@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from memtool.cli import main
 from memtool.files import claimed
 from memtool.reproduction import (
     RECIPES,
@@ -35,6 +36,14 @@ def test_dry_run_prints_the_commands_still_to_run(run, tmp_path):
     labels.touch()
     rest = run("reproduce", "digits", "-o", tmp_path, "--dry-run").stdout.splitlines()
     assert rest == commands[1:]
+
+
+@pytest.mark.parametrize("option", ["--dry-run", "--makefile"])
+def test_no_command_with_control_characters_is_printed(option, capsys):
+    with pytest.raises(SystemExit, match="1"):
+        main(["reproduce", "digits", "-o", "a\x1b[2J", option])
+    out, err = capsys.readouterr()
+    assert not out and "a\\x1b[2J" in err and "\x1b[2J" not in err
 
 
 CHOICES = {

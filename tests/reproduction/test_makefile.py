@@ -96,7 +96,13 @@ def test_make_gives_the_same_files(tiny, tiny_recipe, record):
     assert subprocess.run([*make, "-q"], env=environment).returncode == 0
 
 
-@pytest.mark.parametrize("root, data", [("a b", "x"), ("a", "folder:Bob's"), ("a", "x#1")])
+@pytest.mark.parametrize(
+    "root, data",
+    [
+        *((f"a{char}b", "x") for char in " \t\n\r\x1b;&|<>()[]{}*?~`\"'$#:=%\\\u202e\udcff"),
+        *(("a", f"folder:b{char}s") for char in "'#$\\\n\r\x1b\u202e"),
+    ],
+)
 def test_make_cannot_take_everything(root, data):
     with pytest.raises(MemtoolError, match="make cannot take"):
         to_makefile(Recipe.of(data, "cnn"), Path(root), None)
