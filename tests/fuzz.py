@@ -140,6 +140,14 @@ def _as_cell(value: Any) -> str:
     return '"' + text.replace('"', '""') + '"' if set(text) & set('",\n') else text
 
 
+def settings_changed(random: random.Random, content: Content) -> Content:
+    """A style file with other values, or other names."""
+    lines = [line.split(": ") for line in content.decode().splitlines()]
+    for _ in range(random.choice([1, 1, 2])):
+        random.choice(lines)[random.randrange(2)] = _as_cell(random.choice(ODD))
+    return "\n".join(map(": ".join, lines)).encode("utf-8", "surrogatepass")
+
+
 def json_lines_changed(random: random.Random, content: Content) -> Content:
     lines = content.split(b"\n")
     place = random.randrange(len(lines))
@@ -370,6 +378,22 @@ READERS = [
         *("matrix", "x.csv", ["matrix.csv"], TEXT),
         ["make-noisy small.safetensors -r 50% --matrix FILE -o OUT.safetensors"],
     ),
+    Reader(
+        "style",
+        "x.mplstyle",
+        ["x.style"],
+        [bytes_changed, settings_changed],
+        ["plot train.csv -o OUT.svg --style FILE"],
+    ),
+    Reader(
+        *("choices", "done/reproduction.json", ["choices.json"], JSON),
+        ["report done", "reproduce digits --ratios 0 -o done --dry-run"],
+    ),
+    Reader(
+        *("steps", "done/steps.csv", ["steps.csv"], TEXT),
+        ["report done", "reproduce digits --ratios 0 -o done --dry-run"],
+    ),
+    Reader("tables", "done/tables/training-r0-s0.csv", ["train.csv"], TEXT, ["report done"]),
 ]
 
 
@@ -416,6 +440,7 @@ def prepare(folder: Path) -> None:
         assert code == 0, told
     os.replace(next(Path("stitched").glob("*.safetensors")), "stitched.safetensors")
     _stop_runs(state)
+    _reproduce()
     model = build(ModelSpec.parse("digits-cnn?num_classes=4"))
     torch.save(model.state_dict(), "weights.pth")
     torch.save(model, "module.pth")
@@ -430,6 +455,19 @@ def prepare(folder: Path) -> None:
     for name, source in (("model", "clean"), ("stitched", "stitched")):
         spec = read_metadata(Path(f"{source}.safetensors"))["model"]
         Path(f"{name}.json").write_text(json.dumps(spec))
+
+
+def _reproduce() -> None:
+    """A folder of a reproduction in which there is next to nothing: a report is soon drawn."""
+    from memtool.reproduction import RECIPES, Study, write_choices
+
+    Path("done/tables").mkdir(parents=True)
+    write_choices(Path("choices.json"), RECIPES[Study.digits].json())
+    lines = Path("train.csv").read_text()
+    Path("done/tables/training-r0-s0.csv").write_text(lines)
+    step = "train r0-s0,memtool train,runs/r0-s0.safetensors,4.5,500000000,"
+    Path("steps.csv").write_text(f"step,command,output,seconds,memory,warnings\n{step}\n")
+    Path("x.style").write_text("lines.linewidth: 2\naxes.grid: True\nfont.family: serif\n")
 
 
 def _stop_runs(state: Any) -> None:
@@ -570,7 +608,7 @@ def failure(reader: Reader, content: Content, command: str, folder: Path) -> str
         return f"took {grown / 2**30:.1f} GiB"
     if code not in (0, 1, 2):
         return f"exit code {code}"
-    if code and any(name.startswith(".") for name in left):
+    if code and any(Path(name).name.startswith(".") for name in left):
         return f"left {sorted(left)}"
     if code == 1:
         return _fault_of(told)
@@ -578,7 +616,7 @@ def failure(reader: Reader, content: Content, command: str, folder: Path) -> str
 
 
 def _names(folder: Path) -> set[str]:
-    return {str(path.relative_to(folder)) for path in folder.iterdir()}
+    return {str(path.relative_to(folder)) for path in folder.rglob("*")}
 
 
 def _fault_of(told: str) -> str | None:

@@ -23,7 +23,7 @@ def read_style(path: Path) -> Parameters:
     check_regular(path)
     try:
         found, complaints = _read(path)
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:  # quotes that do not end are a ValueError
         raise MemtoolError(f"{path}: cannot be read as a style: {one_line(error)}") from error
     if complaints:
         raise MemtoolError(f"{path}: {complaints[0].strip().splitlines()[0]}")

@@ -8,7 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from memtool import __version__, tables
+from memtool import MemtoolError, __version__, tables
 from memtool.files import replacing
 from memtool.reproduction.findings import measure_findings
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
@@ -21,12 +21,17 @@ PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
 class Record:
     """The table of the latest run of each step, a file that is written anew whenever one changes.
 
-    Raises MemtoolError if the file cannot be read, or written.
+    Raises MemtoolError if the file cannot be read, is another table, or cannot be written.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         rows = tables.read(path) if path.exists() else []
+        if not all(row.get("output") and row.get("command") for row in rows):
+            raise MemtoolError(
+                f"{path}: names no command, or no output, for a step; remove it, and steps whose "
+                "output exists count as done"
+            )
         self.rows = {str(row["output"]): row for row in rows}
 
     @property

@@ -29,8 +29,25 @@ KINDS = {
     "stitching": "stitching-r*.csv",
     "supplement": "supplement-r*.csv",
 }
+MOST_RATIOS, MOST_SEEDS = 100, 1000
 WIDE = 5  # inches; a wider figure would be too small on a phone, and scrolls there
 MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
+
+
+def _are_percentages(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and len(value) <= MOST_RATIOS
+        and all(_is_number(one) and 0 <= one <= 100 for one in value)
+    )
+
+
+# What the record says of the runs, by which the report finds their tables.
+CHOICES: Mapping[str, Callable[[Any], bool]] = {
+    "ratios": _are_percentages,
+    "supplement": _are_percentages,
+    "seeds": lambda value: isinstance(value, int) and 1 <= value <= MOST_SEEDS,
+}
 
 
 def write_report(folder: Path) -> Path:
@@ -85,16 +102,15 @@ def _rows(folder: Path, kind: str, record: Mapping[str, Any]) -> Rows:
 
 def _runs(record: Mapping[str, Any]) -> set[str] | None:
     """The names of the runs on record, and of the second clean ones; None without a record."""
-    ratios, seeds = record.get("ratios"), record.get("seeds")
-    if not isinstance(ratios, list) or not isinstance(seeds, int):
+    if "ratios" not in record or "seeds" not in record:
         return None
-    named = [f"r{ratio:g}" for ratio in ratios if _is_number(ratio)]
-    return {f"{name}-s{seed}" for name in [*named, "ceiling"] for seed in range(seeds)}
+    named = [*(f"r{ratio:g}" for ratio in record["ratios"]), "ceiling"]
+    return {f"{name}-s{seed}" for name in named for seed in range(record["seeds"])}
 
 
 def _record(path: Path) -> dict[str, Any]:
     """What reproduction.json holds; empty if there is none. Raises MemtoolError if it is no JSON
-    object."""
+    object, or what it says of the runs cannot be."""
     if not path.is_file():
         return {}
     try:
@@ -103,6 +119,10 @@ def _record(path: Path) -> dict[str, Any]:
         raise MemtoolError(f"{path}: cannot be read as JSON ({shortened(error)})") from error
     if not isinstance(record, dict):
         raise MemtoolError(f"{path}: holds no JSON object")
+    for name, is_sensible in CHOICES.items():
+        if name in record and not is_sensible(record[name]):
+            told = shortened(json.dumps(record[name]))
+            raise MemtoolError(f"{path}: {told} is no sensible {name!r}")
     return record
 
 

@@ -225,6 +225,10 @@ def test_a_folder_of_anything_else_is_refused(run, tmp_path):
     (tmp_path / "reproduction.json").write_text("[1]")
     with pytest.raises(MemtoolError, match="reproduction.json: holds no JSON object"):
         write_report(tmp_path)
+    for choices in ({"seeds": 2**53}, {"seeds": "1"}, {"ratios": [1e400]}, {"supplement": ["x"]}):
+        (tmp_path / "reproduction.json").write_text(json.dumps({"ratios": [0], **choices}))
+        with pytest.raises(MemtoolError, match=f"is no sensible '{[*choices][0]}'"):
+            write_report(tmp_path)
     assert not (tmp_path / "report.html").exists()
 
 

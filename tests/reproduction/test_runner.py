@@ -122,6 +122,13 @@ def test_a_stopped_step_starts_anew_if_it_is_to_be_done_otherwise(tmp_path, reco
     assert record.commands == {"x.csv": "memtool --b -o x.csv"} == Record(record.path).commands
 
 
+@pytest.mark.parametrize("line", ["step,command\na,b", "output,command\nx.csv,"])
+def test_a_record_that_names_no_step_is_refused(tmp_path, line):
+    (tmp_path / "steps.csv").write_text(line)
+    with pytest.raises(MemtoolError, match="names no command, or no output, for a step"):
+        Record(tmp_path / "steps.csv")
+
+
 def test_a_step_waits_for_those_that_make_its_inputs_and_earlier_ones_go_first(tmp_path, record):
     a, b, c, d = (tmp_path / name for name in "abcd")
     steps = [step(d, [c, b]), step(b), step(c, [a]), step(a)]
