@@ -96,23 +96,21 @@ class CachedNetwork:
         self, checkpoint: Checkpoint, layers: Sequence[Layer], examples: Examples, share: Share
     ) -> None:
         self.checkpoint, self.examples, self.batch = checkpoint, examples, share.batch
-        self.network: Network = checkpoint.network(examples.images.device)
+        network = checkpoint.network(examples.images.device)
+        self.network: Network = network.fastest(examples.images[:2])
         self._last = layers[-1].name if layers else None
         self._backs: dict[str, Back] = {}
         self._kept = self._computed(fitting(layers, len(examples.images), share.kept))
 
     @torch.no_grad()
     def _computed(self, layers: Sequence[Layer]) -> dict[str, Tensor]:
-        images = self.examples.images
-        kept = {
-            layer.name: torch.empty(
-                len(images), *layer.shape, dtype=layer.dtype, device=images.device
-            )
-            for layer in layers
-        }
-        for start in range(0, len(images) if kept else 0, self.batch):
+        images, names = self.examples.images, [layer.name for layer in layers]
+        kept: dict[str, Tensor] = {}
+        for start in range(0, len(images) if names else 0, self.batch):
             batch = slice(start, start + self.batch)
-            for name, activation in self._run_to(list(kept), images[batch]).items():
+            for name, activation in self._run_to(names, images[batch]).items():
+                if name not in kept:
+                    kept[name] = _room(len(images), activation)
                 kept[name][batch] = activation
         return kept
 
@@ -165,6 +163,14 @@ class CachedNetwork:
         if self.network.width(self.examples.images[:2]) != self.examples.classes:
             return None
         return agreement(self.predictions, self.examples.test_labels)
+
+
+def _room(examples: int, activation: Tensor) -> Tensor:
+    """Room for the activations of so many examples, with their axes in the order in memory that
+    those of `activation` have: the kernels that follow round differently otherwise."""
+    order = sorted(range(activation.ndim), key=activation.stride, reverse=True)
+    size = (examples, *activation.shape[1:])
+    return torch.empty_permuted(size, order, dtype=activation.dtype, device=activation.device)
 
 
 def agreement(predictions: Tensor, others: Tensor) -> float:
