@@ -36,6 +36,8 @@ MOST_MARKERS = 6  # along a curve
 COLUMN_WIDTH, PAGE_WIDTH = WIDTHS["column"], WIDTHS["page"]
 HIGHEST = 2.6  # inches, of a panel
 LOOK: dict[Any, Any] = {
+    # First matplotlib's own, so that nobody's matplotlibrc changes a figure, nor starts LaTeX.
+    **{name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"},
     "font.size": 8,
     "figure.labelsize": 8,
     "axes.titlesize": 8,

@@ -1,9 +1,11 @@
 """Saving: equal figures give equal bytes, in formats that journals take."""
 
 import io
+import locale
 import logging
 import re
 
+import matplotlib
 import pytest
 from matplotlib.figure import Figure
 
@@ -11,7 +13,15 @@ from memtool import MemtoolError
 from memtool.figures import as_options, draw, save
 from memtool.figures.saving import FORMATS
 
-from .examples import QUICK, bands, convergence_rows, divergence_rows, each_kind, training_rows
+from .examples import (
+    QUICK,
+    TABLES,
+    bands,
+    convergence_rows,
+    divergence_rows,
+    each_kind,
+    training_rows,
+)
 
 BEGINNINGS = {"pdf": b"%PDF-", "png": b"\x89PNG", "svg": b"<?xml", "eps": b"%!PS-Adobe-3.0 EPSF"}
 
@@ -29,6 +39,25 @@ def test_equal_figures_give_equal_bytes(kind, rows):
         data = saved(first, format)
         assert data.startswith(BEGINNINGS[format])
         assert data == saved(second, format)
+
+
+# What somebody's matplotlibrc may set. LaTeX would be another program, which reads names in tables.
+OWN = {
+    "axes.formatter.use_locale": True,
+    "text.usetex": True,
+    "savefig.bbox": "tight",
+    "savefig.transparent": True,
+    "font.family": ["serif"],
+    "axes.grid": True,
+}
+
+
+@pytest.mark.parametrize(("kind", "format"), [("training", "svg"), ("heatmap", "png")])
+def test_the_settings_of_the_user_and_of_the_country_change_no_byte(kind, format, monkeypatch):
+    plain = saved(draw(kind, TABLES[kind]), format)
+    monkeypatch.setattr(locale, "_override_localeconv", {"decimal_point": ","})
+    with matplotlib.rc_context(OWN):
+        assert saved(draw(kind, TABLES[kind]), format) == plain
 
 
 def test_files_carry_no_date_and_fonts_that_journals_take():
