@@ -28,6 +28,7 @@ from memtool.metadata import MAX_FEATURES
 
 SUFFIXES = {".npz", ".safetensors"}
 KEYS = ("images", "features", "labels")
+PART = 2**18  # values
 # The largest part of a feature's standard deviation by which float32 may change its values.
 ROUNDING = 1e-3
 
@@ -195,14 +196,29 @@ def _bytes(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Images]:
         _check_range(array, f"{path}: {name}")
     floats = all(array.dtype.kind == "f" for array in arrays.values())
     if floats and max(array.max() for array in arrays.values()) <= 1:
-        return {name: np.rint(array * 255).astype(np.uint8) for name, array in arrays.items()}
+        return {name: _rounded(array, scale=255) for name, array in arrays.items()}
     for name, array in arrays.items():
-        if not (array == np.rint(array)).all():
+        if not all((part == np.rint(part)).all() for part in map(array.__getitem__, _parts(array))):
             raise MemtoolError(
                 f"{path}: {name} has fractions and values above 1; "
                 "save them as uint8, or as floats in [0, 1]"
             )
-    return {name: array.astype(np.uint8) for name, array in arrays.items()}
+    return {name: _rounded(array) for name, array in arrays.items()}
+
+
+def _rounded(array: NDArray[Any], scale: int = 1) -> Images:
+    """The values times `scale` as uint8, a part of the examples after the other: copies of all of
+    them would take several times the memory of what is read."""
+    result = np.empty(array.shape, np.uint8)
+    for part in _parts(array):
+        result[part] = np.rint(array[part] * scale)
+    return result
+
+
+def _parts(array: NDArray[Any]) -> list[slice]:
+    """The examples in parts of a megabyte or two."""
+    step = max(1, PART // max(1, math.prod(array.shape[1:])))
+    return [slice(start, start + step) for start in range(0, len(array), step)]
 
 
 def _check_range(array: NDArray[Any], what: str) -> None:

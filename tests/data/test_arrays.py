@@ -122,6 +122,22 @@ def test_arrays_larger_than_the_memory_that_is_allowed_are_refused_unread(
     assert len(data.load(str(path), memory=2**25).test) == 2000
 
 
+@pytest.mark.parametrize("scale", [1, 1 / 255])
+def test_arrays_become_images_within_little_more_memory_than_they_take(
+    tmp_path: Path, scale: float, saved
+) -> None:
+    """Besides the float32 that are read, their uint8, twice where they are put in order."""
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 3, 50, 50), np.uint8)
+    floats = (pixels.transpose(0, 2, 3, 1) * scale).astype(np.float32)
+    path = saved(tmp_path / "x.npz", images=floats, labels=np.arange(600) % 2)
+    data.load(str(path))  # imports what it needs
+    tracemalloc.start()
+    found = data.load(str(path))
+    assert tracemalloc.get_traced_memory()[1] < 1.8 * floats.nbytes
+    tracemalloc.stop()
+    assert (found.test.images == pixels).all()
+
+
 def test_resized_arrays_larger_than_the_memory_that_is_allowed_are_refused(
     tmp_path: Path, refused, saved
 ) -> None:
