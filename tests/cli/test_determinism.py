@@ -1,5 +1,6 @@
 """Every command twice, in other surroundings: equal bytes."""
 
+import locale
 import os
 import subprocess
 import sys
@@ -35,8 +36,10 @@ for command in (
         assert not done.code, command
 """
 PLAIN = {"PYTHONHASHSEED": "1", "LC_ALL": "C", "TZ": "UTC"}
-OTHER = {"PYTHONHASHSEED": "2", "LC_ALL": "tr_TR.UTF-8", "LANG": "de_DE.UTF-8"}
-OTHER |= {"TZ": "Asia/Kathmandu", "COLUMNS": "40", "NO_COLOR": "1"}
+OTHER = {"PYTHONHASHSEED": "2", "TZ": "Asia/Kathmandu", "COLUMNS": "40", "NO_COLOR": "1"}
+LOCALES = ("C.UTF-8", "tr_TR.UTF-8", "de_DE.UTF-8")
+# The first line makes matplotlib set the locale of the whole process.
+SETTINGS = "axes.formatter.use_locale: True\ntext.usetex: True\nsavefig.bbox: tight\n"
 
 
 def made(folder, umask, variables):
@@ -51,10 +54,30 @@ def made(folder, umask, variables):
     return {str(path.relative_to(folder)): path.read_bytes() for path in found}
 
 
+@pytest.fixture(scope="module")
+def one(tmp_path_factory):
+    return made(tmp_path_factory.mktemp("plain") / "one", "022", PLAIN)
+
+
+def has_locale(name):
+    before = locale.setlocale(locale.LC_ALL)
+    try:
+        locale.setlocale(locale.LC_ALL, name)
+    except locale.Error:
+        return False
+    finally:
+        locale.setlocale(locale.LC_ALL, before)
+    return True
+
+
 @pytest.mark.slow
-def test_nothing_around_a_command_changes_what_it_makes(tmp_path):
-    one = made(tmp_path / "one", "022", PLAIN)
-    other = made(tmp_path / "an" / "other place", "077", OTHER)
+@pytest.mark.parametrize("name", LOCALES)
+def test_nothing_around_a_command_changes_what_it_makes(tmp_path, one, name):
+    if not has_locale(name):
+        pytest.skip(f"the system has no locale {name}")
+    (tmp_path / "matplotlibrc").write_text(SETTINGS)
+    around = {**OTHER, "LC_ALL": name, "MPLCONFIGDIR": str(tmp_path)}
+    other = made(tmp_path / "an" / "other place", "077", around)
     assert sorted(one) == sorted(other)
     assert [name for name in one if one[name] != other[name]] == []
     suffixes = {name.rpartition(".")[2] for name in one}
