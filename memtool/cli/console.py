@@ -119,7 +119,8 @@ def progress(description: str, total: int) -> Iterator[Advance]:
 
         def advance(steps: int = 1, description: str | None = None) -> None:
             nonlocal done, told
-            bar.update(task, advance=steps, description=description)
+            shown = None if description is None else printable(description)
+            bar.update(task, advance=steps, description=shown)
             done += steps
             if not stderr.is_terminal and clock() - told >= LOG_EVERY:
                 told = clock()

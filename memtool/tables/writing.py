@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from memtool import MemtoolError
+from memtool.errors import UNSEEN, printable
 from memtool.files import replacing
 from memtool.tables.schema import Column, columns
 from memtool.tables.terminal import cell, render
@@ -125,18 +126,27 @@ def _writer_to(stream: Stream, declared: Mapping[str, Column], format: Format) -
         stream, delimiter="\t" if format is Format.tsv else ",", lineterminator="\n"
     )
 
+    # Names are exact in files and pipes; a terminal would act on controls in them.
+    shown, shown_json = (printable, _printable_json) if stream.isatty() else (str, str)
+
     def write(row: Mapping[str, object]) -> None:
         content = _checked(row, declared)
         if format is Format.jsonl:
-            stream.write(json.dumps(content, ensure_ascii=False, allow_nan=False) + "\n")
+            line = json.dumps(content, ensure_ascii=False, allow_nan=False)
+            stream.write(shown_json(line) + "\n")
         else:
-            delimited.writerow(map(cell, content.values()))
+            delimited.writerow(shown(cell(value)) for value in content.values())
         stream.flush()
 
     if format is not Format.jsonl:
         delimited.writerow(declared)
         stream.flush()
     yield write
+
+
+def _printable_json(line: str) -> str:
+    """JSON of equal meaning, without what would act on a terminal."""
+    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
 
 
 def _checked(row: Mapping[str, object], declared: Mapping[str, Column]) -> Row:

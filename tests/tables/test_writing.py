@@ -145,6 +145,33 @@ def test_a_terminal_gets_a_table_and_a_pipe_csv(monkeypatch, terminal, format):
     assert tables.format_of(None, None) is format
 
 
+@pytest.mark.parametrize("format", Format)
+@pytest.mark.parametrize("rows", [1, 2])
+def test_controls_in_names_do_not_act_on_a_terminal(monkeypatch, capsys, format, rows):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("NO_COLOR", "1")
+    name = "a\x1b[31m\x07\x9b\x7f\u202e\r\nü"
+    with tables.writer(("layer", "loss"), None, format) as write:
+        for loss in range(rows):
+            write({"layer": name, "loss": loss})
+    told = capsys.readouterr().out
+    if format is Format.table:
+        told = told.replace("\x1b[1m", "").replace("\x1b[0m", "")  # bold titles
+    assert all(char.isprintable() for char in told.replace("\n", "").replace("\t", "")), told
+    if format is Format.jsonl:
+        assert json.loads(told.splitlines()[-1])["layer"] == name
+    else:
+        assert "a\\x1b[31m\\x07\\x9b\\x7f\\u202e\\r\\nü" in told
+
+
+@pytest.mark.parametrize("format", STREAMED)
+def test_names_are_exact_in_a_pipe(capsys, format):
+    with tables.writer(("layer",), None, format) as write:
+        write({"layer": "a\x1b[31m\x9b"})
+    told = capsys.readouterr().out
+    assert ("a\\u001b[31m\x9b" if format is Format.jsonl else "a\x1b[31m\x9b") in told
+
+
 @pytest.mark.parametrize("name", ["rows.png", "rows.table", "rows.json"])
 def test_a_suffix_of_no_table_is_an_error(name):
     with pytest.raises(MemtoolError, match=f"{name}: the suffix says no table format"):
