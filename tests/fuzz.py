@@ -1,18 +1,21 @@
 """Damaged files of every kind, given to the commands that read them.
 
-    python tests/fuzz.py [--inputs 100000] [--seed 0] [--jobs 2] [--only READER] [--keep FOLDER]
+    python tests/fuzz.py [--inputs 100000] [--seed 0] [--hours 0] [--jobs 2] [--only READER]
+        [--keep FOLDER]
 
 Each input is a whole file, changed at random: bytes, or the JSON, cells, arrays or members in it. A
 command must end with exit code 0, 1 or 2, and on failure with one short line that a terminal can
 show. Counted as failures are tracebacks, other programs that were started, more than 1 GiB of
 memory beyond what the process had, more than 20 seconds of a processor, and files left behind. An
 input follows from the seed, the reader and its number alone: what failed is printed as one line
-that runs it again, and is kept in --keep. `test_fuzz.py` runs a few of each, and all that once
+that runs it again, and is kept in --keep. With --hours, further seeds follow until the time is
+over. `test_fuzz.py` runs a few of each, and all that once
 failed.
 """
 
 import argparse
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -666,32 +669,50 @@ def fuzz(task: tuple[Sequence[str], int, range, Path | None]) -> dict[str, str]:
     return failed
 
 
-def main() -> int:
+def seeds(first: int, hours: float) -> Iterator[int]:
+    """`first`, and those that follow it, until so many hours are over."""
+    end = time.monotonic() + 3600 * hours
+    yield first
+    for seed in itertools.count(first + 1):
+        if time.monotonic() >= end:
+            return
+        yield seed
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--inputs", type=int, default=10_000, help="of all readers together")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--hours", type=float, default=0, help="to go on with further seeds")
     parser.add_argument("--jobs", type=int, default=os.cpu_count())
     parser.add_argument("--only", choices=[reader.name for reader in READERS])
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--keep", type=Path, help="folder for the inputs that fail")
-    given = parser.parse_args()
+    given = parser.parse_args(arguments)
+    failures = [run_seed(given, seed) for seed in seeds(given.seed, given.hours)]
+    return 1 if any(failures) else 0
+
+
+def run_seed(given: argparse.Namespace, seed: int) -> int:
+    """Run all inputs that were asked for, with one seed; how many failed."""
     names = [given.only] if given.only else [reader.name for reader in READERS]
     each = -(-given.inputs // len(names))
     keep = given.keep.resolve() if given.keep else None
     last = given.first + each
     step = max(1, min(500, -(-each // given.jobs)))
     tasks = [
-        (names, given.seed, range(start, min(start + step, last)), keep)
+        (names, seed, range(start, min(start + step, last)), keep)
         for start in range(given.first, last, step)
     ]
     begin = time.monotonic()
     with multiprocessing.get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
         failed = [one for found in pool.imap_unordered(fuzz, tasks) for one in found.items()]
     print(
-        f"{each * len(names)} inputs, {len(names)} readers, seed {given.seed}: "
-        f"{len(failed)} failures in {time.monotonic() - begin:.0f} s"
+        f"{each * len(names)} inputs, {len(names)} readers, seed {seed}: "
+        f"{len(failed)} failures in {time.monotonic() - begin:.0f} s",
+        flush=True,
     )
-    return 1 if failed else 0
+    return len(failed)
 
 
 if __name__ == "__main__":

@@ -71,6 +71,22 @@ def test_what_the_fuzzer_counts_as_failures_are_some(place, monkeypatch, what, t
     assert found is None if told is None else found.startswith(told)
 
 
+@pytest.mark.parametrize(
+    ("hours", "seeds", "code"), [(0, [7], 0), (1, [7, 8], 1), (1.1, [7, 8, 9], 1)]
+)
+def test_further_seeds_follow_until_the_hours_are_over(monkeypatch, hours, seeds, code):
+    seen = []
+
+    def run_seed(given, seed):
+        seen.append(seed)
+        return seed == 8  # failures
+
+    monkeypatch.setattr(fuzz.time, "monotonic", lambda: 1800 * len(seen))  # half an hour each
+    monkeypatch.setattr(fuzz, "run_seed", run_seed)
+    assert fuzz.main(["--seed", "7", "--hours", str(hours)]) == code
+    assert seen == seeds
+
+
 def test_an_image_that_is_postscript_starts_no_program(run, tmp_path, monkeypatch):
     """Pillow hands EPS to Ghostscript, whatever the file is called."""
     programs, marker = tmp_path / "bin", tmp_path / "started"
