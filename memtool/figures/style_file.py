@@ -9,6 +9,7 @@ from memtool.contents import check_regular
 from memtool.errors import one_line
 
 Parameters = dict[Any, Any]  # matplotlib's rcParams; its stubs want literal keys
+MOST_VALUES = 50  # of a parameter: matplotlib looks for each font of a list for some 30 ms
 # Names in tables are anybody's: they are shown as they are, and never read by LaTeX.
 REFUSED = ("text.usetex", "text.parse_math", "backend", "interactive", "toolbar")
 
@@ -29,6 +30,9 @@ def read_style(path: Path) -> Parameters:
         raise MemtoolError(f"{path}: {complaints[0].strip().splitlines()[0]}")
     if refused := [name for name in REFUSED if name in found]:
         raise MemtoolError(f"{path}: a style may not set {refused[0]}; leave that line out")
+    for name, value in found.items():
+        if isinstance(value, list | tuple) and len(value) > MOST_VALUES:
+            raise MemtoolError(f"{path}: {name} has {len(value)} values, more than {MOST_VALUES}")
     return found
 
 
