@@ -9,8 +9,7 @@ show. Counted as failures are tracebacks, other programs that were started, more
 memory beyond what the process had, more than 20 seconds of a processor, and files left behind. An
 input follows from the seed, the reader and its number alone: what failed is printed as one line
 that runs it again, and is kept in --keep. With --hours, further seeds follow until the time is
-over. `test_fuzz.py` runs a few of each, and all that once
-failed.
+over. `test_fuzz.py` runs a few of each, and all that once failed.
 """
 
 import argparse
@@ -396,7 +395,7 @@ READERS = [
         *("steps", "done/steps.csv", ["steps.csv"], TEXT),
         ["report done", "reproduce digits --ratios 0 -o done --dry-run"],
     ),
-    Reader("tables", "done/tables/training-r0-s0.csv", ["train.csv"], TEXT, ["report done"]),
+    Reader("tables", "drawn/tables/training-r0-s0.csv", ["train.csv"], TEXT, ["report drawn"]),
 ]
 
 
@@ -466,8 +465,7 @@ def _reproduce() -> None:
 
     Path("done/tables").mkdir(parents=True)
     write_choices(Path("choices.json"), RECIPES[Study.digits].json())
-    lines = Path("train.csv").read_text()
-    Path("done/tables/training-r0-s0.csv").write_text(lines)
+    shutil.copy("train.csv", "done/tables/training-r0-s0.csv")
     step = "train r0-s0,memtool train,runs/r0-s0.safetensors,4.5,500000000,"
     Path("steps.csv").write_text(f"step,command,output,seconds,memory,warnings\n{step}\n")
     Path("x.style").write_text("lines.linewidth: 2\naxes.grid: True\nfont.family: serif\n")

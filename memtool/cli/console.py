@@ -112,7 +112,7 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         redirect_stdout=sys.stdout.isatty(),
         disable=silent or not stderr.is_terminal,
     )
-    title = description
+    title = printable(description)
     done, told = 0, clock()
     with bar:
         task = bar.add_task(title, total=total)

@@ -11,7 +11,8 @@ from memtool import MemtoolError
 from memtool.cli import app, main, options
 from memtool.cli.console import logger, progress
 from memtool.errors import printable
-from memtool.reproduction import SUPPLEMENTED, Step, Study, chosen_recipe
+from memtool.figures.options import SUPPLEMENTED
+from memtool.reproduction import Step, Study, chosen_recipe
 
 MOST_JOBS = 8  # by default, since a step takes some 400 MB
 

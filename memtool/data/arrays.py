@@ -198,7 +198,7 @@ def _bytes(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Images]:
     if floats and max(array.max() for array in arrays.values()) <= 1:
         return {name: _rounded(array, scale=255) for name, array in arrays.items()}
     for name, array in arrays.items():
-        if not all((part == np.rint(part)).all() for part in map(array.__getitem__, _parts(array))):
+        if not all((array[part] == np.rint(array[part])).all() for part in _parts(array)):
             raise MemtoolError(
                 f"{path}: {name} has fractions and values above 1; "
                 "save them as uint8, or as floats in [0, 1]"

@@ -10,6 +10,7 @@ from memtool import MemtoolError
 from memtool.figures.style_file import Parameters, read_style
 
 LAST = "last"  # of the epochs
+SUPPLEMENTED = 4  # noise ratios, at most, that a supplement shows where none are asked for
 WIDTHS = {"column": 3.3, "page": 6.9}  # inches; of the usual two-column page
 NARROWEST, WIDEST = 1.5, 40.0
 

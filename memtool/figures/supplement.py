@@ -13,7 +13,7 @@ from memtool.figures.by_layer import draw_layers, finished
 from memtool.figures.colors import Style
 from memtool.figures.curves import curve, cut_name
 from memtool.figures.layer_axis import LayerAxis, is_side
-from memtool.figures.options import Options
+from memtool.figures.options import SUPPLEMENTED, Options
 from memtool.figures.rows import Needs, Rows, groups, usable
 from memtool.figures.selection import few, of_layers, of_ratios
 from memtool.figures.similarity import check_corresponding, is_stitched
@@ -38,7 +38,6 @@ NEEDS: Needs = Needs(
         *("reference_order_seed", "sample_seed", "precision"),
     ),
 )
-MOST_RATIOS = 4  # that are drawn where none are asked for: a line of panels each
 STITCHING = "stitching"  # the layer between both parts
 OPEN: Style = {"markerfacecolor": "white", "markeredgewidth": 0.7, "markersize": 4}
 AFTER: Style = {"color": "0.4", "marker": "o", "label": "after the cut"}
@@ -64,7 +63,7 @@ def choose(rows: Rows, options: Options) -> list[Row]:
     if options.ratios:
         return of_ratios(rows, options.ratios, noisy_ratio)
     there = {noisy_ratio(row) for row in rows if is_stitched(row)} - {None}
-    shown = few(sorted(ratio for ratio in there if ratio) or [0.0], MOST_RATIOS)
+    shown = few(sorted(ratio for ratio in there if ratio) or [0.0], SUPPLEMENTED)
     if there <= {*shown}:
         return list(rows)
     told = ", ".join(f"{100 * ratio:g}%" for ratio in shown)

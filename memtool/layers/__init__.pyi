@@ -7,6 +7,7 @@ from .hooks import observed as observed
 from .hooks import run_to as run_to
 from .hooks import watching as watching
 from .layer import Layer as Layer
+from .layer import axes_in_memory as axes_in_memory
 from .layer import first_tensor as first_tensor
 from .layer import select as select
 from .layer import tensors_in as tensors_in

@@ -60,6 +60,15 @@ def first_tensor(output: Any) -> Tensor | None:
     return next(tensors_in(output), None)
 
 
+def axes_in_memory(tensor: Tensor) -> list[int]:
+    """The axes of a tensor in the order in which they lie in memory, the slowest first.
+
+    >>> axes_in_memory(torch.zeros(2, 3, 4, 4).to(memory_format=torch.channels_last))
+    [0, 2, 3, 1]
+    """
+    return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
+
+
 def select(
     layers: Sequence[Layer], patterns: Sequence[str], origin: str, prefixes: Sequence[str] = ()
 ) -> list[Layer]:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from memtool import MemtoolError
-from memtool.layers import Back, run_to
+from memtool.layers import Back, axes_in_memory, run_to
 from memtool.models.spec import STITCHED, Connector, ModelSpec
 
 Batches = Callable[[], Iterable[Tensor]]
@@ -223,7 +223,7 @@ def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     follow round differently otherwise, and the identity would change the last bits."""
     if tensor.ndim != like.ndim:
         return tensor.contiguous()
-    order = sorted(range(like.ndim), key=like.stride, reverse=True)
+    order = axes_in_memory(like)
     inverse = sorted(range(like.ndim), key=order.__getitem__)
     return tensor.permute(order).contiguous().permute(inverse)
 

@@ -3,7 +3,6 @@ from .findings import measure_findings as measure_findings
 from .makefile import to_makefile as to_makefile
 from .recipes import ENVIRONMENT as ENVIRONMENT
 from .recipes import RECIPES as RECIPES
-from .recipes import SUPPLEMENTED as SUPPLEMENTED
 from .recipes import Recipe as Recipe
 from .recipes import Study as Study
 from .recipes import chosen_recipe as chosen_recipe

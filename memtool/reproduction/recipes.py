@@ -7,12 +7,12 @@ from typing import Any
 
 from memtool import MemtoolError, specs
 from memtool.data.spec import with_options
+from memtool.figures.options import SUPPLEMENTED
 from memtool.training.defaults import config_for
 
 RATIOS = (0, 5, 10, 15, 20, 25, 37.5, 50, 67.5)  # noise ratios of the paper, in percent
 WITH_WIDTH = ("cnn", "resnet18", "resnet34", "resnet50")
 CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
-SUPPLEMENTED = 4  # noise ratios, at most, unless others are chosen: as many as its figure shows
 
 # One thread per step, unless the environment says otherwise: as many steps run at once as there are
 # processors, and the last digits of a sum depend on the number of threads, which must not depend on
@@ -77,8 +77,10 @@ class Recipe:
         if "supplement" in chosen:
             chosen["supplement"] = tuple(sorted(set(map(_plain, chosen["supplement"]))))
         recipe = replace(self, **chosen)
-        for ratio in {*recipe.supplemented} - {*recipe.ratios}:
-            raise MemtoolError(f"--supplement {ratio}%: the noise ratios are {told(recipe.ratios)}")
+        if others := {*recipe.supplemented} - {*recipe.ratios}:
+            raise MemtoolError(
+                f"--supplement {min(others)}%: the noise ratios are {told(recipe.ratios)}"
+            )
         return recipe
 
     @property

@@ -13,6 +13,8 @@ from memtool.reproduction.exhibits import EXHIBITS, Exhibit
 from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED, measure_findings
 from memtool.reproduction.markup import Markup, element, inline, joined
 from memtool.reproduction.page import page
+from memtool.reproduction.recipes import Recipe
+from memtool.reproduction.steps import tables_of
 from memtool.tables import FindingRow, Row
 from memtool.tensors import read_metadata
 
@@ -91,21 +93,33 @@ def report(folder: Path) -> str:
 
 def _rows(folder: Path, kind: str, record: Mapping[str, Any]) -> Rows:
     """The rows of the tables of a kind, of all runs; of those on record, if there is a record."""
-    known = _runs(record)
+    on_record = _on_record(record)
+    runs = None if on_record is None else set(map(_run_of, on_record))
     return [
         row
         for path in sorted((folder / "tables").glob(KINDS[kind]))
-        if known is None or path.stem.partition("-")[2] in known
+        if runs is None or _run_of(path) in runs
         for row in tables.read(path)
     ]
 
 
-def _runs(record: Mapping[str, Any]) -> set[str] | None:
-    """The names of the runs on record, and of the second clean ones; None without a record."""
+def _on_record(record: Mapping[str, Any]) -> list[Path] | None:
+    """The tables of the runs on record, run by run; None without a record."""
     if "ratios" not in record or "seeds" not in record:
         return None
-    named = [*(f"r{ratio:g}" for ratio in record["ratios"]), "ceiling"]
-    return {f"{name}-s{seed}" for name in named for seed in range(record["seeds"])}
+    ratios, seeds = tuple(record["ratios"]), record["seeds"]
+    compared = tuple(record.get("supplement", ratios))
+    recipe = Recipe("", "", 0, (), ratios=ratios, seeds=seeds, supplement=compared)
+    return sorted((path for paths in tables_of(recipe).values() for path in paths), key=_run_of)
+
+
+def _run_of(table: Path) -> str:
+    """The name of the run that a table is of.
+
+    >>> _run_of(Path("tables/cka-ceiling-s0.csv"))
+    'ceiling-s0'
+    """
+    return table.stem.partition("-")[2]
 
 
 def _record(path: Path) -> dict[str, Any]:
@@ -166,19 +180,11 @@ def _scale(folder: Path, record: Mapping[str, Any], found: Mapping[str, Rows]) -
 
 def _unfinished(folder: Path, record: Mapping[str, Any]) -> list[Markup]:
     """A sentence on the tables of the runs on record that are not there."""
-    compared = _runs({**record, "ratios": record.get("supplement", record.get("ratios"))}) or ()
-    names = [
-        f"{kind}-{run}.csv"
-        for run in sorted(_runs(record) or ())
-        for kind in KINDS
-        if kind != "ceiling"
-        and (kind == "cka" or not run.startswith("ceiling"))
-        and (kind != "supplement" or run in compared)
-    ]
-    missing = [name for name in names if not (folder / "tables" / name).exists()]
+    expected = _on_record(record) or []
+    missing = [path.name for path in expected if not (folder / path).exists()]
     if not missing:
         return []
-    told = f"Unfinished: missing tables ({len(missing)} of {len(names)}) are {some(missing)}."
+    told = f"Unfinished: missing tables ({len(missing)} of {len(expected)}) are {some(missing)}."
     return [element("p", element("strong", told))]
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from memtool.checkpoints import Checkpoint, Network, footprints
 from memtool.data import Dataset, HostImages, on_device
-from memtool.layers import Back, Layer, run_to
+from memtool.layers import Back, Layer, axes_in_memory, run_to
 from memtool.stitching.checks import is_cut
 
 
@@ -168,8 +168,7 @@ class CachedNetwork:
 def _room(examples: int, activation: Tensor) -> Tensor:
     """Room for the activations of so many examples, with their axes in the order in memory that
     those of `activation` have: the kernels that follow round differently otherwise."""
-    order = sorted(range(activation.ndim), key=activation.stride, reverse=True)
-    size = (examples, *activation.shape[1:])
+    size, order = (examples, *activation.shape[1:]), axes_in_memory(activation)
     return torch.empty_permuted(size, order, dtype=activation.dtype, device=activation.device)
 
 

@@ -126,7 +126,7 @@ BAR = """
 from memtool.cli.console import be_quiet, progress, telling
 with telling():
     be_quiet({quiet})
-    with progress("comparing", 2) as advance:
+    with progress("comparing\\x1b[8m", 2) as advance:
         advance(description="layer\\x1b[9m")
 """
 
@@ -135,6 +135,7 @@ with telling():
 def test_a_terminal_gets_a_bar_colored_unless_told_not_to(variables, colored):
     written = terminal([sys.executable, "-c", BAR.format(quiet=False)], **variables)
     assert "comparing" in written and "1/2" in written
+    assert "comparing\\x1b[8m" in written and "\x1b[8m" not in written
     assert "layer\\x1b[9m" in written and "\x1b[9m" not in written
     assert ("\x1b[3" in written or "\x1b[38;" in written) == colored
 
