@@ -44,34 +44,31 @@ stderr = _Stderr(stderr=True, highlight=False, markup=False, emoji=False, soft_w
 
 
 class _Handler(logging.Handler):
-    """Prints records; a note that was told before is not told again."""
+    """Prints records; what was told before is not told again."""
 
     def __init__(self) -> None:
         super().__init__()
         self._told: set[str] = set()
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = "\n".join(map(printable, record.getMessage().split("\n")))
-        if record.levelno >= logging.WARNING:
-            stderr.print(f"{WARNING}{text}")
-        elif text not in self._told:
+        text = "\n".join(map(printable, record.getMessage().strip().split("\n")))
+        if text not in self._told:
             self._told.add(text)
-            stderr.print(text)
+            stderr.print(f"{WARNING}{text}" if record.levelno >= logging.WARNING else text)
 
 
 @contextmanager
 def telling() -> Iterator[None]:
-    """Within the block, what the library logs goes to stderr."""
+    """Within the block, what the library logs goes to stderr, and what other libraries warn of."""
     handler = _Handler() if is_first() else logging.NullHandler()
-    before = logger.level, logger.propagate
-    logger.addHandler(handler)
+    everyone, before = logging.getLogger(), logger.level
+    everyone.addHandler(handler)
     logger.setLevel(logging.INFO)
-    logger.propagate = False
     try:
         yield
     finally:
-        logger.removeHandler(handler)
-        logger.level, logger.propagate = before
+        everyone.removeHandler(handler)
+        logger.setLevel(before)
 
 
 def be_quiet(value: bool) -> bool:

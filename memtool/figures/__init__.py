@@ -14,6 +14,21 @@ The paper is Gupta, Saha, Rai, "Understanding Memorization using Representation 
 and Model Stitching", UniReps 2024.
 """
 
+from typing import Any
+
 import lazy_loader
 
-__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+from memtool import MemtoolError
+from memtool.errors import one_line
+
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
+
+
+def __getattr__(name: str) -> Any:
+    try:
+        return _load(name)
+    except (OSError, UnicodeError) as error:  # in a file that matplotlib reads as it is imported
+        raise MemtoolError(
+            "matplotlib cannot read its settings, a file matplotlibrc in this folder, in "
+            f"~/.config/matplotlib or where $MATPLOTLIBRC says: {one_line(error)}"
+        ) from error

@@ -1,5 +1,7 @@
 """What goes to stderr: notes, warnings, progress in a log."""
 
+import logging
+
 import pytest
 
 from memtool.cli.console import be_quiet, logger, progress, telling
@@ -11,6 +13,13 @@ def test_a_warning_is_said_even_when_quiet(capsys):
         logger.warning("it is odd")
         logger.info("it is even")
     assert capsys.readouterr().err == "memtool: warning: it is odd\n"
+
+
+def test_what_other_libraries_warn_of_is_told_once_and_without_controls(capsys):
+    with telling():
+        for _ in range(3):
+            logging.getLogger("matplotlib.font_manager").warning("no font \x1b[31m")
+    assert capsys.readouterr().err == "memtool: warning: no font \\x1b[31m\n"
 
 
 @pytest.mark.parametrize("quiet, said", [(False, "work: 2/3, more\nwork: 3/3\n"), (True, "")])
