@@ -1,7 +1,7 @@
 """Damaged files of every kind, given to the commands that read them.
 
     python tests/fuzz.py [--inputs 100000] [--seed 0] [--hours 0] [--jobs 2] [--only READER]
-        [--keep FOLDER]
+        [--keep FOLDER] [--guided]
 
 Each input is a whole file, changed at random: bytes, or the JSON, cells, arrays or members in it. A
 command must end with exit code 0, 1 or 2, and on failure with one short line that a terminal can
@@ -10,12 +10,17 @@ memory beyond what the process had, more than 20 seconds of a processor, and fil
 input follows from the seed, the reader and its number alone: what failed is printed as one line
 that runs it again, and is kept in --keep. With --hours, further seeds follow until the time is
 over. `test_fuzz.py` runs a few of each, and all that once failed.
+
+With --guided, atheris (`pip install atheris`; Linux) changes further those inputs that reached new
+lines of memtool, beginning with the whole files and with those that once failed.
 """
 
 import argparse
+import functools
 import io
 import itertools
 import json
+import lzma
 import multiprocessing
 import os
 import random
@@ -32,7 +37,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
-from functools import cache
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +45,7 @@ ROOM = 1 << 30  # bytes that a command may take beyond what the process had
 SECONDS = 20  # of a processor
 PATIENCE = 10  # times as long by the clock, on a machine that others use
 LONGEST = 1000  # characters of what is told of a failure
+LARGEST = 1_000_000  # bytes of a file that atheris makes
 
 Content = bytes
 Mutator = Callable[[random.Random, Content], Content]
@@ -256,7 +262,7 @@ def bomb(random: random.Random, content: Content) -> Content:
     return stream.getvalue()
 
 
-bombs = cache(lambda which: bomb(random.Random(which), b""))
+bombs = functools.cache(lambda which: bomb(random.Random(which), b""))
 
 
 def rarely_bomb(random: random.Random, content: Content) -> Content:
@@ -647,10 +653,10 @@ def workplace() -> Iterator[Path]:
             os.environ["PATH"] = path
 
 
-def fuzz(task: tuple[Sequence[str], int, range, Path | None]) -> dict[str, str]:
-    """Run the inputs of these numbers for each reader; what failed, by how to run it again."""
+def fuzz(task: tuple[Sequence[str], int, range, Path | None]) -> list[str]:
+    """Run the inputs of these numbers for each reader; what failed, and how to run it again."""
     names, seed, numbers, keep = task
-    failed: dict[str, str] = {}
+    failed: list[str] = []
     watch_programs()
     with workplace() as folder:
         for reader in (reader for reader in READERS if reader.name in names):
@@ -658,13 +664,77 @@ def fuzz(task: tuple[Sequence[str], int, range, Path | None]) -> dict[str, str]:
                 content, command = damaged(reader, seed, number, folder)
                 if found := failure(reader, content, command, folder):
                     again = f"--only {reader.name} --seed {seed} --first {number} --inputs 1"
-                    failed[again] = f"{command}: {found}"
-                    print(f"{again}: {command}: {found}", flush=True)
-                    if keep:
-                        file = keep / reader.name / f"{seed}-{number}"
-                        file.parent.mkdir(parents=True, exist_ok=True)
-                        file.write_bytes(content)
+                    failed.append(f"{again}: {command}: {found}")
+                    print(failed[-1], flush=True)
+                    _keep(keep, reader, f"{seed}-{number}", content)
     return failed
+
+
+def _keep(folder: Path | None, reader: Reader, name: str, content: Content) -> None:
+    if folder:
+        file = folder / reader.name / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+
+
+def explore(name: str, seed: int, inputs: int, keep: Path | None, room: str, failed: Any) -> None:
+    """Run inputs that atheris chooses for a reader; each kind of failure is put into the queue
+    `failed` once. libFuzzer ends this process, so whoever started it removes the folder `room`."""
+    import atheris
+
+    reader = next(reader for reader in READERS if reader.name == name)
+    numbers, seen = itertools.count(), set()
+
+    def change(content: Content, longest: int, number: int) -> Content:
+        chosen = random.Random(number)
+        try:
+            if chosen.random() < 0.7:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    return chosen.choice(reader.mutators)(chosen, content)[:longest]
+        except Exception:  # it wants a file that is still one of its kind
+            pass
+        return bytes(atheris.Mutate(content, longest))
+
+    def run(content: Content) -> None:
+        number = next(numbers)
+        command = random.Random(content).choice(reader.commands)
+        found = failure(reader, content, command, folder)
+        if found and found not in seen:
+            seen.add(found)
+            failed.put(f"{name}, guided, seed {seed}, {number}: {command}: {found}")
+            _keep(keep, reader, f"guided-{seed}-{number}", content)
+
+    tempfile.tempdir = room
+    corpus = Path(room) / "corpus"
+    corpus.mkdir()
+    for kept in (Path(__file__).resolve().parent / "corpus" / name).glob("*.xz"):
+        (corpus / kept.stem).write_bytes(lzma.decompress(kept.read_bytes()))
+    limits = ["-timeout=0", "-rss_limit_mb=0", f"-max_len={LARGEST}"]  # `failure` has others
+    options = [f"-runs={inputs}", f"-seed={seed}", "-verbosity=0", *limits]
+    with atheris.instrument_imports(include=["memtool"]), workplace() as folder:
+        for whole in reader.whole:
+            shutil.copy(folder / whole, corpus)
+        watch_programs()
+        atheris.Setup(["fuzz.py", *options, str(corpus)], run, custom_mutator=change)
+        atheris.Fuzz()
+
+
+def explored(name: str, seed: int, inputs: int, keep: Path | None) -> list[str]:
+    """What failed of the inputs that atheris chose for a reader, in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    failed = context.SimpleQueue()
+    with tempfile.TemporaryDirectory(prefix="memtool-fuzz-") as room:
+        process = context.Process(target=explore, args=(name, seed, inputs, keep, room, failed))
+        process.start()
+        process.join()
+    lines = []
+    while not failed.empty():
+        lines.append(failed.get())
+    if process.exitcode:
+        lines.append(f"{name}, guided, seed {seed}: the fuzzer ended with {process.exitcode}")
+    print("".join(f"{line}\n" for line in lines), end="", flush=True)
+    return lines
 
 
 def seeds(first: int, hours: float) -> Iterator[int]:
@@ -686,6 +756,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", choices=[reader.name for reader in READERS])
     parser.add_argument("--first", type=int, default=0, help="number of the first input")
     parser.add_argument("--keep", type=Path, help="folder for the inputs that fail")
+    parser.add_argument("--guided", action="store_true", help="by the lines that inputs reach")
     given = parser.parse_args(arguments)
     failures = [run_seed(given, seed) for seed in seeds(given.seed, given.hours)]
     return 1 if any(failures) else 0
@@ -703,8 +774,13 @@ def run_seed(given: argparse.Namespace, seed: int) -> int:
         for start in range(given.first, last, step)
     ]
     begin = time.monotonic()
-    with multiprocessing.get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
-        failed = [one for found in pool.imap_unordered(fuzz, tasks) for one in found.items()]
+    if given.guided:
+        with ThreadPool(given.jobs) as pool:
+            run = functools.partial(explored, seed=seed, inputs=each, keep=keep)
+            failed = [one for found in pool.imap_unordered(run, names) for one in found]
+    else:
+        with multiprocessing.get_context("spawn").Pool(given.jobs, maxtasksperchild=1) as pool:
+            failed = [one for found in pool.imap_unordered(fuzz, tasks) for one in found]
     print(
         f"{each * len(names)} inputs, {len(names)} readers, seed {seed}: "
         f"{len(failed)} failures in {time.monotonic() - begin:.0f} s",

@@ -87,6 +87,12 @@ def test_further_seeds_follow_until_the_hours_are_over(monkeypatch, hours, seeds
     assert seen == seeds
 
 
+@pytest.mark.slow
+def test_inputs_may_be_chosen_by_the_lines_that_they_reach(tmp_path):
+    pytest.importorskip("atheris", reason="atheris is not installed")
+    assert fuzz.explored("lines", seed=0, inputs=20, keep=tmp_path) == []
+
+
 def test_an_image_that_is_postscript_starts_no_program(run, tmp_path, monkeypatch):
     """Pillow hands EPS to Ghostscript, whatever the file is called."""
     programs, marker = tmp_path / "bin", tmp_path / "started"
