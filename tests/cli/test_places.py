@@ -110,10 +110,18 @@ def commands(runs, folder):
         "cka": ("cka", runs.noisy, runs.clean, "--samples", 64, "-o", folder / "x.csv"),
         "plot": ("plot", runs.noisy_table, "-o", folder / "x.svg"),
         "info": ("info", runs.clean, "-o", folder / "x.csv"),
+        "stitch": (
+            *("stitch", runs.noisy, runs.clean, "--at", "block1", "--epochs", 0),
+            *("--save", folder / "stitched", "-o", folder / "x.csv"),
+        ),
+        "convert": (
+            *("convert", runs.clean, "--model", "digits-cnn", "--data", "digits"),
+            *("-o", folder / "x.safetensors"),
+        ),
     }
 
 
-NAMES = ["make-noisy", "train", "cka", "plot", "info"]
+NAMES = ["make-noisy", "train", "cka", "plot", "info", "stitch", "convert"]
 
 
 @pytest.mark.parametrize("name", NAMES)
