@@ -93,7 +93,7 @@ def described(path: Path, weights: bool = True) -> str | None:
         return None
     if not weights and content.way_out in (PYTORCH, CONVERT):
         return content.what
-    target = str(path.with_suffix(".safetensors"))
+    target = f"{os.path.splitext(path)[0]}.safetensors"
     way_out = content.way_out.replace("{path}", str(path)).replace("{target}", target)
     return f"{content.what}; {way_out}"
 

@@ -14,10 +14,10 @@ from typing import Any, get_args, get_type_hints
 
 from memtool.errors import MemtoolError, shortened
 from memtool.tables import TrainingRow, columns
+from memtool.tables.schema import LARGEST
 
 MAX_IMAGE = 10_000  # height or width in pixels
 MAX_FEATURES = 500_000  # of a vector; their means and deviations are metadata
-LARGEST = 1e30  # of numbers: float32 can hold them, in the units of pixels, too
 
 Fields = Mapping[str, "Field"]
 

@@ -1,15 +1,16 @@
-"""Damaged files of every kind, given to the commands that read them.
+"""Damaged files of every kind and odd arguments, given to the commands.
 
     python tests/fuzz.py [--inputs 100000] [--seed 0] [--hours 0] [--jobs 2] [--only READER]
         [--keep FOLDER] [--guided]
 
-Each input is a whole file, changed at random: bytes, or the JSON, cells, arrays or members in it. A
-command must end with exit code 0, 1 or 2, and on failure with one short line that a terminal can
-show. Counted as failures are tracebacks, other programs that were started, more than 1 GiB of
-memory beyond what the process had, more than 20 seconds of a processor, and files left behind. An
-input follows from the seed, the reader and its number alone: what failed is printed as one line
-that runs it again, and is kept in --keep. With --hours, further seeds follow until the time is
-over. `test_fuzz.py` runs a few of each, and all that once failed.
+Each input is a whole file, changed at random: bytes, or the JSON, cells, arrays or members in it;
+or the arguments of a command, with odd values and further options. A command must end with exit
+code 0, 1 or 2, and on failure with one short line that a terminal can show. Counted as failures are
+tracebacks, other programs that were started, more than 1 GiB of memory beyond what the process had,
+more than 20 seconds of a processor, and files left behind. An input follows from the seed, the
+reader and its number alone: what failed is printed as one line that runs it again, and is kept in
+--keep. With --hours, further seeds follow until the time is over. `test_fuzz.py` runs a few of
+each, and all that once failed.
 
 With --guided, atheris (`pip install atheris`; Linux) changes further those inputs that reached new
 lines of memtool, beginning with the whole files and with those that once failed.
@@ -265,6 +266,47 @@ def bomb(random: random.Random, content: Content) -> Content:
 bombs = functools.cache(lambda which: bomb(random.Random(which), b""))
 
 
+WORDS = (
+    *("", "0", "-1", "1", "2", "0.5", "-0.5", "150%", "1e400", "nan", "inf", "1" * 5000, "9" * 20),
+    *("x", "*", "[a-", "(", "\\", "'", ",", "a,b", ",,", "block?", "block1,,fc", "%s", "{0}"),
+    *("\x1b[31m", "\udcff", "\u202e", "a\nb", "é" * 300, "a" * 20_000, "-", "--help", "0,1"),
+    *("/", ".", "..", "/dev/null", "no/such/file", "a.safetensors", "a.csv", "a.png", "clean.csv"),
+    *("folder:", "folder:photos", "folder:no?x=1", "digits?", "digits?samples=0", "?", "a?b&c=d"),
+    *("digits?image_size=99999", "digits?samples=1e9", "resnet18?width=0", "cnn?width=999999999"),
+    *("torchvision:", "torchvision:no", "timm:no", "no.py:f", "no.json", "auto", "cuda:99", "meta"),
+    *("all", "none", "last", "linear", "exact", "1GiB", "0GiB", "1XB", "1e30GiB", "1KiB"),
+)
+READ = ("clean.safetensors", "small.safetensors", "labels.safetensors", "train.csv", "cka.jsonl")
+WRITES = ("-o", "--output", "--table", "--save")  # options that must not overwrite a whole file
+LONG = ("--compile", "--epochs")  # what is left out, since it may rightly take long
+
+
+@functools.cache
+def _options_of(command: str) -> list[tuple[str, bool]]:
+    """The options of a command, and whether each takes a value."""
+    import typer
+
+    from memtool.cli import app
+
+    params = typer.main.get_command(app).commands[command].params  # type: ignore[attr-defined]
+    options = [param for param in params if param.param_type_name == "option"]
+    return [(name, not param.is_flag) for param in options for name in param.opts]
+
+
+def arguments_changed(random: random.Random, content: Content) -> Content:
+    """Other values, further options; the arguments of a command, as a list in JSON."""
+    words = json.loads(content)
+    for _ in range(random.randint(1, 2)):
+        place = random.randrange(1, len(words))
+        option, has_value = random.choice(_options_of(words[0]))
+        if random.random() < 0.2 and words[place - 1] not in (*WRITES, *LONG):
+            words[place] = random.choice(WORDS)
+        elif option not in LONG:
+            values = WORDS if option in WRITES else (*WORDS, *READ)
+            words += [option, random.choice(values)] if has_value else [option]
+    return json.dumps(words).encode()
+
+
 def rarely_bomb(random: random.Random, content: Content) -> Content:
     """An archive that is changed, or one out of two that take far more memory than their files."""
     return (
@@ -309,6 +351,7 @@ class Reader:
 
     In the commands, FILE is the damaged file and OUT the beginning of the name of an output; all
     other names are of files that `prepare` makes. `whole` are the names of those to begin with.
+    The command ARGUMENTS is the content of the file itself.
     """
 
     name: str
@@ -329,6 +372,20 @@ TRAIN = "train --model digits-cnn -o OUT.safetensors"
 NOISE = "make-noisy FILE -r 50% -o OUT.safetensors"
 OTHERS = "make-noisy small.safetensors --from FILE -o OUT.safetensors"
 PLOT = "plot FILE -o OUT.svg"
+ARGUMENTS = "ARGUMENTS"  # those in the file
+COMMANDS = {
+    "make-noisy.words": "make-noisy small.safetensors -r 50% -o out.safetensors",
+    "train.words": "train --model digits-cnn --data small.safetensors --epochs 1 "
+    "-o out.safetensors",
+    "cka.words": "cka clean.safetensors clean.safetensors",
+    "stitch.words": "stitch clean.safetensors clean.safetensors --at block1 --epochs 0",
+    "plot.words": "plot train.csv -o out.svg",
+    "info.words": "info clean.safetensors",
+    "layers.words": "info --layers clean.safetensors",
+    "convert.words": "convert weights.pth --model digits-cnn?num_classes=4 -o out.safetensors",
+    "report.words": "report done",
+    "reproduce.words": "reproduce digits --ratios 0 -o done --dry-run",
+}
 
 READERS = [
     Reader(
@@ -401,6 +458,7 @@ READERS = [
         *("steps", "done/steps.csv", ["steps.csv"], TEXT),
         ["report done", "reproduce digits --ratios 0 -o done --dry-run"],
     ),
+    Reader("arguments", "x.words", list(COMMANDS), [arguments_changed], [ARGUMENTS]),
     Reader("tables", "drawn/tables/training-r0-s0.csv", ["train.csv"], TEXT, ["report drawn"]),
 ]
 
@@ -426,6 +484,8 @@ def prepare(folder: Path) -> None:
     np.save("given.npy", labels)
     torch.save({"worse": torch.from_numpy(labels)}, "given.pt")
     Path("given.csv").write_text("label\n" + "\n".join(map(str, labels)) + "\n")
+    for name, command in COMMANDS.items():
+        Path(name).write_text(json.dumps(command.split()))
     Path("matrix.csv").write_text("\n".join(",".join(map(str, row)) for row in np.eye(4)))
     for number in range(8):
         part = "test" if number >= 4 else "train"
@@ -597,6 +657,11 @@ def failure(reader: Reader, content: Content, command: str, folder: Path) -> str
     started.clear()
     memory = peak_memory(since_now=True)
     words = command.replace("FILE", path.name).replace("OUT", "out").split()
+    if command == ARGUMENTS:
+        try:
+            words = json.loads(content)
+        except ValueError:
+            return None
     try:
         with limited():
             code, told = run_command(words)
@@ -617,9 +682,9 @@ def failure(reader: Reader, content: Content, command: str, folder: Path) -> str
         return f"exit code {code}"
     if code and any(Path(name).name.startswith(".") for name in left):
         return f"left {sorted(left)}"
-    if code == 1:
-        return _fault_of(told)
-    return None
+    if code == 2:
+        return _fault_of_line(told.strip().splitlines()[-1])
+    return _fault_of(told) if code else None
 
 
 def _names(folder: Path) -> set[str]:
@@ -631,11 +696,13 @@ def _fault_of(told: str) -> str | None:
     errors = [line for line in told.splitlines() if line.startswith("memtool: error: ")]
     if len(errors) != 1:
         return f"told {len(errors)} errors: {told[-300:]!r}"
-    if len(errors[0]) > LONGEST:
-        return f"told {len(errors[0])} characters: {errors[0][:100]!r}"
-    if not errors[0].isprintable():
-        return f"told what no terminal should get: {errors[0][:200]!r}"
-    return None
+    return _fault_of_line(errors[0])
+
+
+def _fault_of_line(told: str) -> str | None:
+    if len(told) > LONGEST:
+        return f"told {len(told)} characters: {told[:100]!r}"
+    return None if told.isprintable() else f"told what no terminal should get: {told[:200]!r}"
 
 
 @contextmanager
@@ -688,12 +755,13 @@ def explore(name: str, seed: int, inputs: int, keep: Path | None, room: str, fai
     def change(content: Content, longest: int, number: int) -> Content:
         chosen = random.Random(number)
         try:
-            if chosen.random() < 0.7:
+            if chosen.random() < 0.7 or ARGUMENTS in reader.commands:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
                     return chosen.choice(reader.mutators)(chosen, content)[:longest]
         except Exception:  # it wants a file that is still one of its kind
-            pass
+            if ARGUMENTS in reader.commands:
+                return content  # other bytes might name any file as an output
         return bytes(atheris.Mutate(content, longest))
 
     def run(content: Content) -> None:

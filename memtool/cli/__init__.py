@@ -12,7 +12,8 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import TextIOWrapper
 from typing import Annotated, Any, TypeVar
 
@@ -41,17 +42,24 @@ class Group(TyperGroup):
             sys.stdout.flush()
             return result
         except OSError as error:
-            if error.errno not in (errno.EPIPE, errno.ENOSPC):
-                raise
-            discard(sys.stdout)  # or Python would complain once more when it flushes it at exit
+            if error.errno in (errno.EPIPE, errno.ENOSPC):
+                discard(sys.stdout)  # or Python would complain once more when it flushes it at exit
             if error.errno == errno.EPIPE:  # whoever read our output has seen enough
                 raise typer.Exit(0) from None
-            _tell(error.strerror)
+            if is_debugging():
+                traceback.print_exc()
+            place = "" if error.filename is None else f"{error.filename}: "
+            _tell(f"{place}{error.strerror or error}")
             raise typer.Exit(1) from error
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        with _in_short():
+            return super().parse_args(ctx, args)
 
     def _told(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _in_short():
+                return super().invoke(ctx)
         except MemtoolError as error:
             if is_debugging():
                 traceback.print_exc()
@@ -65,11 +73,28 @@ class Group(TyperGroup):
 
 
 def _tell(error: object) -> None:
+    stderr.print(f"{ERROR}{_line(error)}")
+
+
+def _line(error: object) -> str:
     """An error in one line of some hundred characters, whatever libraries and files put into it."""
     line = printable(" ".join(str(error).splitlines()))
     if len(line) > MOST_TOLD:  # the beginning names the file, the end the way out
         line = f"{line[: MOST_TOLD - 205]} ... {line[-200:]}"
-    stderr.print(f"{ERROR}{line}")
+    return line
+
+
+UsageError: Any = typer.BadParameter.__base__
+
+
+@contextmanager
+def _in_short() -> Iterator[None]:
+    """What is wrong with the command line, which typer prints, is told likewise in a line."""
+    try:
+        yield
+    except UsageError as error:
+        error.message = _line(error.message)
+        raise
 
 
 # Commands whose work the processes of a torchrun share.

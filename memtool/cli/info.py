@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from memtool.cli import app, options
+from memtool.metadata import MAX_IMAGE
 
 
 @app.command()
@@ -28,6 +29,7 @@ def info(
             "--image-size",
             metavar="N",
             min=1,
+            max=MAX_IMAGE,
             help="With --layers: show the shapes for images of NxN pixels; by default the size on "
             "record, or the one that the model is usually given",
             show_default=False,

@@ -13,6 +13,7 @@ from memtool.cli.console import logger, progress
 from memtool.errors import printable
 from memtool.figures.options import SUPPLEMENTED
 from memtool.reproduction import Step, Study, chosen_recipe
+from memtool.reproduction.recipes import MOST_EPOCHS, MOST_SEEDS
 
 MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
@@ -81,11 +82,13 @@ def reproduce(
             "--seeds",
             metavar="N",
             min=1,
+            max=MOST_SEEDS,
             help="Number of seeds; with several, figures show mean and spread",
         ),
     ] = 1,
     epochs: Annotated[
-        int | None, typer.Option("--epochs", metavar="N", min=1, help="Number of epochs")
+        int | None,
+        typer.Option("--epochs", metavar="N", min=1, max=MOST_EPOCHS, help="Number of epochs"),
     ] = None,
     save_every: Annotated[
         int | None,

@@ -9,6 +9,7 @@ from memtool.cli import app, options
 from memtool.cli.console import progress
 from memtool.models import Connector
 from memtool.stitching import Init
+from memtool.tables.schema import LARGEST
 
 
 @app.command()
@@ -72,7 +73,10 @@ def stitch(
         ),
     ] = 5,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", metavar="RATE", min=0, help="Learning rate of Adam")
+        float,
+        typer.Option(
+            "--learning-rate", metavar="RATE", min=0, max=LARGEST, help="Learning rate of Adam"
+        ),
     ] = 2e-3,
     batch_size: options.BatchSize = 128,
     curve: Annotated[

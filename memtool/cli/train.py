@@ -10,6 +10,7 @@ from memtool import MemtoolError
 from memtool.cli import app, options
 from memtool.cli.console import logger, progress
 from memtool.device import Precision
+from memtool.tables.schema import LARGEST
 from memtool.training.defaults import config_for, told
 from memtool.training.settings import Augment, Optimizer, Schedule, TrainConfig
 
@@ -92,6 +93,7 @@ def train(
             "--learning-rate",
             metavar="RATE",
             min=0,
+            max=LARGEST,
             help="Peak of the learning rate",
             show_default=told("learning_rate"),
         ),
@@ -122,6 +124,7 @@ def train(
             "--weight-decay",
             metavar="DECAY",
             min=0,
+            max=LARGEST,
             help="Weight decay, decoupled with adamw, else an L2 penalty; that of normalization "
             "layers is 0",
             show_default=told("weight_decay"),
@@ -139,6 +142,7 @@ def train(
             "--clip-norm",
             metavar="NORM",
             min=0,
+            max=LARGEST,
             help="Scale gradients of a larger norm down to it",
             show_default=False,
         ),

@@ -21,6 +21,7 @@ from functools import partial
 from typing import Any
 
 from memtool import MemtoolError, specs
+from memtool.metadata import MAX_IMAGE
 
 # Names of torchvision's data sets, and the classes that read them.
 TORCHVISION = {
@@ -193,6 +194,7 @@ def _share(text: str) -> float | None:
 # anything else.
 WHOLE = ("a whole number from 1 on", _whole)
 VALUES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
+    "image_size": (f"a whole number from 1 to {MAX_IMAGE}", partial(_whole, most=MAX_IMAGE)),
     "mean": ("one number per channel, separated by commas", _numbers),
     "std": (
         "one positive number per channel, separated by commas",

@@ -95,7 +95,7 @@ def _epoch(given: Any) -> int | str:
     text = str(given)
     if text in (LAST, "all"):
         return text
-    if not text.isdecimal():
+    if not text.isdecimal() or len(text) > 9:
         raise MemtoolError(f"{text!r} is not an epoch; name numbers, `last` or `all`")
     return int(text)
 

@@ -1,5 +1,6 @@
 """What is done in a reproduction, as data; without torch, so that the command line starts fast."""
 
+import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
@@ -12,6 +13,7 @@ from memtool.training.defaults import config_for
 
 RATIOS = (0, 5, 10, 15, 20, 25, 37.5, 50, 67.5)  # noise ratios of the paper, in percent
 WITH_WIDTH = ("cnn", "resnet18", "resnet34", "resnet50")
+MOST_RATIOS, MOST_SEEDS, MOST_EPOCHS = 100, 1000, 100_000
 CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
 
 # One thread per step, unless the environment says otherwise: as many steps run at once as there are
@@ -61,8 +63,9 @@ class Recipe:
         """The recipe with what is chosen, and not None, in place of its own; with other `epochs`,
         as many checkpoints are as evenly spread over these.
 
-        Raises MemtoolError for a checkpoint that is saved after the last epoch, and for a noise
-        ratio of the supplement that is none of the recipe's.
+        Raises MemtoolError for a checkpoint that is saved after the last epoch, for more than
+        MOST_RATIOS noise ratios, for one of the supplement that is none of the recipe's, and for
+        options whose quotation marks do not end.
         """
         chosen = {name: value for name, value in chosen.items() if value is not None}
         epochs = chosen.get("epochs", self.epochs)
@@ -77,6 +80,10 @@ class Recipe:
         if "supplement" in chosen:
             chosen["supplement"] = tuple(sorted(set(map(_plain, chosen["supplement"]))))
         recipe = replace(self, **chosen)
+        for command in ("train", "cka", "stitch"):
+            _check_words(command, getattr(recipe, command))
+        if len(recipe.ratios) > MOST_RATIOS:
+            raise MemtoolError(f"--ratios: {len(recipe.ratios)} are more than {MOST_RATIOS}")
         if others := {*recipe.supplemented} - {*recipe.ratios}:
             raise MemtoolError(
                 f"--supplement {min(others)}%: the noise ratios are {told(recipe.ratios)}"
@@ -159,6 +166,14 @@ def every(step: int, epochs: int) -> tuple[int, ...]:
     (4, 8)
     """
     return tuple(range(step, epochs, step))
+
+
+def _check_words(command: str, options: str) -> None:
+    """Raise MemtoolError for options of a command that a shell could not split into words."""
+    try:
+        shlex.split(options)
+    except ValueError as error:
+        raise MemtoolError(f"--{command} {options!r}: {str(error).lower()}") from error
 
 
 def _plain(ratio: float) -> float:

@@ -12,7 +12,7 @@ from memtool import MemtoolError, __version__, tables
 from memtool.files import replacing
 from memtool.reproduction.findings import measure_findings
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
-from memtool.reproduction.steps import Step, tables_of
+from memtool.reproduction.steps import ROWS, Step, tables_of
 from memtool.tables import FindingRow, StepRow
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
@@ -26,7 +26,7 @@ class Record:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        rows = tables.read(path) if path.exists() else []
+        rows = tables.read(path, StepRow) if path.exists() else []
         if not all(row.get("output") and row.get("command") for row in rows):
             raise MemtoolError(
                 f"{path}: names no command, or no output, for a step; remove it, and steps whose "
@@ -64,7 +64,7 @@ class Record:
 def findings_of(recipe: Recipe, root: Path) -> list[FindingRow]:
     """The findings in the tables of a reproduction in the folder `root`."""
     rows = {
-        kind: [row for path in paths for row in tables.read(root / path)]
+        kind: [row for path in paths for row in tables.read(root / path, ROWS[kind])]
         for kind, paths in tables_of(recipe).items()
     }
     return measure_findings(rows["training"], rows["cka"] + rows["ceiling"], rows["stitching"])

@@ -13,9 +13,9 @@ from memtool.reproduction.exhibits import EXHIBITS, Exhibit
 from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED, measure_findings
 from memtool.reproduction.markup import Markup, element, inline, joined
 from memtool.reproduction.page import page
-from memtool.reproduction.recipes import Recipe
-from memtool.reproduction.steps import tables_of
-from memtool.tables import FindingRow, Row
+from memtool.reproduction.recipes import MOST_RATIOS, MOST_SEEDS, Recipe
+from memtool.reproduction.steps import ROWS, tables_of
+from memtool.tables import FindingRow, Row, StepRow
 from memtool.tensors import read_metadata
 
 Rows = Sequence[Row]
@@ -31,7 +31,6 @@ KINDS = {
     "stitching": "stitching-r*.csv",
     "supplement": "supplement-r*.csv",
 }
-MOST_RATIOS, MOST_SEEDS = 100, 1000
 WIDE = 5  # inches; a wider figure would be too small on a phone, and scrolls there
 MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
 
@@ -99,7 +98,7 @@ def _rows(folder: Path, kind: str, record: Mapping[str, Any]) -> Rows:
         row
         for path in sorted((folder / "tables").glob(KINDS[kind]))
         if runs is None or _run_of(path) in runs
-        for row in tables.read(path)
+        for row in tables.read(path, ROWS[kind])
     ]
 
 
@@ -318,7 +317,7 @@ def _setting(value: Any) -> str:
 
 
 def _steps(path: Path) -> Markup:
-    rows = tables.read(path) if path.is_file() else []
+    rows = tables.read(path, StepRow) if path.is_file() else []
     if not rows:
         return element(
             "p",

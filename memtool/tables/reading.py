@@ -22,6 +22,7 @@ from memtool.contents import check_regular, limited
 from memtool.device import machine_memory
 from memtool.errors import shortened
 from memtool.tables.rows import KINDS
+from memtool.tables.schema import checked, columns
 
 STREAMS = ("/dev/fd/", "/dev/stdin")  # pipes that a shell has opened, as for <(cut ...)
 SHARE = 16  # the rows of a table take some ten times the memory of its text
@@ -33,13 +34,15 @@ class Line(dict[str, Any]):
     place = ""
 
 
-def read(path: Path | None) -> list[dict[str, Any]]:
+def read(path: Path | None, row_type: type | None = None) -> list[dict[str, Any]]:
     """The rows of a table, as `Line`s; None is stdin.
 
     Cells become int or float where they are finite numbers, bool where they are true or false, None
     where they are empty; but those of columns that `tables.rows` declares as text remain text. No
-    cell is refused here: a figure checks those that it needs. Raises MemtoolError, naming the file
-    and the line, for anything else than a table, and for one larger than a SHARE-th of the memory.
+    cell is refused here, since a figure checks those that it needs, but with a `row_type`, whose
+    columns have cells of the declared types alone. Raises MemtoolError, naming the file and the
+    line, for such a cell, for anything else than a table, and for one larger than a SHARE-th of the
+    memory.
     """
     name = "stdin" if path is None else str(path)
     rows: list[dict[str, Any]] = []
@@ -64,7 +67,19 @@ def read(path: Path | None) -> list[dict[str, Any]]:
         raise MemtoolError(f"{name}: not a table ({error})") from error
     if not rows:
         raise MemtoolError(f"{name}: holds no rows")
+    if row_type:
+        for row in rows:
+            _check_cells(row_type, row)
     return rows
+
+
+def _check_cells(row_type: type, row: dict[str, Any]) -> None:
+    for column in [name for name in row if name in columns(row_type)]:
+        try:
+            row[column] = checked(row_type, column, row[column])
+        except ValueError as error:
+            place = row.place  # type: ignore[attr-defined]
+            raise MemtoolError(f"{place}, column {column}: {error}") from error
 
 
 MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

@@ -69,7 +69,7 @@ def is_name(row_type: type, column: str) -> bool:
     return get_type_hints(row_type)[column] is str
 
 
-LARGEST = 1e30  # of numbers that can be drawn
+LARGEST = 1e30  # of numbers: float32 holds them, in the units of pixels too; a figure draws them
 LONGEST = 5000  # letters; names are paths, or model specs of stitched models
 
 

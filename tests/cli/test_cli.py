@@ -1,5 +1,7 @@
 """The command line, in process: help, exit codes, errors, streams."""
 
+import errno
+import os
 import re
 import resource
 
@@ -266,3 +268,20 @@ def test_quiet_means_no_notes(run, tmp_path):
     loud, quiet = run(*arguments), run(*arguments, "-q")
     assert re.fullmatch(r"\S+: 648 redrawn, \d+ of 1297 mislabelled\n", loud.stderr)
     assert (loud.stdout, quiet.stdout, quiet.stderr) == ("", "", "")
+
+
+def test_an_error_of_the_system_is_told_in_a_line(run, monkeypatch, tmp_path):
+    def read(*_):
+        raise OSError(errno.EIO, os.strerror(errno.EIO), "a.csv")
+
+    monkeypatch.setattr("memtool.tables.read", read)
+    done = run("plot", "a.csv", "-o", tmp_path / "a.svg")
+    assert (done.code, done.stderr) == (1, "memtool: error: a.csv: Input/output error\n")
+
+
+@pytest.mark.parametrize("words", [("info", "--form\x1b" + "x" * 5000), ("\x1b" + "x" * 5000,)])
+def test_a_usage_error_is_short_and_paints_nothing(run, words):
+    done = run(*words)
+    assert done.code == 2 and len(done.stderr) < 1200 and "\x1b" not in done.stderr
+    done = run("--\x1b" + "x" * 5000)
+    assert done.code == 2 and len(done.stderr) < 1200 and "\x1b" not in done.stderr

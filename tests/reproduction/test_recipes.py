@@ -93,3 +93,15 @@ def test_without_a_study_data_and_model_are_needed():
 
 def test_choices_are_json():
     assert json.loads(json.dumps(CIFAR.json())) == CIFAR.json()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        ({"ratios": range(101)}, "--ratios: 101 are more than 100"),
+        ({"stitch": "--init 'random"}, '--stitch "--init \'random": no closing quotation'),
+    ],
+)
+def test_choices_that_no_report_or_shell_could_read_are_refused(chosen, message):
+    with pytest.raises(MemtoolError, match=message):
+        CIFAR.but(**chosen)

@@ -64,3 +64,12 @@ def test_no_such_table(tmp_path):
         tables.read(tmp_path / "rows.csv")
     with pytest.raises(MemtoolError, match="cannot be read"):
         tables.read(tmp_path)
+
+
+def test_a_table_that_memtool_wrote_has_cells_as_it_writes_them(tmp_path):
+    path = tmp_path / "steps.csv"
+    path.write_text("step,seconds,mine\ntrain,4.5,x\ntrain,soon,x\n")
+    with pytest.raises(MemtoolError, match="line 3, column seconds: 'soon' is no number"):
+        tables.read(path, tables.StepRow)
+    path.write_text("step,seconds,mine\n7,4,x\n")
+    assert tables.read(path, tables.StepRow) == [{"step": "7", "seconds": 4, "mine": "x"}]
