@@ -10,6 +10,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memtool import MemtoolError, __version__
+from memtool.errors import last_line
 
 if TYPE_CHECKING:  # the command line offers Precision, and torch is slow to import
     import torch
@@ -113,7 +114,7 @@ def precision(name: Precision, device: "torch.device") -> Iterator[None]:
 
 def is_first() -> bool:
     """Whether this is rank 0 of a torchrun, the one that speaks, or the only process."""
-    return os.environ.get("RANK", "0") == "0"
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
 
 
 @dataclass(frozen=True)
@@ -149,9 +150,12 @@ class Processes:
 
 @contextmanager
 def processes(device: "torch.device") -> Iterator[Processes]:
-    """Within the block, this process works together with the others of a torchrun, if any."""
-    size = int(os.environ.get("WORLD_SIZE", "1"))
-    if size == 1:
+    """Within the block, this process works together with the others of a torchrun, if any.
+
+    Raises MemtoolError if the variables that torchrun sets are not as it sets them, and LostProcess
+    in the block if another process ends.
+    """
+    if (size := os.environ.get("WORLD_SIZE", "1")) == "1":
         yield Processes()
         return
     import torch
@@ -159,9 +163,15 @@ def processes(device: "torch.device") -> Iterator[Processes]:
 
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
-        yield Processes(distributed.get_rank(), size)
+        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    except (ValueError, RuntimeError) as error:
+        raise MemtoolError(
+            f"WORLD_SIZE is {size}, and the other processes cannot be found ({last_line(error)}); "
+            "start them all by torchrun, or unset WORLD_SIZE"
+        ) from error
+    try:
+        yield Processes(distributed.get_rank(), distributed.get_world_size())
     except RuntimeError as error:
         if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
             raise LostProcess(

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memtool import MemtoolError
-from memtool.device import Processes, choose, processes
+from memtool.device import Processes, choose, is_first, processes
 
 
 @pytest.mark.parametrize(
@@ -56,6 +56,28 @@ def test_the_shares_make_up_the_whole(size):
     shares = [Processes(rank, size).share(range(6)) for rank in range(size)]
     assert sorted(sum(map(list, shares), [])) == list(range(6))
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "told"),
+    [("2", None, "RANK expected"), ("x", "0", "cannot be found"), ("2", "x", "cannot be found")],
+)
+def test_variables_that_torchrun_does_not_set_so_are_refused(monkeypatch, size, rank, told):
+    monkeypatch.setenv("WORLD_SIZE", size)
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    with pytest.raises(MemtoolError, match=f"WORLD_SIZE is {size}, .*{told}"):
+        with processes(torch.device("cpu")):
+            pass
+
+
+def test_a_rank_without_other_processes_speaks(monkeypatch):
+    monkeypatch.setenv("RANK", "5")
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert is_first()
+    monkeypatch.setenv("WORLD_SIZE", "8")
+    assert not is_first()
 
 
 WORKER = """

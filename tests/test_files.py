@@ -124,6 +124,7 @@ def test_of_several_ranks_the_first_alone_checks_what_it_will_write(tmp_path, mo
         monkeypatch.setattr("memtool.files._claims", set())  # as in another process
         with pytest.raises(MemtoolError, match="is writing it"):
             check_writable(tmp_path / "rows.csv")
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", "1")
         check_writable(tmp_path / "rows.csv")
         monkeypatch.undo()

@@ -27,8 +27,8 @@ _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 def __getattr__(name: str) -> Any:
     try:
         return _load(name)
-    except (OSError, UnicodeError) as error:  # in a file that matplotlib reads as it is imported
+    except (OSError, ValueError) as error:  # in what matplotlib reads as it is imported
         raise MemtoolError(
-            "matplotlib cannot read its settings, a file matplotlibrc in this folder, in "
-            f"~/.config/matplotlib or where $MATPLOTLIBRC says: {one_line(error)}"
+            "matplotlib cannot start with its settings, $MPLBACKEND or a file matplotlibrc in this "
+            f"folder, in ~/.config/matplotlib or where $MATPLOTLIBRC says: {one_line(error)}"
         ) from error

@@ -44,7 +44,7 @@ def as_text(figure: Figure, width: int | None = None, styled: bool = False) -> s
         file=stream, width=width, force_terminal=styled, highlight=False, markup=False, emoji=False
     )
     has_colors = styled and console.color_system is not None and not console.no_color
-    for line in _lines(figure, console.width, has_colors):
+    for line in _lines(figure, max(console.width, NARROWEST), has_colors):
         console.print(line, no_wrap=True, overflow="crop")
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 

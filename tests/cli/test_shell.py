@@ -276,19 +276,23 @@ def test_an_error_that_nobody_reads_is_an_error_all_the_same(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "code", "told"),
+    ("settings", "code", "told", "backend"),
     [
-        (b"axes.titlesize: \xff\n", 1, "memtool: error: matplotlib cannot read its settings"),
-        (b"some\x1b[31mthing: 1\n", 0, "Bad key some\\x1b[31mthing in file matplotlibrc"),
+        (b"axes.titlesize: \xff\n", 1, "memtool: error: matplotlib cannot start", "agg"),
+        (b"some\x1b[31mthing: 1\n", 0, "Bad key some\\x1b[31mthing in file matplotlibrc", "agg"),
+        (b"", 1, "memtool: error: matplotlib cannot start", "nonsense"),
     ],
 )
-def test_settings_that_matplotlib_finds_in_the_folder_do_no_harm(tmp_path, settings, code, told):
+def test_settings_that_matplotlib_finds_in_the_folder_do_no_harm(
+    tmp_path, settings, code, told, backend
+):
     (tmp_path / "matplotlibrc").write_bytes(settings)
     (tmp_path / "rows.csv").write_text(
         "checkpoint,noise_ratio,epoch,loss,given_accuracy,true_accuracy,mislabelled_accuracy,"
         "test_accuracy\na,0,1,2,,,,.5\na,0,2,1,,,,.6\n"
     )
-    done = shell(f"cd {tmp_path} && memtool plot rows.csv -o f.svg", PYTHONPATH=os.getcwd())
+    around = {"PYTHONPATH": os.getcwd(), "MPLBACKEND": backend}
+    done = shell(f"cd {tmp_path} && memtool plot rows.csv -o f.svg", **around)
     assert done.returncode == code and told in done.stderr
     assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
     assert (tmp_path / "f.svg").exists() == (code == 0)

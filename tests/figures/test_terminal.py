@@ -24,7 +24,7 @@ def lines_of(kind, rows, width=80, **options):
 
 
 @each_kind
-@pytest.mark.parametrize("width", [30, 80, 200])
+@pytest.mark.parametrize("width", [1, 30, 80, 200])
 def test_every_figure_fits_its_terminal_and_has_no_colours_unless_styled(kind, rows, width):
     text = as_text(draw(kind, rows), width)
     assert max(map(len, text.splitlines())) <= width

@@ -127,6 +127,7 @@ def test_commands_that_cannot_share_their_work_refuse(run, monkeypatch, command)
 
 def test_a_usage_error_is_told_by_one_process(run, monkeypatch):
     for rank, told in (("0", True), ("1", False)):
+        monkeypatch.setenv("WORLD_SIZE", "2")
         monkeypatch.setenv("RANK", rank)
         for arguments in (("--epochs", "x"), ()):
             result = run("train", "--model", "digits-cnn", "-o", "x.safetensors", *arguments)
