@@ -370,6 +370,8 @@ ARCHIVE = [bytes_changed, archive_changed]
 
 TRAIN = "train --model digits-cnn -o OUT.safetensors"
 NOISE = "make-noisy FILE -r 50% -o OUT.safetensors"
+DOWNLOADED = "make-noisy mnist --data-dir data -r 50% -o OUT.safetensors"
+MNIST = "data/MNIST/raw"
 OTHERS = "make-noisy small.safetensors --from FILE -o OUT.safetensors"
 PLOT = "plot FILE -o OUT.svg"
 ARGUMENTS = "ARGUMENTS"  # those in the file
@@ -423,6 +425,17 @@ READERS = [
     Reader(
         *("image", "photos/train/a/x.png", ["image.png"], [bytes_changed, other_format]),
         ["make-noisy folder:photos -r 50% -o OUT.safetensors"],
+    ),
+    Reader(
+        *("cache", "cache/images-*.safetensors", ["cache.safetensors"], ARRAYS),
+        [f"{NOISE} --memory 100B".replace("FILE", "folder:photos")],
+    ),
+    Reader(
+        "idx", f"{MNIST}/train-images-idx3-ubyte", ["images.idx"], [bytes_changed], [DOWNLOADED]
+    ),
+    Reader(
+        *("idx-labels", f"{MNIST}/t10k-labels-idx1-ubyte", ["labels.idx"], [bytes_changed]),
+        [DOWNLOADED],
     ),
     Reader("npz", "x.npz", ["small.npz"], [bytes_changed, rarely_bomb], [NOISE]),
     Reader("arrays", "x.safetensors", ["small.safetensors"], ARRAYS, [NOISE]),
@@ -493,7 +506,9 @@ def prepare(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[number, 0]).save(path)
     Image.fromarray(images[0, 0]).save("image.png")
+    _downloaded(images[:, 0], labels)
     commands = [
+        "make-noisy folder:photos -r 50% --memory 100B -o photos.safetensors",
         "make-noisy small.safetensors -r 50% -o labels.safetensors",
         "train --model digits-cnn --data small.safetensors --epochs 1 -o clean.safetensors "
         "--table train.csv",
@@ -506,6 +521,7 @@ def prepare(folder: Path) -> None:
     for command in commands:
         code, told = run_command(command.split())
         assert code == 0, told
+    shutil.copy(next(Path("cache").glob("*")), "cache.safetensors")
     os.replace(next(Path("stitched").glob("*.safetensors")), "stitched.safetensors")
     _stop_runs(state)
     _reproduce()
@@ -523,6 +539,19 @@ def prepare(folder: Path) -> None:
     for name, source in (("model", "clean"), ("stitched", "stitched")):
         spec = read_metadata(Path(f"{source}.safetensors"))["model"]
         Path(f"{name}.json").write_text(json.dumps(spec))
+
+
+def _downloaded(images: Any, labels: Any) -> None:
+    """The files of MNIST, as it distributes them: type, number of axes, their lengths, numbers."""
+    folder = Path(MNIST)
+    folder.mkdir(parents=True)
+    for part in ("train", "t10k"):
+        for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+            header = struct.pack(f">{1 + array.ndim}I", 0x0800 + array.ndim, *array.shape)
+            content = header + array.astype("u1").tobytes()
+            (folder / f"{part}-{name}-ubyte").write_bytes(content)
+    shutil.copy(folder / "train-images-idx3-ubyte", "images.idx")
+    shutil.copy(folder / "t10k-labels-idx1-ubyte", "labels.idx")
 
 
 def _reproduce() -> None:
@@ -651,6 +680,8 @@ def failure(reader: Reader, content: Content, command: str, folder: Path) -> str
     """What is wrong with how a command takes a file; None if nothing is. `folder` is the working
     directory and has whole files of every kind; it is left as it was."""
     path = folder / reader.file.replace("OUT", "out")
+    path = next(folder.glob(str(path.relative_to(folder))), path)
+    whole = path.read_bytes() if path.exists() else None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     before = _names(folder)
@@ -674,6 +705,8 @@ def failure(reader: Reader, content: Content, command: str, folder: Path) -> str
         left = _names(folder) - before
         for name in [path, *(folder / name for name in left)]:
             shutil.rmtree(name) if name.is_dir() else name.unlink(missing_ok=True)
+        if whole is not None:
+            path.write_bytes(whole)
     if started:
         return f"started {started[0]}"
     if (grown := peak_memory() - memory) > ROOM:
@@ -707,17 +740,18 @@ def _fault_of_line(told: str) -> str | None:
 
 @contextmanager
 def workplace() -> Iterator[Path]:
-    """A temporary working directory with whole files of every kind, and with programs first on the
-    PATH that must not run."""
+    """A temporary working directory with whole files of every kind."""
     with tempfile.TemporaryDirectory(prefix="memtool-fuzz-") as name:
-        folder, before, path = Path(name).resolve(), Path.cwd(), os.environ["PATH"]
+        folder, before, environment = Path(name).resolve(), Path.cwd(), dict(os.environ)
+        os.environ["MEMTOOL_CACHE"] = str(folder / "cache")
         os.chdir(folder)
         try:
             prepare(folder)
             yield folder
         finally:
             os.chdir(before)
-            os.environ["PATH"] = path
+            os.environ.clear()
+            os.environ.update(environment)
 
 
 def fuzz(task: tuple[Sequence[str], int, range, Path | None]) -> list[str]:

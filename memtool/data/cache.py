@@ -130,10 +130,17 @@ def _opened(file: Path, count: int, tell: bool = False) -> tuple[Content, list[s
     try:
         metadata = read_metadata(file, KIND)
         with opened(file, "numpy") as tensors:
+            if tensors.keys() != ["checksums", "images"]:
+                raise MemtoolError(f"{file}: does not hold images and their checksums")
             shape = tuple(tensors.get_slice("images").get_shape())
             checksums = tensors.get_tensor("checksums")
         measured = {key: metadata["data"].get(key) for key in MEASURED}
-        if not (len(shape) == 4 and shape[0] == len(checksums) == count and all(measured.values())):
+        if not (
+            (len(shape), checksums.shape, checksums.dtype) == (4, (count,), np.uint32)
+            and (shape[0], file.stat().st_size) == (count, _size(shape))
+            and [len(measured[key] or "") for key in ("mean", "std")] == 2 * [shape[1]]
+            and measured["fingerprint"]
+        ):
             raise MemtoolError(f"{file}: does not hold {count} images")
     except MemtoolError as error:
         if tell:
@@ -170,7 +177,7 @@ def _alone(file: Path, spec: str) -> Iterator[None]:
 def _check_space(folder: Path, shape: Shape, spec: str) -> None:
     """Raise MemtoolError unless there is room for the images on the disk."""
     size, free = math.prod(shape), shutil.disk_usage(folder).free
-    if size + 4 * shape[0] + START > free:
+    if _size(shape) > free:
         raise MemtoolError(
             f"{spec}: its images take {_told(size)} decoded, more than --memory, and {folder} has "
             f"{_told(free)} left for them; remove files of other data sets there, name a folder on "
@@ -218,11 +225,16 @@ def _write(
         _complete(temporary, images.shape, checksums, {"data": data})
 
 
+def _size(shape: Sequence[int]) -> int:
+    """Of a file, in bytes: the header, the images and their checksums."""
+    return START + math.prod(shape) + 4 * shape[0]
+
+
 def _room(file: Path, shape: Shape) -> Images:
     """Room in a new file for images; the blocks of the disk are taken at once, since a map cannot
     tell that there are none left."""
     file.unlink(missing_ok=True)
-    size = START + math.prod(shape) + 4 * shape[0]
+    size = _size(shape)
     with open(file, "wb") as stream:
         stream.truncate(size)
         with _unless_full():

@@ -120,7 +120,7 @@ def _downloaded(name: str, kind: Any, folder: Path) -> list[Any]:
                 )
                 for part in ("train", "test")
             ]
-    except (OSError, RuntimeError, ValueError, AssertionError, EOFError) as error:
+    except Exception as error:  # whatever torchvision makes of the files that it finds there
         raise MemtoolError(
             f"{name}: neither in {folder} nor to be downloaded ({last_line(error)}); put there "
             f"{', '.join(_files(kind))}, or say where they are (--data-dir or MEMTOOL_DATA)"
