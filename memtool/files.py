@@ -191,7 +191,7 @@ def check_name(path: Path) -> None:
         raise MemtoolError(f"{path}: is a pipe or a device; name a file")
     try:
         os.fsencode(path).decode()
-    except UnicodeDecodeError as error:
+    except UnicodeError as error:
         raise MemtoolError(
             f"{path}: a name that is not UTF-8, which safetensors cannot open; rename it"
         ) from error

@@ -370,6 +370,7 @@ ARCHIVE = [bytes_changed, archive_changed]
 
 TRAIN = "train --model digits-cnn -o OUT.safetensors"
 NOISE = "make-noisy FILE -r 50% -o OUT.safetensors"
+PREPARED = "cka foreign/x.safetensors foreign/x.safetensors --data folder:photos --layers fc"
 DOWNLOADED = "make-noisy mnist --data-dir data -r 50% -o OUT.safetensors"
 MNIST = "data/MNIST/raw"
 OTHERS = "make-noisy small.safetensors --from FILE -o OUT.safetensors"
@@ -423,6 +424,18 @@ READERS = [
     Reader("heatmap", "x.csv", ["pairs.csv"], TEXT, [PLOT]),
     Reader("lines", "x.jsonl", ["cka.jsonl"], LINES, [PLOT]),
     Reader(
+        *("saved", "x.csv", ["stitch.csv"], TEXT),
+        ["cka FILE stitched.safetensors --layers back.fc"],
+    ),
+    Reader(
+        *("saved-lines", "x.jsonl", ["stitch.jsonl"], LINES),
+        ["cka FILE stitched.safetensors --layers back.fc"],
+    ),
+    Reader(
+        *("annotations", "tiny/val/val_annotations.txt", ["annotations.txt"], TEXT),
+        ["make-noisy folder:tiny -r 50% -o OUT.safetensors"],
+    ),
+    Reader(
         *("image", "photos/train/a/x.png", ["image.png"], [bytes_changed, other_format]),
         ["make-noisy folder:photos -r 50% -o OUT.safetensors"],
     ),
@@ -447,6 +460,14 @@ READERS = [
         ["convert FILE --model digits-cnn?num_classes=4 -o OUT.safetensors"],
     ),
     Reader("config", "config.json", ["timm.json"], JSON, ["info --layers weights.safetensors"]),
+    Reader(
+        *("preparation", "foreign/config.json", ["pretrained.json"], JSON),
+        [PREPARED],
+    ),
+    Reader(
+        *("processor", "foreign/preprocessor_config.json", ["processor.json"], JSON),
+        [PREPARED],
+    ),
     Reader("index", "x.safetensors.index.json", ["two.json"], JSON, ["info FILE"]),
     Reader(
         *("model", "x.json", ["model.json", "stitched.json"], JSON),
@@ -506,6 +527,7 @@ def prepare(folder: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(images[number, 0]).save(path)
     Image.fromarray(images[0, 0]).save("image.png")
+    _tiny_imagenet(Path("photos"), Path("tiny"))
     _downloaded(images[:, 0], labels)
     commands = [
         "make-noisy folder:photos -r 50% --memory 100B -o photos.safetensors",
@@ -517,21 +539,30 @@ def prepare(folder: Path) -> None:
         "cka clean.safetensors clean.safetensors --pairs all -o pairs.csv",
         "stitch clean.safetensors clean.safetensors --at block1,block2 --control --epochs 0 "
         "--save stitched -o stitch.csv",
+        "stitch clean.safetensors clean.safetensors --at block1 --epochs 0 --save stitched "
+        "-o stitch.jsonl",
     ]
     for command in commands:
         code, told = run_command(command.split())
         assert code == 0, told
     shutil.copy(next(Path("cache").glob("*")), "cache.safetensors")
-    os.replace(next(Path("stitched").glob("*.safetensors")), "stitched.safetensors")
+    shutil.copy(next(Path("stitched").glob("*.safetensors")), "stitched.safetensors")
     _stop_runs(state)
     _reproduce()
     model = build(ModelSpec.parse("digits-cnn?num_classes=4"))
     torch.save(model.state_dict(), "weights.pth")
     torch.save(model, "module.pth")
     config = {"architecture": "resnet18", "num_classes": 4}
-    config["pretrained_cfg"] = {"input_size": [3, 32, 32], "mean": [0.5] * 3, "std": [0.2] * 3}
+    config["pretrained_cfg"] = {"input_size": [1, 8, 8], "mean": [0.5], "std": [0.2]}
     Path("timm.json").write_text(json.dumps(config))
     save_file({"fc.weight": torch.zeros(4, 512)}, "weights.safetensors")
+    Path("foreign").mkdir()
+    save_file(model.state_dict(), "foreign/x.safetensors")
+    Path("pretrained.json").write_text(json.dumps({"pretrained_cfg": config["pretrained_cfg"]}))
+    size = {"height": 8, "width": 8}
+    processor = {"size": size, "crop_size": size, "crop_pct": 0.9, "resample": 2}
+    processor |= {"image_mean": [0.5], "image_std": [0.2]}
+    Path("processor.json").write_text(json.dumps(processor))
     save_file({"a": torch.zeros(1)}, "one-00001-of-00002.safetensors")
     save_file({"b": torch.zeros(1)}, "one-00002-of-00002.safetensors")
     places = {"a": "one-00001-of-00002.safetensors", "b": "one-00002-of-00002.safetensors"}
@@ -539,6 +570,20 @@ def prepare(folder: Path) -> None:
     for name, source in (("model", "clean"), ("stitched", "stitched")):
         spec = read_metadata(Path(f"{source}.safetensors"))["model"]
         Path(f"{name}.json").write_text(json.dumps(spec))
+
+
+def _tiny_imagenet(photos: Path, folder: Path) -> None:
+    """The same images as Tiny ImageNet has them: those of val in one folder, with a list."""
+    lines = []
+    for path in sorted(photos.rglob("*.png")):
+        part, label = path.parent.parent.name, path.parent.name
+        place = folder / (f"train/{label}/images" if part == "train" else "val/images")
+        place.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, place)
+        if part == "test":
+            lines.append(f"{path.name}\t{label}\t0\t0\t8\t8\n")
+    Path("annotations.txt").write_text("".join(lines))
+    (folder / "val" / "val_annotations.txt").write_text("".join(lines))
 
 
 def _downloaded(images: Any, labels: Any) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from memtool.data import RESIZING, option_value
 from memtool.metadata import MAX_IMAGE
+from memtool.tables.schema import LARGEST
 
 # What timm takes where a `pretrained_cfg` does not say it.
 TIMM = {"crop_pct": 0.875, "crop_mode": "center", "interpolation": "bicubic"}
@@ -101,7 +102,7 @@ def _numbers(values: Any) -> bool:
     return (
         isinstance(values, list)
         and bool(values)
-        and all(type(value) in (int, float) and math.isfinite(value) for value in values)
+        and all(type(value) in (int, float) and abs(value) <= LARGEST for value in values)
     )
 
 

@@ -231,7 +231,8 @@ def named_models(paths: Sequence[Path]) -> list[Path]:
         if path.suffix.removeprefix(".") not in tables.Format.__members__:
             found.append(path)
             continue
-        names = dict.fromkeys(row.get("stitched") for row in tables.read(path))
+        rows = tables.read(path, tables.StitchingRow)
+        names = dict.fromkeys(row.get("stitched") for row in rows)
         if not (models := [Path(name) for name in names if name]):
             raise MemtoolError(f"{path}: names no stitched models; make it with stitch --save DIR")
         found += models

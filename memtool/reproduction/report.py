@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError, __version__, figures, tables
+from memtool.contents import read_text
 from memtool.errors import shortened, some
 from memtool.files import replacing
 from memtool.reproduction.exhibits import EXHIBITS, Exhibit
@@ -127,7 +128,7 @@ def _record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = json.loads(read_text(path))
     except (ValueError, RecursionError, OSError) as error:
         raise MemtoolError(f"{path}: cannot be read as JSON ({shortened(error)})") from error
     if not isinstance(record, dict):
