@@ -187,10 +187,12 @@ class _Stop:
 def main(arguments: list[str] | None = None) -> None:
     """The console script. SIGTERM and SIGHUP end it as Ctrl-C does: temporary files are removed."""
     stop = _Stop()
-    for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
-        number = getattr(signal, name, None)
-        if number and signal.getsignal(number) is not signal.SIG_IGN:  # as nohup wants it
-            signal.signal(number, stop)
+    names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
+    # Those that are ignored are meant to be, as nohup does it.
+    numbers = [number for number in numbers if signal.getsignal(number) is not signal.SIG_IGN]
+    for number in numbers:
+        signal.signal(number, stop)
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         stream = getattr(sys, name)
         if stream is None:  # closed, as by >&-: files that are opened would take its place
@@ -208,6 +210,9 @@ def main(arguments: list[str] | None = None) -> None:
             sys.stderr.flush()
             os._exit(done.code if isinstance(done.code, int) else bool(done.code))
         raise
+    finally:  # while the interpreter is taken down, an exception would be told and not end it
+        for number in numbers:
+            signal.signal(number, lambda number, _: os._exit(128 + number))
 
 
 from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `app`)

@@ -296,3 +296,26 @@ def test_settings_that_matplotlib_finds_in_the_folder_do_no_harm(
     assert done.returncode == code and told in done.stderr
     assert "Traceback" not in done.stderr and "\x1b" not in done.stderr
     assert (tmp_path / "f.svg").exists() == (code == 0)
+
+
+EXITING = """
+import atexit, sys, time
+from memtool.cli import main
+atexit.register(lambda: (print("exiting", flush=True), time.sleep(60)))
+main(["info", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_python_is_taken_down_ends_it_at_once(runs, number):
+    process = subprocess.Popen(
+        [sys.executable, "-c", EXITING, runs.clean],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=ENVIRONMENT,
+    )
+    assert any(line == "exiting\n" for line in process.stdout)
+    process.send_signal(number)
+    _, told = process.communicate(timeout=20)
+    assert (process.returncode, told) == (128 + number, "")
