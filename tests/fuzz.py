@@ -774,6 +774,8 @@ def _fault_of(told: str) -> str | None:
     errors = [line for line in told.splitlines() if line.startswith("memtool: error: ")]
     if len(errors) != 1:
         return f"told {len(errors)} errors: {told[-300:]!r}"
+    if "no memory is left" in errors[0]:
+        return f"asked for too much memory: {errors[0][:300]!r}"
     return _fault_of_line(errors[0])
 
 

@@ -60,16 +60,28 @@ class Group(TyperGroup):
         try:
             with _in_short():
                 return super().invoke(ctx)
-        except MemtoolError as error:
+        except (MemtoolError, MemoryError, RuntimeError) as error:
+            if not isinstance(error, MemtoolError) and not _is_lack_of_memory(error):
+                raise
             if is_debugging():
                 traceback.print_exc()
             if is_first_to_fail(error):
-                _tell(error)
+                _tell(error if isinstance(error, MemtoolError) else f"{NO_MEMORY} ({error})")
             raise typer.Exit(1) from error
         except typer.BadParameter as error:
             if not is_first():  # all processes of a torchrun find the same
                 raise typer.Exit(error.exit_code) from error
             raise
+
+
+NO_MEMORY = "no memory is left; choose a smaller --memory or --batch-size, or stop what else runs"
+
+
+def _is_lack_of_memory(error: Exception) -> bool:
+    """PyTorch has a type of error for it on a GPU, but not on a CPU."""
+    told = str(error)
+    in_torch = "out of memory" in told or "DefaultCPUAllocator" in told
+    return isinstance(error, MemoryError) or in_torch
 
 
 def _tell(error: object) -> None:

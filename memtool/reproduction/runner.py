@@ -4,6 +4,7 @@ import gc
 import heapq
 import multiprocessing
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -191,6 +192,10 @@ def _check(step: Step, code: int | None, said: Sequence[str]) -> None:
     """Raise MemtoolError if the step's process failed, or did not make its output."""
     if code:
         last = said[-1].removeprefix(ERROR) if said else f"exit code {code}"
+        if code < 0:  # multiprocessing's way to say by what signal
+            last = f"ended by {signal.Signals(-code).name}"
+        if code == -getattr(signal, "SIGKILL", 0):
+            last += ", as a system does that runs out of memory; fewer --jobs take less"
         raise MemtoolError(f"{step.name}: {last} (the step alone: {step.command})")
     for path in step.outputs:
         if not (step.root / path).exists():

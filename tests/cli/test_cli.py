@@ -7,6 +7,7 @@ import resource
 
 import numpy as np
 import pytest
+import torch
 import typer
 
 from memtool import __version__
@@ -285,3 +286,33 @@ def test_a_usage_error_is_short_and_paints_nothing(run, words):
     assert done.code == 2 and len(done.stderr) < 1200 and "\x1b" not in done.stderr
     done = run("--\x1b" + "x" * 5000)
     assert done.code == 2 and len(done.stderr) < 1200 and "\x1b" not in done.stderr
+
+
+def _lacking(error):
+    def read(*_):
+        if error:
+            raise error
+        torch.empty(2**60)  # PyTorch's own words on a CPU
+
+    return read
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), "2.00 GiB"),
+        (MemoryError("Unable to allocate 7.28 TiB for an array"), "7.28 TiB"),
+        (None, "DefaultCPUAllocator"),
+    ],
+)
+def test_a_lack_of_memory_is_told_in_a_line_with_ways_out(run, monkeypatch, tmp_path, error, told):
+    monkeypatch.setattr("memtool.tables.read", _lacking(error))
+    done = run("plot", "a.csv", "-o", tmp_path / "a.svg")
+    assert done.code == 1 and done.stderr.startswith("memtool: error: no memory is left; choose a")
+    assert told in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_other_errors_remain_what_they_are(run, monkeypatch, tmp_path):
+    monkeypatch.setattr("memtool.tables.read", _lacking(RuntimeError("a bug")))
+    with pytest.raises(RuntimeError, match="a bug"):
+        run("plot", "a.csv", "-o", tmp_path / "a.svg")

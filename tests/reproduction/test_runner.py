@@ -34,6 +34,11 @@ def warn(arguments):
     Path(arguments[-1]).touch()
 
 
+def die(arguments):
+    print("a note", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
 def clock(arguments):
     """Write when the step ran, in seconds of the clock that all processes share."""
     start = time.monotonic()
@@ -152,6 +157,11 @@ def test_a_failed_step_is_told_with_its_command_and_the_others_end(tiny, tmp_pat
         list(run_steps([broken, *tiny], 2, main, record))
     assert "Missing option '-o'" in str(error.value)
     assert "memtool make-noisy digits -r 5%)" in str(error.value)
+
+
+def test_a_step_that_the_system_killed_is_told_as_that(tmp_path, record):
+    with pytest.raises(MemtoolError, match="out: ended by SIGKILL, as a system .* out of memory"):
+        list(run_steps([step(tmp_path / "out")], 1, die, record))
 
 
 def test_a_step_that_does_not_make_its_output_has_failed(tmp_path, record):
