@@ -8,9 +8,11 @@ only rank 0 speaks.
 
 import logging
 import sys
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic as clock
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -65,10 +67,16 @@ def telling() -> Iterator[None]:
     everyone.addHandler(handler)
     logger.setLevel(logging.INFO)
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.showwarning = _log_warning
+            yield
     finally:
         everyone.removeHandler(handler)
         logger.setLevel(before)
+
+
+def _log_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:
+    logger.warning(f"{category.__name__}: {message}")
 
 
 def be_quiet(value: bool) -> bool:

@@ -1,6 +1,7 @@
 """What goes to stderr: notes, warnings, progress in a log."""
 
 import logging
+import warnings
 
 import pytest
 
@@ -15,11 +16,15 @@ def test_a_warning_is_said_even_when_quiet(capsys):
     assert capsys.readouterr().err == "memtool: warning: it is odd\n"
 
 
+@pytest.mark.filterwarnings("always")
 def test_what_other_libraries_warn_of_is_told_once_and_without_controls(capsys):
     with telling():
         for _ in range(3):
             logging.getLogger("matplotlib.font_manager").warning("no font \x1b[31m")
-    assert capsys.readouterr().err == "memtool: warning: no font \\x1b[31m\n"
+            warnings.warn("no time \x1b[31m", RuntimeWarning, stacklevel=1)
+    assert capsys.readouterr().err == (
+        "memtool: warning: no font \\x1b[31m\nmemtool: warning: RuntimeWarning: no time \\x1b[31m\n"
+    )
 
 
 @pytest.mark.parametrize("quiet, said", [(False, "work: 2/3, more\nwork: 3/3\n"), (True, "")])
