@@ -9,7 +9,6 @@ from memtool.cli import app, options
 from memtool.cli.console import progress
 from memtool.models import Connector
 from memtool.stitching import Init
-from memtool.tables.schema import LARGEST
 
 
 @app.command()
@@ -73,10 +72,7 @@ def stitch(
         ),
     ] = 5,
     learning_rate: Annotated[
-        float,
-        typer.Option(
-            "--learning-rate", metavar="RATE", min=0, max=LARGEST, help="Learning rate of Adam"
-        ),
+        float, typer.Option("--learning-rate", metavar="RATE", min=0, help="Learning rate of Adam")
     ] = 2e-3,
     batch_size: options.BatchSize = 128,
     curve: Annotated[
@@ -208,7 +204,7 @@ def stitch(
     classes = len(set_.classes)
     cuts = verified_cuts(fronts, back, chosen, settings.directions, two, classes)
     sweep = Sweep(fronts, back, cuts, settings, save)
-    sweep.check()
+    sweep.check(where, len(set_.train))
     if dry_run:
         print(json.dumps(sweep.json()))
         return

@@ -6,6 +6,7 @@ the same whatever the batch is, but for the rounding of float32, and so do all s
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from memtool.checkpoints import Checkpoint, Network, footprints
 from memtool.data import Dataset, HostImages, on_device
-from memtool.layers import Back, Layer, axes_in_memory, run_to
+from memtool.layers import Back, Footprint, Layer, axes_in_memory, footprint, run_to
+from memtool.models import StitchedModel, StitchingLayer
 from memtool.stitching.checks import is_cut
 
 
@@ -35,12 +37,24 @@ def shared(memory: int, networks: Sequence[Checkpoint], examples: int) -> dict[P
     more. Raises MemtoolError if half the memory is not enough for a single example.
     """
     half, shares = memory // 2, {}
-    for network, footprint in zip(networks, footprints(networks), strict=True):
-        passes = max(half // 2, min(half, footprint.of(1)))
+    for network, its in zip(networks, footprints(networks), strict=True):
+        passes = max(half // 2, min(half, its.of(1)))
         what = f"{network.path}: a forward pass, of one of two networks,"
-        batch = min(examples, footprint.batch_within(passes, what))
-        shares[network.path] = Share(half - footprint.of(batch), batch)
+        batch = min(examples, its.batch_within(passes, what))
+        shares[network.path] = Share(half - its.of(batch), batch)
     return shares
+
+
+def step_footprint(
+    ends: tuple[Checkpoint, Checkpoint], cut: tuple[Layer, Layer], layer: StitchingLayer
+) -> Footprint | None:
+    """What a training step of a stitching layer between two networks takes in memory; None if they
+    do not run on the meta device."""
+    with suppress(Exception):  # whatever a model raises that needs real tensors
+        front, back = (end.skeleton().eval().requires_grad_(False) for end in ends)
+        model = StitchedModel(front, back, layer.train(), *(one.name for one in cut))
+        return footprint(model, ends[0].image_shape, gradients=True)
+    return None
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ from memtool.data import Dataset
 from memtool.device import Processes
 from memtool.files import check_writable
 from memtool.progress import Progress, silent
-from memtool.stitching.activations import CachedNetwork, Examples, shared
+from memtool.stitching.activations import CachedNetwork, Examples, shared, step_footprint
 from memtool.stitching.execution import Stitching
 from memtool.stitching.planning import Cut, StitchSettings, directed
 from memtool.stitching.settings import Direction, Init
 from memtool.stitching.unfinished import Unfinished
 from memtool.tables import StitchingRow
+from memtool.training.memory import check_step
 
 Job = tuple[Checkpoint, Cut]
 
@@ -44,10 +45,13 @@ class Sweep:
     def jobs(self) -> list[Job]:
         return [(front, cut) for front in self.fronts for cut in self.cuts[front.path]]
 
-    def check(self) -> None:
-        """Raise MemtoolError unless all cuts can be stitched in all directions, and the stitched
-        models be kept, each under a name of its own."""
+    def check(self, device: torch.device, examples: int) -> None:
+        """Raise MemtoolError unless all cuts can be stitched in all directions, by training steps
+        with so many training images that fit into the memory of the device, and the stitched models
+        be kept, each under a name of its own."""
         self.settings.check(cut for _, cut in self.jobs)
+        if self.settings.epochs:
+            self._check_steps(device, examples)
         keepers: dict[Path, tuple[Path, Path]] = {}
         for front, cut in self.jobs if self.folder else []:
             for direction in self.settings.directions:
@@ -59,6 +63,21 @@ class Sweep:
                         f"{path}: would be the stitched model of {' and '.join(map(str, files))} "
                         f"and of {' and '.join(map(str, keepers[path]))}; stitch them one by one"
                     )
+
+    def _check_steps(self, device: torch.device, examples: int) -> None:
+        """Raise MemtoolError if a training step takes more memory than the device has."""
+        batch, known = min(self.settings.config.batch_size, examples), set()
+        for front in self.fronts:
+            for direction in self.settings.directions:
+                # The way back is longest from the first cut.
+                ends, cut = directed(direction, (front, self.back), self.cuts[front.path][0])
+                if (
+                    what := repr((cut, [(str(end.spec), end.image_shape) for end in ends]))
+                ) in known:
+                    continue
+                known.add(what)
+                if step := step_footprint(ends, cut, self.settings.layer(cut)):
+                    check_step(step.of(batch), batch, self.settings.config, device)
 
     def _path(self, files: tuple[Path, Path], cut: Cut) -> Path:
         """Where a stitched model is kept: FRONT--CUT--BACK.safetensors."""

@@ -29,7 +29,7 @@ def evaluation_batch(
     device = next(model.parameters()).device
     batch = ceil(config.batch_size / processes.size)
     step = footprint(model.train(), shape, gradients=True)
-    _check(step.of(batch) + _optimizer_state(model, config), batch, config, device)
+    check_step(step.of(batch) + _optimizer_state(model, config), batch, config, device)
     forward = footprint(model, shape)
     return forward.batch_within(max(step.per_example * batch, LEAST, forward.of(1)))
 
@@ -40,7 +40,9 @@ def _optimizer_state(model: nn.Module, config: TrainConfig) -> int:
     return weights * (1 if config.optimizer is Optimizer.sgd else 2)
 
 
-def _check(needed: int, batch: int, config: TrainConfig, device: torch.device) -> None:
+def check_step(needed: int, batch: int, config: TrainConfig, device: torch.device) -> None:
+    """Raise MemtoolError if a training step with `batch` images, which takes so many bytes in
+    float32, takes more than the device has."""
     if config.precision is Precision.bf16:  # half of what was measured, at best
         needed //= 2
     if needed > (available := memory_of(device)):

@@ -8,8 +8,17 @@ import torch
 from memtool import MemtoolError, data
 from memtool.checkpoints import Checkpoint
 from memtool.layers import Layer
+from memtool.layers.footprint import WORKSPACE, LiveBytes
+from memtool.models import Connector, StitchingLayer
 from memtool.stitching import chosen_cuts
-from memtool.stitching.activations import CachedNetwork, Examples, Share, fitting, shared
+from memtool.stitching.activations import (
+    CachedNetwork,
+    Examples,
+    Share,
+    fitting,
+    shared,
+    step_footprint,
+)
 
 
 def test_the_last_layers_are_kept_first():
@@ -114,3 +123,17 @@ def test_activations_of_every_type_resume_the_network_itself(run, tmp_path, memo
     assert {row["agreement"] for row in rows} == {1.0}
     refused = run(*command, "--at", "spectrum", "--epochs", 0)
     assert refused.code == 1 and "complex128, no real numbers" in refused.stderr
+
+
+@pytest.mark.parametrize("name", ["block1", "block4"])
+def test_the_memory_of_a_training_step_is_what_lives_at_once_in_one(runs, name):
+    checkpoint = Checkpoint.open(runs.clean)
+    cut = next(one for one in checkpoint.trace((1, 8, 8)) if one.name == name)
+    layer = StitchingLayer(Connector.conv1x1, cut.shape, cut.shape)
+    step = step_footprint((checkpoint, checkpoint), (cut, cut), layer)
+    examples = Examples.of(data.load("digits"), torch.device("cpu"))
+    front, back = (CachedNetwork(checkpoint, [], examples, Share(0, 256)) for _ in range(2))
+    with LiveBytes() as live:
+        activation = front.activation(name, torch.arange(100))
+        back.logits_from(name, layer(activation)).sum().backward()
+    assert 0.7 < WORKSPACE * max(live.history) / step.of(100) < 1.3

@@ -142,6 +142,17 @@ def test_memory_too_small_for_a_single_image_is_told_before_the_work(run, runs):
 # ---------------------------------------------------------------- stitched models are checkpoints
 
 
+def test_a_training_step_that_does_not_fit_is_told_before_the_work(run, runs, monkeypatch):
+    command = ("stitch", runs.noisy, runs.clean, "--at", "block2,block5")
+    monkeypatch.setattr("memtool.training.memory.memory_of", lambda device: 2**20)
+    told = run(*command)
+    assert told.code == 1 and told.stdout == ""
+    assert "a training step with 128 images takes" in told.stderr
+    assert "cpu has 1.0 MiB; choose a smaller --batch-size" in told.stderr
+    for fitting in (("--batch-size", 4, "--epochs", 1), ("--epochs", 0)):
+        assert run(*command, *fitting).code == 0
+
+
 @pytest.fixture(scope="module")
 def saved(run, runs, tmp_path_factory):
     """The folder of the model stitched at block5, and the table beside it."""
