@@ -46,11 +46,8 @@ class Group(TyperGroup):
                 discard(sys.stdout)  # or Python would complain once more when it flushes it at exit
             if error.errno == errno.EPIPE:  # whoever read our output has seen enough
                 raise typer.Exit(0) from None
-            if is_debugging():
-                traceback.print_exc()
             place = "" if error.filename is None else f"{error.filename}: "
-            _tell(f"{place}{error.strerror or error}")
-            raise typer.Exit(1) from error
+            raise _failed(error, f"{place}{error.strerror or error}") from error
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         with _in_short():
@@ -60,14 +57,12 @@ class Group(TyperGroup):
         try:
             with _in_short():
                 return super().invoke(ctx)
-        except (MemtoolError, MemoryError, RuntimeError) as error:
-            if not isinstance(error, MemtoolError) and not _is_lack_of_memory(error):
+        except MemtoolError as error:
+            raise _failed(error, error) from error
+        except (MemoryError, RuntimeError) as error:
+            if not _is_lack_of_memory(error):
                 raise
-            if is_debugging():
-                traceback.print_exc()
-            if is_first_to_fail(error):
-                _tell(error if isinstance(error, MemtoolError) else f"{NO_MEMORY} ({error})")
-            raise typer.Exit(1) from error
+            raise _failed(error, f"{NO_MEMORY} ({error})") from error
         except typer.BadParameter as error:
             if not is_first():  # all processes of a torchrun find the same
                 raise typer.Exit(error.exit_code) from error
@@ -84,8 +79,13 @@ def _is_lack_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or in_torch
 
 
-def _tell(error: object) -> None:
-    stderr.print(f"{ERROR}{_line(error)}")
+def _failed(error: Exception, told: object) -> typer.Exit:
+    """The end of a command that has failed, which one process of a torchrun tells."""
+    if is_debugging():
+        traceback.print_exc()
+    if is_first_to_fail(error):
+        stderr.print(f"{ERROR}{_line(told)}")
+    return typer.Exit(1)
 
 
 def _line(error: object) -> str:

@@ -130,16 +130,18 @@ def _opened(file: Path, count: int, tell: bool = False) -> tuple[Content, list[s
     try:
         metadata = read_metadata(file, KIND)
         with opened(file, "numpy") as tensors:
-            if tensors.keys() != ["checksums", "images"]:
+            if {*tensors.keys()} != {"checksums", "images"}:
                 raise MemtoolError(f"{file}: does not hold images and their checksums")
             shape = tuple(tensors.get_slice("images").get_shape())
             checksums = tensors.get_tensor("checksums")
         measured = {key: metadata["data"].get(key) for key in MEASURED}
         if not (
-            (len(shape), checksums.shape, checksums.dtype) == (4, (count,), np.uint32)
-            and (shape[0], file.stat().st_size) == (count, _size(shape))
-            and [len(measured[key] or "") for key in ("mean", "std")] == 2 * [shape[1]]
-            and measured["fingerprint"]
+            len(shape) == 4
+            and shape[0] == count
+            and file.stat().st_size == _size(shape)
+            and (checksums.shape, checksums.dtype) == ((count,), np.uint32)
+            and all(measured.values())
+            and len(measured["mean"]) == len(measured["std"]) == shape[1]
         ):
             raise MemtoolError(f"{file}: does not hold {count} images")
     except MemtoolError as error:

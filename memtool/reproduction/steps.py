@@ -14,6 +14,14 @@ from memtool.reproduction.recipes import Recipe, told
 from memtool.reproduction.rules import CEILING, CKA, FIGURES, RUN_RULES, SUPPLEMENT, Rule
 from memtool.tables import CkaRow, StitchingRow, TrainingRow
 
+# What the tables of each kind hold, of which there is one for each run.
+ROWS = {
+    "training": TrainingRow,
+    "cka": CkaRow,
+    "ceiling": CkaRow,
+    "stitching": StitchingRow,
+    "supplement": CkaRow,
+}
 ROOT = "$(DIR)"
 NAMES = re.compile(r"\$(?:\((\w+)\)|([*<@^]))")
 
@@ -77,15 +85,6 @@ def steps_for(recipe: Recipe, root: Path) -> list[Step]:
     tables = tables_of(recipe).items()
     names = {kind: [f"{ROOT}/{path}" for path in paths] for kind, paths in tables}
     return [*steps, *(_step(rule, rule.kind, ROOT, names, root) for rule in FIGURES)]
-
-
-ROWS = {
-    "training": TrainingRow,
-    "cka": CkaRow,
-    "ceiling": CkaRow,
-    "stitching": StitchingRow,
-    "supplement": CkaRow,
-}
 
 
 def tables_of(recipe: Recipe) -> dict[str, list[Path]]:

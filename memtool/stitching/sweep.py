@@ -66,18 +66,22 @@ class Sweep:
 
     def _check_steps(self, device: torch.device, examples: int) -> None:
         """Raise MemtoolError if a training step takes more memory than the device has."""
-        batch, known = min(self.settings.config.batch_size, examples), set()
-        for front in self.fronts:
-            for direction in self.settings.directions:
-                # The way back is longest from the first cut.
-                ends, cut = directed(direction, (front, self.back), self.cuts[front.path][0])
-                if (
-                    what := repr((cut, [(str(end.spec), end.image_shape) for end in ends]))
-                ) in known:
-                    continue
-                known.add(what)
-                if step := step_footprint(ends, cut, self.settings.layer(cut)):
-                    check_step(step.of(batch), batch, self.settings.config, device)
+        batch = min(self.settings.config.batch_size, examples)
+        # The way back is longest from the first cut.
+        steps = [
+            directed(direction, (front, self.back), self.cuts[front.path][0])
+            for front in self.fronts
+            for direction in self.settings.directions
+        ]
+        alike = {
+            (cut, *((str(end.spec), tuple(end.image_shape)) for end in ends)): (ends, cut)
+            for ends, cut in steps
+        }
+        for ends, cut in alike.values():
+            with torch.device("meta"):  # a map may be large
+                layer = self.settings.layer(cut)
+            if step := step_footprint(ends, cut, layer):
+                check_step(step.of(batch), batch, self.settings.config, device)
 
     def _path(self, files: tuple[Path, Path], cut: Cut) -> Path:
         """Where a stitched model is kept: FRONT--CUT--BACK.safetensors."""

@@ -68,18 +68,19 @@ def read(path: Path | None, row_type: type | None = None) -> list[dict[str, Any]
     if not rows:
         raise MemtoolError(f"{name}: holds no rows")
     if row_type:
-        for row in rows:
-            _check_cells(row_type, row)
+        _check_cells(row_type, rows)
     return rows
 
 
-def _check_cells(row_type: type, row: dict[str, Any]) -> None:
-    for column in [name for name in row if name in columns(row_type)]:
-        try:
-            row[column] = checked(row_type, column, row[column])
-        except ValueError as error:
-            place = row.place  # type: ignore[attr-defined]
-            raise MemtoolError(f"{place}, column {column}: {error}") from error
+def _check_cells(row_type: type, rows: Sequence[dict[str, Any]]) -> None:
+    declared = columns(row_type)  # once: they are read from the type's hints
+    for row in rows:
+        for column in [name for name in row if name in declared]:
+            try:
+                row[column] = checked(row_type, column, row[column])
+            except ValueError as error:
+                place = row.place  # type: ignore[attr-defined]
+                raise MemtoolError(f"{place}, column {column}: {error}") from error
 
 
 MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)

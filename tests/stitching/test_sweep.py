@@ -139,9 +139,6 @@ def test_memory_too_small_for_a_single_image_is_told_before_the_work(run, runs):
     ) in result.stderr
 
 
-# ---------------------------------------------------------------- stitched models are checkpoints
-
-
 def test_a_training_step_that_does_not_fit_is_told_before_the_work(run, runs, monkeypatch):
     command = ("stitch", runs.noisy, runs.clean, "--at", "block2,block5")
     monkeypatch.setattr("memtool.training.memory.memory_of", lambda device: 2**20)
@@ -151,6 +148,9 @@ def test_a_training_step_that_does_not_fit_is_told_before_the_work(run, runs, mo
     assert "cpu has 1.0 MiB; choose a smaller --batch-size" in told.stderr
     for fitting in (("--batch-size", 4, "--epochs", 1), ("--epochs", 0)):
         assert run(*command, *fitting).code == 0
+
+
+# ---------------------------------------------------------------- stitched models are checkpoints
 
 
 @pytest.fixture(scope="module")
