@@ -14,6 +14,7 @@ The paper is Gupta, Saha, Rai, "Understanding Memorization using Representation 
 and Model Stitching", UniReps 2024.
 """
 
+from pathlib import Path
 from typing import Any
 
 import lazy_loader
@@ -21,10 +22,16 @@ import lazy_loader
 from memtool import MemtoolError
 from memtool.errors import one_line
 
+SETTINGS = "matplotlibrc"  # which matplotlib reads first in the working directory
+
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
 def __getattr__(name: str) -> Any:
+    if Path(SETTINGS).is_fifo():
+        raise MemtoolError(
+            f"{SETTINGS}: a FIFO, from which matplotlib would read its settings; remove it"
+        )
     try:
         return _load(name)
     except (OSError, ValueError) as error:  # in what matplotlib reads as it is imported

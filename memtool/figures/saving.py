@@ -1,6 +1,7 @@
 """Writing figures to files: equal figures give equal bytes."""
 
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, BinaryIO
@@ -64,11 +65,23 @@ def save(figure: Figure, stream: BinaryIO, format: str, options: Options = Optio
             "of the table, or write a PDF or an SVG"
         )
     # LOOK is needed again, since matplotlib makes ticks only when it draws them.
-    with matplotlib.rc_context(LOOK | SAVING | options.style):
+    with matplotlib.rc_context(LOOK | SAVING | options.style), _undated():
         if format == "eps":
             stream.write(_eps(figure))
         else:
             figure.savefig(stream, format=format, metadata=METADATA[format])
+
+
+@contextmanager
+def _undated() -> Iterator[None]:
+    """Without the date in $SOURCE_DATE_EPOCH, whatever it is: matplotlib reads it even if no date
+    is written."""
+    date = os.environ.pop("SOURCE_DATE_EPOCH", None)
+    try:
+        yield
+    finally:
+        if date is not None:
+            os.environ["SOURCE_DATE_EPOCH"] = date
 
 
 def check_format(format: str) -> None:

@@ -298,6 +298,16 @@ def test_settings_that_matplotlib_finds_in_the_folder_do_no_harm(
     assert (tmp_path / "f.svg").exists() == (code == 0)
 
 
+def test_a_fifo_with_the_name_of_matplotlibs_settings_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "matplotlibrc")
+    (tmp_path / "rows.csv").write_text("layer,cka\na,1\n")
+    for command in ("plot rows.csv -o f.svg", "reproduce digits -o out"):
+        done = shell(f"cd {tmp_path} && memtool {command}", PYTHONPATH=os.getcwd())
+        assert done.returncode == 1
+        assert "memtool: error: matplotlibrc: a FIFO" in done.stderr
+        assert not (tmp_path / "f.svg").exists()
+
+
 EXITING = """
 import atexit, sys, time
 from memtool.cli import main

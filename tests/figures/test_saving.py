@@ -3,6 +3,7 @@
 import io
 import locale
 import logging
+import os
 import re
 
 import matplotlib
@@ -66,6 +67,16 @@ def test_files_carry_no_date_and_fonts_that_journals_take():
     assert b"/CreationDate" not in pdf and b"dc:date" not in svg and b"CreationDate" not in eps
     assert b"/Type3" not in pdf and b"/CIDFontType2" in pdf
     assert b"/FontType 42 def" in eps and b"/FontType 3 def" not in eps
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_the_date_that_builds_go_by_changes_no_byte(format, monkeypatch):
+    figure = draw("training", training_rows())
+    plain = saved(figure, format)
+    for date in ("86400", "yesterday", "9" * 30):
+        monkeypatch.setenv("SOURCE_DATE_EPOCH", date)
+        assert saved(figure, format) == plain
+        assert os.environ["SOURCE_DATE_EPOCH"] == date
 
 
 def test_text_in_an_svg_is_text():
