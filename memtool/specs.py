@@ -1,4 +1,4 @@
-"""The text form that model specs and data set specs share: `NAME?key=value&key=value`.
+"""Text that people type: specs of models and data sets, `NAME?key=value&key=value`, and ratios.
 
 The last `?` begins the options, because a path may contain others. Keys and values may be
 percent-encoded, so that `%26` is an `&` within a value. A `%` that begins no escape stands for
@@ -58,6 +58,31 @@ def encoded(text: str) -> str:
     """
     # JSON can hold half of a surrogate pair, which strict UTF-8 cannot.
     return quote(text, safe="/:,[]", errors="surrogatepass")
+
+
+def fraction(text: str) -> float:
+    """A number, or a percentage as the fraction that it is. Raises ValueError for other text.
+
+    >>> fraction("80%"), fraction("0.8")
+    (0.8, 0.8)
+    """
+    return float(text[:-1]) / 100 if text.endswith("%") else float(text)
+
+
+def ratio(text: str) -> float:
+    """A fraction in [0, 1]. Raises MemtoolError for anything else.
+
+    >>> ratio("37.5%")
+    0.375
+    """
+    try:
+        value = fraction(text)
+    except ValueError:
+        raise MemtoolError(f"{text!r} is not a ratio, such as 25% or 0.25") from None
+    if not 0 <= value <= 1:
+        hint = f"; did you mean {text}%?" if 1 < value <= 100 and "%" not in text else ""
+        raise MemtoolError(f"ratio {text} is outside [0, 1]{hint}")
+    return value
 
 
 def _decoded(text: str) -> str:

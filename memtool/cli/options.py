@@ -182,16 +182,12 @@ def comma_separated(values: list[str]) -> list[str]:
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
 
 
-def fraction(text: str) -> float:
-    """'25%' or '0.25' as 0.25; a usage error for anything outside [0, 1]."""
+def fractions(values: list[str]) -> list[float]:
+    """['0 25%', '0.5,1'] as [0, 0.25, 0.5, 1]; a usage error for anything outside [0, 1]."""
     try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise typer.BadParameter(f"{text!r} is not a ratio, such as 25% or 0.25") from None
-    if not 0 <= value <= 1:
-        hint = f"; did you mean {text}%?" if 1 < value <= 100 and "%" not in text else ""
-        raise typer.BadParameter(f"ratio {text} is outside [0, 1]{hint}")
-    return value
+        return [specs.ratio(part) for text in values for part in text.replace(",", " ").split()]
+    except MemtoolError as error:
+        raise typer.BadParameter(str(error)) from None
 
 
 def size(text: str) -> int:

@@ -172,8 +172,8 @@ def _part(text: str) -> float | int | None:
     """A fraction in (0, 1), or a whole number from 1 on."""
     if text.isdecimal():
         return int(text) or None
-    fraction = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    return fraction if 0 < fraction < 1 else None
+    part = specs.fraction(text)
+    return part if 0 < part < 1 else None
 
 
 def _among(names: Sequence[str]) -> Callable[[str], str | None]:
@@ -186,7 +186,7 @@ def _whole(text: str, least: int = 1, most: float = math.inf) -> int | None:
 
 def _share(text: str) -> float | None:
     """A number in [0.1, 2]; timm has models with more than 1, whose images get a black border."""
-    share = float(text[:-1]) / 100 if text.endswith("%") else float(text)
+    share = specs.fraction(text)
     return share if 0.1 <= share <= 2 else None
 
 

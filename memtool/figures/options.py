@@ -6,7 +6,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
-from memtool import MemtoolError
+from memtool import MemtoolError, specs
 from memtool.figures.style_file import Parameters, read_style
 
 LAST = "last"  # of the epochs
@@ -61,7 +61,7 @@ def as_options(
     return Options(
         XAxis(x) if x is not None else None,
         tuple(_parts(layers)),
-        tuple(_ratio(part) for part in _parts(ratios)),
+        tuple(specs.ratio(str(part)) for part in _parts(ratios)),
         tuple(_epoch(part) for part in _parts(epochs)),
         tuple(_parts(marks)),
         _inches(width),
@@ -76,19 +76,6 @@ def _parts(given: Any) -> list[Any]:
     if isinstance(given, str):
         return [part.strip() for part in given.split(",") if part.strip()]
     return list(given) if isinstance(given, Iterable) else [given]
-
-
-def _ratio(given: Any) -> float:
-    """'25%', '0.25' or .25 as .25."""
-    text = str(given)
-    try:
-        value = float(text[:-1]) / 100 if text.endswith("%") else float(text)
-    except ValueError:
-        raise MemtoolError(f"{text!r} is not a ratio, such as 25% or 0.25") from None
-    if not 0 <= value <= 1:
-        hint = f"; did you mean {text}%?" if 1 < value <= 100 and "%" not in text else ""
-        raise MemtoolError(f"ratio {text} is outside [0, 1]{hint}")
-    return value
 
 
 def _epoch(given: Any) -> int | str:
