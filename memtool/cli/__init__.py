@@ -20,7 +20,7 @@ from typing import Annotated, Any, TypeVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from memtool import MemtoolError, __version__
+from memtool import MemtoolError, __version__, compiler
 from memtool.cli.console import is_debugging, stderr, telling
 from memtool.device import is_first, is_first_to_fail
 from memtool.errors import ERROR, printable
@@ -28,6 +28,8 @@ from memtool.tables import discard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
+
+compiler.postpone()
 
 MOST_TOLD = 800  # characters of an error
 

@@ -3,7 +3,6 @@
 Nothing is traced into a graph and nothing is rewritten, so any model will do.
 """
 
-import sys
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from memtool import MemtoolError
+from memtool import MemtoolError, compiler
 from memtool.layers.layer import first_tensor, tensors_in
 
 # Called with a layer's name, its module and what the module returned; a result other than None
@@ -68,7 +67,7 @@ def watching(
         names = {module: name for module, name in names.items() if name in giving}
     watch = _Watch(names, taken, see)
     with ExitStack() as attached:
-        if "torch._dynamo" in sys.modules:  # parts that are compiled would not call the hooks
+        if compiler.is_there():  # parts that are compiled would not call the hooks
             attached.enter_context(torch.compiler.set_stance("force_eager"))
         reset = model.register_forward_pre_hook(lambda *_: watch.calls.clear())
         attached.callback(reset.remove)

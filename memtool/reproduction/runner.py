@@ -26,10 +26,9 @@ from memtool.reproduction.steps import Step
 
 Command = Callable[[list[str]], None]
 
-# What the steps would otherwise import each in its own process, besides the module of the command;
-# torch's optimizers import torch._dynamo when they are first used.
+# What the steps would otherwise import each in its own process, besides the module of the command.
 PRELOAD = [
-    *("torch", "torch._dynamo"),
+    "torch",
     *("memtool.training.run", "memtool.similarity.comparison", "memtool.stitching.sweep"),
     *("memtool.figures.drawing", "memtool.models.nets", "safetensors.torch"),
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "fontTools.subset"),
@@ -136,7 +135,7 @@ class _Running:
 def _start(step: Step, command: Command, logs: Path) -> _Running:
     context = multiprocessing.get_context("forkserver")
     # This has an effect before the first process only.
-    context.set_forkserver_preload([*PRELOAD, command.__module__])
+    context.set_forkserver_preload([command.__module__, *PRELOAD])
     log = logs / step.name
     process = context.Process(target=_execute, args=(command, step.arguments, log))
     process.start()

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 MODULES = (
-    *("torch._dynamo", "memtool.cli", "memtool.training.run", "memtool.similarity.comparison"),
+    *("memtool.cli", "memtool.training.run", "memtool.similarity.comparison"),
     *("memtool.stitching.sweep", "memtool.models", "memtool.data.cache"),
 )
 CHAIN = """

@@ -309,8 +309,9 @@ def test_a_fifo_with_the_name_of_matplotlibs_settings_is_not_waited_for(tmp_path
 
 
 EXITING = """
-import atexit, sys, time
+import atexit, signal, sys, time
 from memtool.cli import main
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, as by nohup
 atexit.register(lambda: (print("exiting", flush=True), time.sleep(60)))
 main(["info", sys.argv[1]])
 """
