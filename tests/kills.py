@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MODULES = [
-    *("torch", "torch._dynamo", "memtool.cli", "memtool.training", "memtool.training.run"),
+    *("memtool.cli", "torch", "memtool.training", "memtool.training.run"),
     *("memtool.similarity.comparison", "memtool.stitching.sweep", "memtool.figures.drawing"),
     "memtool.figures.style",
 ]
