@@ -22,7 +22,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 MODULES = [
-    *("memtool.cli", "torch", "memtool.training", "memtool.training.run"),
+    *("memtool.cli", "torch", "torch.fx.experimental.symbolic_shapes"),
+    *("memtool.training", "memtool.training.run"),
     *("memtool.similarity.comparison", "memtool.stitching.sweep", "memtool.figures.drawing"),
     "memtool.figures.style",
 ]

@@ -28,7 +28,7 @@ Command = Callable[[list[str]], None]
 
 # What the steps would otherwise import each in its own process, besides the module of the command.
 PRELOAD = [
-    "torch",
+    *("torch", "torch.fx.experimental.symbolic_shapes"),  # which checks shapes on the meta device
     *("memtool.training.run", "memtool.similarity.comparison", "memtool.stitching.sweep"),
     *("memtool.figures.drawing", "memtool.models.nets", "safetensors.torch"),
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "fontTools.subset"),

@@ -61,7 +61,7 @@ def main() -> None:
     process = subprocess.Popen([sys.executable, "-m", "memtool", *command.split()])
     while process.poll() is None:
         peak = max(peak, memory(process.pid))
-        time.sleep(0.5)
+        time.sleep(2)  # to look more often would take a tenth of a processor
     seconds = time.monotonic() - start
     print_expectations(Path(folder))
     print(f"\nmemtool {command}")

@@ -23,8 +23,13 @@ import torch
 from safetensors.torch import save_file
 
 MODULES = (
-    *("memtool.cli", "memtool.training.run", "memtool.similarity.comparison"),
-    *("memtool.stitching.sweep", "memtool.models", "memtool.data.cache"),
+    *("memtool.cli", "torch.fx.experimental.symbolic_shapes", "memtool.training.run"),
+    *(
+        "memtool.similarity.comparison",
+        "memtool.stitching.sweep",
+        "memtool.models",
+        "memtool.data.cache",
+    ),
 )
 CHAIN = """
 import torch
