@@ -191,10 +191,12 @@ def _too_large(
     groups = divided(comparisons, references)
     each = (_memory(estimator, group, batches, batch, portion=1) for group in groups)
     most = max(each, key=lambda memory: memory.total)
+    other = "" if estimator is Estimator.minibatch else ", or --estimator minibatch"
     return MemtoolError(
         f"--memory: {estimator} CKA of these layers takes {told_size(most.total)} or more, of "
-        f"which a forward pass takes {told_size(most.passes)}; allow for that, or choose fewer "
-        "layers, smaller batches or images, or --estimator minibatch"
+        f"which a forward pass takes {told_size(most.passes)} and the weights of the networks "
+        f"{told_size(most.weights)}; allow for that, or choose fewer layers, smaller batches or "
+        f"images{other}"
     )
 
 

@@ -212,11 +212,13 @@ def test_blocks_and_groups_equal_one_pass(run, runs, other, counted, pairs, kern
         assert a == b
 
 
-def test_a_budget_too_small_for_anything(run, runs):
-    result = run("cka", runs.noisy, runs.clean, "--estimator", "exact", "--memory", "1MiB")
+@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
+def test_a_budget_too_small_for_anything(run, runs, estimator):
+    result = run("cka", runs.noisy, runs.clean, "--estimator", estimator, "--memory", "100KiB")
     assert result.code == 1 and result.stdout == ""
-    assert "--memory: exact CKA of these layers takes" in result.stderr
-    assert "of which a forward pass takes" in result.stderr
+    assert f"--memory: {estimator} CKA of these layers takes" in result.stderr
+    assert "KiB and the weights of the networks " in result.stderr
+    assert ("or --estimator minibatch" in result.stderr) is (estimator == "exact")
 
 
 def test_a_pass_of_part_of_a_batch_changes_no_more_than_roundings(run, runs):

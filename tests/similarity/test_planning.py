@@ -84,7 +84,7 @@ def test_a_batch_takes_several_passes_where_one_does_not_fit(runs):
             made = make_plan(others, [reference], 2000, settings)
         except MemtoolError as error:
             assert "minibatch CKA of these layers takes" in str(error)
-            assert f"a forward pass takes {told_size(footprint.of(1))};" in str(error)
+            assert f"a forward pass takes {told_size(footprint.of(1))} and" in str(error)
             break
         assert made.memory.total <= memory
         assert made.batches == whole.batches  # they are part of the definition
