@@ -8,6 +8,7 @@ whoever writes `rows.csv` next finds, and removes, what a killed process has lef
 import os
 import shutil
 import socket
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -102,7 +103,13 @@ def _claim(folder: Path, path: Path, waiting: Callable[[], None] | None) -> tupl
     """The open file that says who the folder's process is, and whether it could be locked."""
     holder = folder / HOLDER
     while True:
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileExistsError:  # something else, unless the process before has just removed it
+            with suppress(FileNotFoundError):
+                if not stat.S_ISDIR(folder.lstat().st_mode):
+                    raise
+            continue
         try:
             descriptor = os.open(holder, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
         except FileNotFoundError:  # the process before has just removed the folder
@@ -178,7 +185,11 @@ def check_writable(path: Path) -> None:
             return
         target = Path(os.path.realpath(path))
         existing = next(parent for parent in target.parents if parent.exists())
-        with _claimed(existing / f".{target.name}.tmp", path, None) as folder:
+        # If its folder has still to be made, so may others be, by processes that check at the same
+        # time; none of them writes this file.
+        missing = target.relative_to(existing).parts[0]
+        waiting = None if existing == target.parent else (lambda: None)
+        with _claimed(existing / f".{missing}.tmp", path, waiting) as folder:
             (folder / "probe").touch()
     except OSError as error:
         raise _not_written(path, error) from error

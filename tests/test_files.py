@@ -93,6 +93,27 @@ def test_a_file_that_another_process_is_writing_is_refused_and_says_who_that_is(
     assert names(tmp_path) == []
 
 
+def test_a_file_of_the_same_name_in_a_folder_above_is_another_file(tmp_path, other):
+    check_writable(tmp_path / "new" / "rows.csv")
+    assert names(tmp_path) == [".rows.csv.tmp"]
+
+
+def test_several_may_check_at_once_what_they_will_write_in_new_folders(tmp_path):
+    code = (
+        "import pathlib, sys\n"
+        "from memtool.files import check_writable\n"
+        "for number in range(2000):\n"
+        "    check_writable(pathlib.Path(f'new{number % 3}', sys.argv[1], 'rows.csv'))"
+    )
+    commands = [[sys.executable, "-c", code, name] for name in ("a", "b", "c")]
+    processes = [
+        subprocess.Popen(command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": os.getcwd()})
+        for command in commands
+    ]
+    assert [process.wait(60) for process in processes] == [0, 0, 0]
+    assert names(tmp_path) == []
+
+
 def test_one_can_wait_for_the_other_process(tmp_path, other):
     with claimed(tmp_path / "rows.csv", waiting=other.stdin.close) as folder:
         assert other.wait() == 0 and names(folder) == ["holder"]
