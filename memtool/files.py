@@ -9,6 +9,7 @@ import os
 import shutil
 import socket
 import stat
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -70,13 +71,7 @@ def claimed(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[P
     folder cannot be made.
     """
     target = Path(os.path.realpath(path))
-    with _claimed(target.with_name(f".{target.name}.tmp"), path, waiting) as folder:
-        yield folder
-
-
-@contextmanager
-def _claimed(folder: Path, path: Path, waiting: Callable[[], None] | None) -> Iterator[Path]:
-    """As `claimed`, with the folder for temporary files in any place."""
+    folder = target.with_name(f".{target.name}.tmp")
     if folder in _claims:
         yield folder
         return
@@ -105,10 +100,9 @@ def _claim(folder: Path, path: Path, waiting: Callable[[], None] | None) -> tupl
     while True:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-        except FileExistsError:  # something else, unless the process before has just removed it
-            with suppress(FileNotFoundError):
-                if not stat.S_ISDIR(folder.lstat().st_mode):
-                    raise
+        except FileExistsError:  # the process before has just removed it, or it is something else
+            if _is_no_folder(folder):
+                raise
             continue
         try:
             descriptor = os.open(holder, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
@@ -150,6 +144,13 @@ def _lock(descriptor: int, path: Path, waiting: Callable[[], None] | None) -> bo
     return True
 
 
+def _is_no_folder(path: Path) -> bool:
+    """Whether there is something at `path` that is not a folder."""
+    with suppress(FileNotFoundError):
+        return not stat.S_ISDIR(path.lstat().st_mode)
+    return False
+
+
 def _is_same(descriptor: int, path: Path) -> bool:
     """Whether an open file is still the one at `path`."""
     return path.exists() and os.path.samestat(os.fstat(descriptor), path.stat())
@@ -183,14 +184,13 @@ def check_writable(path: Path) -> None:
             raise MemtoolError(f"{path}: is a folder; name a file")
         if _is_special(path):
             return
-        target = Path(os.path.realpath(path))
-        existing = next(parent for parent in target.parents if parent.exists())
-        # If its folder has still to be made, so may others be, by processes that check at the same
-        # time; none of them writes this file.
-        missing = target.relative_to(existing).parts[0]
-        waiting = None if existing == target.parent else (lambda: None)
-        with _claimed(existing / f".{missing}.tmp", path, waiting) as folder:
-            (folder / "probe").touch()
+        parents = Path(os.path.realpath(path)).parents
+        if parents[0].exists():
+            with claimed(path) as folder:
+                (folder / "probe").touch()
+        else:  # nobody writes it yet, so that there is nothing to claim
+            existing = next(parent for parent in parents if parent.exists())
+            tempfile.TemporaryFile(dir=existing).close()
     except OSError as error:
         raise _not_written(path, error) from error
 

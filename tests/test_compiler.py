@@ -82,9 +82,9 @@ assert step().tolist() == [0] and compiler.is_there()
 """
 
 
-def run(code, folder):
+def run(code, folder, before=BEFORE):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.getcwd()}
-    command = [sys.executable, "-W", "error::ResourceWarning", "-c", BEFORE + code]
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", before + code]
     done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment)
     assert done.returncode == 0, done.stderr
 
@@ -99,5 +99,10 @@ def test_it_is_there_for_whoever_asks(code, tmp_path):
 
 
 def test_one_that_is_there_stays(tmp_path):
-    code = "import torch._dynamo\nfrom memtool.cli import main\nassert torch._dynamo.eval_frame\n"
-    run(code + "import torch._dynamo as it\nassert sys.modules['torch._dynamo'] is it", tmp_path)
+    imported = "import torch._dynamo\nit, utils = torch._dynamo, torch._dynamo.utils\n"
+    code = """
+assert compiler.is_there()
+assert sys.modules["torch._dynamo"] is torch._dynamo is it
+assert sys.modules["torch._dynamo.utils"] is it.utils is utils
+"""
+    run(imported + BEFORE + code, tmp_path, before="")

@@ -29,7 +29,7 @@ from memtool.tables import discard
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-compiler.postpone()
+compiler.postpone()  # here, since the steps of `reproduce` start from where this was imported
 
 MOST_TOLD = 800  # characters of an error
 

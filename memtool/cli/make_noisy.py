@@ -96,7 +96,7 @@ def make_noisy(
     from memtool.data import LabelFile
     from memtool.files import check_writable
 
-    ratios = options.fractions(ratio or [])
+    ratios = options.ratios(ratio or [])
     if source is not None and (ratio or matrix or kind is not NoiseKind.uniform):
         raise typer.BadParameter(
             "it takes the place of -r, --kind and --matrix", param_hint="--from"

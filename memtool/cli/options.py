@@ -182,7 +182,7 @@ def comma_separated(values: list[str]) -> list[str]:
     return [part.strip() for value in values for part in value.split(",") if part.strip()]
 
 
-def fractions(values: list[str]) -> list[float]:
+def ratios(values: list[str]) -> list[float]:
     """['0 25%', '0.5,1'] as [0, 0.25, 0.5, 1]; a usage error for anything outside [0, 1]."""
     try:
         return [specs.ratio(part) for text in values for part in text.replace(",", " ").split()]

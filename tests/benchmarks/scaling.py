@@ -24,12 +24,8 @@ from safetensors.torch import save_file
 
 MODULES = (
     *("memtool.cli", "torch.fx.experimental.symbolic_shapes", "memtool.training.run"),
-    *(
-        "memtool.similarity.comparison",
-        "memtool.stitching.sweep",
-        "memtool.models",
-        "memtool.data.cache",
-    ),
+    *("memtool.similarity.comparison", "memtool.stitching.sweep"),
+    *("memtool.models", "memtool.data.cache"),
 )
 CHAIN = """
 import torch

@@ -60,7 +60,7 @@ def meet(arguments):
 
 
 def hold(arguments):
-    """Make `quick` at once, and fail at `bad` once `quick` is made and `slow` is under way, which
+    """Make `quick` at once, and fail at `bad` once there is `go` and `slow` is under way, which
     never ends."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     output = Path(arguments[-1])
@@ -70,7 +70,7 @@ def hold(arguments):
             output.with_name("pid").write_text(str(os.getpid()))
             time.sleep(600)
     if output.name == "bad":
-        wait_for(output.with_name("quick"))
+        wait_for(output.with_name("go"))
         wait_for(output.with_name("pid"))
         sys.exit("memtool: error: a bad step")
 
@@ -177,11 +177,13 @@ def test_however_it_ends_no_process_and_no_partial_file_is_left(tmp_path, record
     quick, slow, bad = tmp_path / "quick", tmp_path / "slow", tmp_path / "bad"
     steps = [step(quick), step(slow), *([step(bad)] if end == "failure" else [])]
     outcomes = run_steps(steps, 3, hold, record)
+    assert next(outcomes).step.name == "quick"
     if end == "failure":
+        (tmp_path / "go").write_text("go")
         with pytest.raises(MemtoolError, match=r"^bad: a bad step \(the step alone: "):
             list(outcomes)
+        (tmp_path / "go").unlink()
     else:
-        assert next(outcomes).step.name == "quick"
         wait_for(tmp_path / "pid")
         if end == "closed":
             outcomes.close()

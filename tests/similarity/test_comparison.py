@@ -212,12 +212,13 @@ def test_blocks_and_groups_equal_one_pass(run, runs, other, counted, pairs, kern
         assert a == b
 
 
-@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
-def test_a_budget_too_small_for_anything(run, runs, estimator):
-    result = run("cka", runs.noisy, runs.clean, "--estimator", estimator, "--memory", "100KiB")
+@pytest.mark.parametrize(("estimator", "memory"), [("exact", "1MiB"), ("minibatch", "100KiB")])
+def test_a_budget_too_small_for_anything(run, runs, estimator, memory):
+    result = run("cka", runs.noisy, runs.clean, "--estimator", estimator, "--memory", memory)
     assert result.code == 1 and result.stdout == ""
     assert f"--memory: {estimator} CKA of these layers takes" in result.stderr
-    assert "KiB and the weights of the networks " in result.stderr
+    assert "of which a forward pass takes" in result.stderr
+    assert "iB and the weights of the networks " in result.stderr
     assert ("or --estimator minibatch" in result.stderr) is (estimator == "exact")
 
 
