@@ -1,12 +1,13 @@
 """Processor time and memory of the commands against the size of the work, with fitted exponents.
 
-    python tests/benchmarks/scaling.py [--only images|layers|checkpoints|cuts] [--limits]
+    python tests/benchmarks/scaling.py [--only images|layers|checkpoints|cuts|...] [--limits]
 
 Each command runs in a process of its own, forked from one that has imported everything: seconds of
 one processor and peak resident memory are those of the command, and both have the same floor. An
 exponent is the slope of a line through the larger half of the sizes, in logarithms: 1 is linear.
 --limits asks for the largest work instead, once each: 1,000 checkpoints, 10,000 layers, a million
-images, a checkpoint of 2 GB, an image of 20,000 x 20,000 and 10,000 classes, and says how it ends.
+images, checkpoints of 2 GB, an image of 20,000 x 20,000 and 10,000 classes, and says how it ends;
+--only names one of either.
 """
 
 import argparse
@@ -182,9 +183,21 @@ def million_images() -> str:
     return images(1_000_000)
 
 
-def large_checkpoint() -> str:
-    save_file({f"{number}.weight": torch.ones(2**26) for number in range(8)}, "large.safetensors")
-    return "info large.safetensors"
+def large_training() -> str:
+    spec = "chain.py:chain?layers=120&width=2048"
+    data = make_data("small", 64)
+    return (
+        f"train --model {spec} --data {data} --optimizer sgd --epochs 1 --save-at 0 "
+        f"-o large.safetensors -q"
+    )
+
+
+def large(command: str) -> str:
+    """A command that is given two checkpoints of 2 GB, before and after training."""
+    if not Path("large.safetensors").exists():
+        outcome = measured(large_training())
+        assert outcome.code == 0, outcome
+    return command.format("large/epoch-0000.safetensors large.safetensors")
 
 
 def large_image() -> str:
@@ -207,23 +220,26 @@ LIMITS: dict[str, Callable[[], str]] = {
     "1,000 checkpoints": lambda: checkpoints(1000),
     "10,000 layers": lambda: layers(10_000),
     "1,000,000 images": million_images,
-    "a checkpoint of 2 GB": large_checkpoint,
+    "2 GB, train": large_training,
+    "2 GB, info": lambda: large("info {}"),
+    "2 GB, cka": lambda: large(CKA),
+    "2 GB, cka in 1 GiB": lambda: large(f"{CKA} --memory 1GiB"),
+    "2 GB, stitch": lambda: large("stitch {} --at 60 --epochs 1 -o rows.csv --trust -q"),
     "images of 20,000 x 20,000": large_image,
     "10,000 classes": many_classes,
 }
 
 
-def limits() -> None:
+def limit(name: str) -> None:
     """Print how the largest work ends."""
-    for name, make in LIMITS.items():
-        one = measured(make())
-        end = "done" if one.code == 0 else one.told
-        print(f"{name:26} {one.seconds:8.1f} s {one.memory / 2**20:8.0f} MiB  {end}", flush=True)
+    one = measured(LIMITS[name]())
+    end = "done" if one.code == 0 else one.told
+    print(f"{name:26} {one.seconds:8.1f} s {one.memory / 2**20:8.0f} MiB  {end}", flush=True)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", choices=list(SCALES))
+    parser.add_argument("--only", choices=[*SCALES, *LIMITS])
     parser.add_argument("--limits", action="store_true")
     given = parser.parse_args()
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -235,11 +251,9 @@ def main() -> int:
         os.chdir(folder)
         try:
             Path("chain.py").write_text(CHAIN)
-            if given.limits:
-                limits()
-            else:
-                for name in [given.only] if given.only else SCALES:
-                    scale(name)
+            names = LIMITS if given.limits else SCALES
+            for name in [given.only] if given.only else names:
+                (limit if name in LIMITS else scale)(name)
         finally:
             os.chdir(before)
     return 0
