@@ -91,13 +91,18 @@ def make_data(name: str, images: int, classes: int = 4, side: int = 8) -> str:
     return path
 
 
+def training(name: str, data: str, layers: int = 10, **options: int) -> str:
+    """The training of a chain for one epoch, with checkpoints before and after it."""
+    spec = "&".join(f"{key}={value}" for key, value in {"layers": layers, **options}.items())
+    chosen = f"--model chain.py:chain?{spec} --data {data} --epochs 1 --save-at 0"
+    return f"train {chosen} -o {name}.safetensors -q"
+
+
 def make_checkpoint(name: str, data: str, layers: int = 10, **options: int) -> str:
     """A chain that was trained for one epoch."""
-    spec = "&".join(f"{key}={value}" for key, value in {"layers": layers, **options}.items())
     path = f"{name}.safetensors"
     if not Path(path).exists():
-        train = f"train --model chain.py:chain?{spec} --data {data} --epochs 1 -o {path} -q"
-        outcome = measured(train)
+        outcome = measured(training(name, data, layers, **options))
         assert outcome.code == 0, outcome
     return path
 
@@ -183,21 +188,17 @@ def million_images() -> str:
     return images(1_000_000)
 
 
+LARGE = {"layers": 120, "width": 2048}  # 2 GB
+
+
 def large_training() -> str:
-    spec = "chain.py:chain?layers=120&width=2048"
-    data = make_data("small", 64)
-    return (
-        f"train --model {spec} --data {data} --optimizer sgd --epochs 1 --save-at 0 "
-        f"-o large.safetensors -q"
-    )
+    return training("large", make_data("small", 64), **LARGE)
 
 
 def large(command: str) -> str:
-    """A command that is given two checkpoints of 2 GB, before and after training."""
-    if not Path("large.safetensors").exists():
-        outcome = measured(large_training())
-        assert outcome.code == 0, outcome
-    return command.format("large/epoch-0000.safetensors large.safetensors")
+    """A command that is given two large checkpoints, before and after training."""
+    network = make_checkpoint("large", make_data("small", 64), **LARGE)
+    return command.format(f"large/epoch-0000.safetensors {network}")
 
 
 def large_image() -> str:
@@ -212,8 +213,7 @@ def large_image() -> str:
 
 
 def many_classes() -> str:
-    data = make_data("classes", 64, classes=10_000)
-    return f"train --model chain.py:chain --data {data} --epochs 1 -o classes-run.safetensors"
+    return training("classes-run", make_data("classes", 64, classes=10_000))
 
 
 LIMITS: dict[str, Callable[[], str]] = {
