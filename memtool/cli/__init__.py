@@ -21,6 +21,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from memtool import MemtoolError, __version__, compiler
+from memtool.cli import startup
 from memtool.cli.console import is_debugging, stderr, telling
 from memtool.device import is_first, is_first_to_fail
 from memtool.errors import ERROR, printable
@@ -29,7 +30,9 @@ from memtool.tables import discard
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-compiler.postpone()  # here, since the steps of `reproduce` start from where this was imported
+# Here, since the steps of `reproduce` start from where this was imported.
+compiler.postpone()
+startup.hasten()
 
 MOST_TOLD = 800  # characters of an error
 
