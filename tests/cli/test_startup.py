@@ -43,7 +43,7 @@ def test_nothing_is_collected_meanwhile(imported):
     assert large.part.__spec__.name == "large.part"
 
 
-def test_it_is_no_other_way_than_before_if_collections_are_off(imported):
+def test_collections_that_are_off_stay_off(imported):
     gc.disable()
     try:
         imported("")
