@@ -285,9 +285,7 @@ class Checkpoint:
             raise MemtoolError(
                 f"{self.path}: does not say how its images are normalized; name a data set (--data)"
             )
-        model = self.model()
-        models.warn_of_batch_statistics(model, str(self.path))
-        return Network(model.to(device), self.data["mean"], self.data["std"], self.classes)
+        return Network(self.model().to(device), self.data["mean"], self.data["std"], self.classes)
 
     def trace(self, image_shape: tuple[int, ...]) -> "list[Layer]":
         """The layers of the model for images of `image_shape`, (channels, height, width), or for

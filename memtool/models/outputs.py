@@ -96,12 +96,12 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         model = build(spec)
-        images = torch.rand(2, *image_shape)
+        images = torch.rand(3, *image_shape)
         for mode in ("training", "eval"):
             model.train(mode == "training")
             what = f"model {spec} in {mode} mode, given 2 images of {image_shape}"
             with foreign_code(what):
-                result = model(images.clone())
+                result = model(images[:2].clone())
             found = _found(result, classes)
             if found is None:
                 raise MemtoolError(
@@ -109,8 +109,7 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
                     f"(2, {classes}), one for each class"
                 )
             _tell_choice(spec, mode, result, found[0])
-        warn_if_random(lambda: model(images.clone()), f"model {spec}")
-    warn_of_batch_statistics(model, f"model {spec}")
+        warn_if_results_vary(lambda some: model(some.clone()), images, f"model {spec}", model)
 
 
 def _tell_choice(spec: ModelSpec, mode: str, result: Any, name: str) -> None:
@@ -122,28 +121,44 @@ def _tell_choice(spec: ModelSpec, mode: str, result: Any, name: str) -> None:
         )
 
 
-def warn_of_batch_statistics(model: nn.Module, what: str) -> None:
-    """Warn if batch norms have no running statistics: those of the batch are used in eval mode."""
-    names = [
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
-    ]
-    if names:
-        logger.warning(
-            f"{what}: batch norm without running statistics ({names[0]}): all values depend on "
-            "which images are in a batch together"
-        )
+@torch.no_grad()
+def warn_if_results_vary(
+    run: Callable[[Tensor], Any], images: Tensor, what: str, model: nn.Module
+) -> None:
+    """Warn if `run`, a forward pass of `model` in eval mode, gives other results for the same
+    images each time, or for an image if the others in its batch are other ones.
 
-
-def warn_if_random(run: Callable[[], Any], what: str) -> None:
-    """Warn if `run`, a forward pass of some images in eval mode, gives other results each time."""
-    first, second = (list(tensors_in(run())) for _ in range(2))
-    if not all(map(nearly_equal, first, second)):
+    It takes three `images` to tell the latter.
+    """
+    pairs = [images[:2], images[:2], images[::2][:2]]
+    first, again, beside_another = (list(tensors_in(run(pair))) for pair in pairs)
+    if not all(map(nearly_equal, first, again)):
         logger.warning(
             f"{what}: gives other results for the same images each time (dropout that is always "
             "on, or a state that changes?): all values depend on chance"
         )
+    elif len(images) > 2 and not all(map(_agree_on_the_first, first, beside_another)):
+        logger.warning(
+            f"{what}: gives results for an image that depend on the others in its batch "
+            f"({_what_looks_at_others(model)}): so do all values"
+        )
+
+
+def _agree_on_the_first(a: Tensor, b: Tensor) -> bool:
+    """Whether two results, each for two images, are the same for the first one, whichever axis of
+    length 2 counts the images; true of tensors that have no such axis, or another shape each."""
+    axes = [axis for axis, length in enumerate(a.shape) if length == 2 and a.shape == b.shape]
+    # The kernels are the same, so that even rounding hardly differs.
+    return not axes or any(
+        nearly_equal(a.select(axis, 0), b.select(axis, 0), rtol=1e-5, atol=1e-5) for axis in axes
+    )
+
+
+def _what_looks_at_others(model: nn.Module) -> str:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
+            return f"batch norm without running statistics: {name}"
+    return "attention along the wrong axis, or a mean over images?"
 
 
 def nearly_equal(a: Tensor, b: Tensor, rtol: float = 1e-3, atol: float = 1e-3) -> bool:

@@ -15,7 +15,7 @@ from memtool.checkpoints import Network
 from memtool.data import HostImages
 from memtool.device import Processes, precision
 from memtool.layers import observed
-from memtool.models import warn_if_random
+from memtool.models import warn_if_results_vary
 from memtool.progress import Advance, Progress
 from memtool.similarity.feature_space import FeatureRecorder
 from memtool.similarity.hsic import wide
@@ -131,10 +131,10 @@ class _Setting:
     def prepared(self, selection: Selection) -> Network:
         """The network with its weights, in the memory format that suits it. That is tried, and
         whether results depend on chance, with one of the networks that are equal but for these."""
-        checkpoint, images = selection.checkpoint, self.images[:2]
+        checkpoint, images = selection.checkpoint, self.images[:3]
         network, model = checkpoint.network(self.images.device), str(checkpoint.spec)
         if model not in self.formats:
-            warn_if_random(lambda: network.run(images), str(checkpoint.path))
+            warn_if_results_vary(network.run, images, str(checkpoint.path), network.model)
             self.formats[model] = network.fastest(images).memory_format
         return replace(network, memory_format=self.formats[model])
 

@@ -1,5 +1,5 @@
 """What only the networks themselves can tell before the work: which cuts hold, which classes they
-know. Each network is loaded and runs on two images."""
+know. Each network is loaded and runs on a few images."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,7 +11,7 @@ from torch import Tensor
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, Network
 from memtool.layers import Back, run_to, told_names
-from memtool.models import foreign_code, nearly_equal, warn_if_random
+from memtool.models import foreign_code, nearly_equal, warn_if_results_vary
 from memtool.stitching.cuts import ChosenCut, not_a_cut
 from memtool.stitching.planning import Cut
 from memtool.stitching.settings import Direction
@@ -28,7 +28,7 @@ def verified_cuts(
     classes: int,
 ) -> dict[Path, list[Cut]]:
     """The cuts of each front with the back that hold for the networks as they are, by the front's
-    path; `images`, uint8 (2, c, h, w), are any two that differ.
+    path; `images`, uint8 (3, c, h, w), are any few that differ.
 
     The graph of a forward pass does not show everything: a branch may depend on the weights, or
     data take a way that no tensor shows. A cut that does not hold is left out with a note, unless
@@ -68,8 +68,10 @@ def _checked(
 ) -> dict[str, str | None]:
     """Which of the layers are no cuts, each with the innermost block around it that is one."""
     network = checkpoint.network(images.device)
-    with foreign_code(f"{checkpoint.path}: its model {checkpoint.spec}, given 2 images"):
-        warn_if_random(lambda: network.run(images), str(checkpoint.path))
+    with foreign_code(
+        f"{checkpoint.path}: its model {checkpoint.spec}, given {len(images)} images"
+    ):
+        warn_if_results_vary(network.run, images, str(checkpoint.path), network.model)
         _check_classes(checkpoint, network, images, classes, gives_back)
         found = {
             layer: _block_around(network, layer, images)

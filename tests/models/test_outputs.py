@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memtool import MemtoolError
 from memtool.models import (
@@ -16,7 +16,7 @@ from memtool.models import (
     logits_of,
     nearly_equal,
     parse,
-    warn_if_random,
+    warn_if_results_vary,
 )
 
 FEATURES, LOGITS = torch.zeros(2, 64), torch.zeros(2, 10)
@@ -164,13 +164,6 @@ def test_which_part_is_taken_is_noted(code, caplog):
     assert not caplog.records
 
 
-def test_batch_norm_without_running_statistics_is_warned_of(code, caplog):
-    check_classifier(parse("net.py:BatchStatistics"), (1, 8, 8), 10)
-    (record,) = caplog.records
-    assert record.levelname == "WARNING"
-    assert "batch norm without running statistics (0)" in record.message
-
-
 def test_checking_draws_no_random_numbers(code):
     torch.manual_seed(0)
     expected = torch.rand(3)
@@ -214,19 +207,56 @@ def test_debug_shows_the_traceback(run, code):
 
 
 def test_a_model_that_repeats_itself_but_for_rounding_is_not_random(caplog):
-    images = torch.randn(2, 10)
-    rounded = iter([images, images * (1 + 1e-6)])
-    warn_if_random(lambda: {"logits": next(rounded)}, "it")
+    noise = iter([0, 1e-6, 1e-6])
+    images = torch.randn(3, 10)
+    warn_if_results_vary(lambda x: {"logits": x * (1 + next(noise))}, images, "it", nn.Identity())
     assert not caplog.records
 
 
 @pytest.mark.parametrize("change", [torch.nn.functional.dropout, lambda x: x.add_(1)])
 def test_a_model_that_does_not_repeat_itself_is_told(caplog, change):
-    state = torch.randn(2, 10)
-    warn_if_random(lambda: (None, change(state).clone()), "it")
+    state, images = torch.randn(2, 10), torch.randn(3, 10)
+    warn_if_results_vary(lambda _: (None, change(state).clone()), images, "it", nn.Identity())
     (record,) = caplog.records
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith("it: gives other results for the same images each time")
+
+
+def attention_over_images(tokens: Tensor) -> Tensor:
+    return nn.functional.scaled_dot_product_attention(*[tokens.transpose(0, 1)] * 3).transpose(0, 1)
+
+
+@pytest.mark.parametrize(
+    ("model", "reason"),
+    [
+        (nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False)), "statistics: 0"),
+        (lambda x: x - x.mean(0), "a mean over images?"),
+        (lambda x: (None, {"tokens": attention_over_images(x.reshape(-1, 2, 3))}), "attention"),
+        (lambda x: attention_over_images(x.reshape(-1, 2, 3)).transpose(0, 1), "attention"),
+    ],
+)
+def test_a_model_that_looks_at_the_other_images_of_a_batch_is_told(caplog, model, reason):
+    module = model if isinstance(model, nn.Module) else nn.Identity()
+    warn_if_results_vary(model, torch.randn(3, 6), "it", module)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING" and reason in record.getMessage()
+    assert record.getMessage().startswith("it: gives results for an image that depend on the oth")
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        nn.Sequential(nn.BatchNorm1d(6), nn.Linear(6, 2)).eval(),
+        lambda x: {"logits": x, "loss": x.mean(), "per class": x.sum(0)},
+        lambda x: x.reshape(-1, 2, 3).transpose(0, 1),
+        lambda x: x.argmax(1),
+    ],
+)
+def test_a_model_that_takes_each_image_for_itself_is_not(caplog, model):
+    module = model if isinstance(model, nn.Module) else nn.Identity()
+    warn_if_results_vary(model, torch.randn(3, 6), "it", module)
+    warn_if_results_vary(lambda x: x - x.mean(0), torch.randn(2, 6), "who can tell", module)
+    assert not caplog.records
 
 
 ALWAYS_ON = """
@@ -243,8 +273,31 @@ class Net(nn.Module):
 """
 
 
-def test_every_command_that_runs_a_random_model_says_so(run, tmp_path):
-    (tmp_path / "net.py").write_text(ALWAYS_ON)
+WRONG_AXIS = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.flatten = nn.Unflatten(2, (2, 4))
+        self.block = nn.TransformerEncoderLayer(4, 2, 8, dropout=0.0)  # takes the tokens first
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.block(self.flatten(images.flatten(1, 2)).flatten(1, 2)).flatten(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "warning"),
+    [
+        (ALWAYS_ON, "gives other results for the same images each time"),
+        (WRONG_AXIS, "gives results for an image that depend on the others in its batch"),
+    ],
+    ids=["random", "wrong axis"],
+)
+def test_every_command_that_runs_such_a_model_says_so(run, tmp_path, code, warning):
+    (tmp_path / "net.py").write_text(code)
     path = tmp_path / "r.safetensors"
     model = ("--model", f"{tmp_path}/net.py:Net")
     results = [
@@ -253,7 +306,7 @@ def test_every_command_that_runs_a_random_model_says_so(run, tmp_path):
         run("stitch", path, path, *model, "--at", "flatten", "--epochs", 0, "-q"),
     ]
     for result in results:
-        assert "gives other results for the same images each time" in result.stderr
+        assert result.stderr.count(warning) == 1, result.stderr
 
 
 def test_nearly_equal_takes_what_is_no_number_or_infinite_in_the_same_places():
