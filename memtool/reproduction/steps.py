@@ -131,8 +131,9 @@ def variables(recipe: Recipe) -> dict[str, str]:
 
 
 def _steps_of(recipe: Recipe, seed: int, root: Path) -> Iterator[Step]:
-    """The steps of the runs of one seed, those of the clean one and of the ceiling first."""
-    for ratio in recipe.ratios:
+    """The steps of the runs of one seed: those of the clean one and of the ceiling first, then of
+    the runs whose stitched models are compared, which take longest and are not to come last."""
+    for ratio in sorted(recipe.ratios, key=lambda r: (r != 0, r not in recipe.supplemented)):
         run = f"r{ratio:g}-s{seed}"
         names = {**_names(recipe, run, seed), "ratio": f"{ratio:g}"}
         for rule in RUN_RULES:
