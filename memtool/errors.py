@@ -21,6 +21,13 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
+def is_lack_of_memory(error: Exception) -> bool:
+    """PyTorch has a type of error for it on a GPU, but not on a CPU."""
+    told = str(error)
+    in_torch = "out of memory" in told or "DefaultCPUAllocator" in told
+    return isinstance(error, MemoryError) or in_torch
+
+
 def last_line(error: BaseException) -> str:
     """The last line of what an exception says, at most 120 characters; its type if it says nothing.
 

@@ -241,6 +241,11 @@ class Checkpoint:
                 f"otherwise: {', '.join(f'{key}={value}' for key, value in others.items())}"
             )
 
+    @property
+    def told(self) -> str:
+        """The file and its model, as messages about what happens in it begin."""
+        return f"{self.path}: its model {self.spec}"
+
     def skeleton(self) -> "nn.Module":
         """The model without weights. Raises MemtoolError if it cannot be built, or if the file's
         tensors are not those of the model."""
@@ -308,8 +313,7 @@ class Checkpoint:
                 model = self.skeleton().to("meta")
                 return trace(model, torch.zeros(2, *image_shape, device="meta"), output)
         with models.foreign_code(
-            f"{self.path}: its model {self.spec} does not take {told_shape(image_shape)}"
-            f"{self._hint(image_shape)}"
+            f"{self.told} does not take {told_shape(image_shape)}{self._hint(image_shape)}"
         ):
             return trace(self.model(), torch.zeros(2, *image_shape), output)
 

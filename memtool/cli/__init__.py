@@ -24,7 +24,7 @@ from memtool import MemtoolError, __version__, compiler
 from memtool.cli import startup
 from memtool.cli.console import is_debugging, stderr, telling
 from memtool.device import is_first, is_first_to_fail
-from memtool.errors import ERROR, printable
+from memtool.errors import ERROR, is_lack_of_memory, printable
 from memtool.tables import discard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -65,7 +65,7 @@ class Group(TyperGroup):
         except MemtoolError as error:
             raise _failed(error, error) from error
         except (MemoryError, RuntimeError) as error:
-            if not _is_lack_of_memory(error):
+            if not is_lack_of_memory(error):
                 raise
             raise _failed(error, f"{NO_MEMORY} ({error})") from error
         except typer.BadParameter as error:
@@ -75,13 +75,6 @@ class Group(TyperGroup):
 
 
 NO_MEMORY = "no memory is left; choose a smaller --memory or --batch-size, or stop what else runs"
-
-
-def _is_lack_of_memory(error: Exception) -> bool:
-    """PyTorch has a type of error for it on a GPU, but not on a CPU."""
-    told = str(error)
-    in_torch = "out of memory" in told or "DefaultCPUAllocator" in told
-    return isinstance(error, MemoryError) or in_torch
 
 
 def _failed(error: Exception, told: object) -> typer.Exit:

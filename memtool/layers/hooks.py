@@ -60,7 +60,11 @@ def watching(
     With `layers`, only modules that can give one of those are watched. If `first`, `see` comes
     before the hooks that are there already, so that those see the output that it returns.
     """
-    names = {module: name for name, module in model.named_modules() if name}
+    names = {
+        module: name
+        for name, module in model.named_modules()
+        if name and not isinstance(module, torch.jit.ScriptModule)  # which takes no hooks
+    }
     taken = set(names.values())
     if layers is not None:
         giving = _modules_of(layers)

@@ -240,7 +240,9 @@ def _reading(model: nn.Module, axes: _ChannelAxes) -> Iterator[None]:
                 axes.learn(module, value)
 
     handles = [
-        module.register_forward_pre_hook(before, with_kwargs=True) for module in model.modules()
+        module.register_forward_pre_hook(before, with_kwargs=True)
+        for module in model.modules()
+        if not isinstance(module, torch.jit.ScriptModule)
     ]
     try:
         yield

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.errors import one_line
+from memtool.errors import is_lack_of_memory, one_line
 from memtool.layers import tensors_in
 from memtool.models.building import build
 from memtool.models.spec import ModelSpec
@@ -78,29 +78,32 @@ def described(result: Any) -> str:
 @contextmanager
 def foreign_code(what: str) -> Iterator[None]:
     """Within the block, any exception of other people's code becomes a MemtoolError of one line,
-    which begins with `what`."""
+    which begins with `what`; but a lack of memory is none of its doing."""
     try:
         yield
     except MemtoolError:
         raise
     except Exception as error:
+        if is_lack_of_memory(error):
+            raise
         raise MemtoolError(f"{what}: {one_line(error)} (--debug shows where)") from error
 
 
 def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int) -> None:
     """Raise MemtoolError unless a model of this spec can be trained to tell the classes apart:
     unless it takes two images of `image_shape`, (channels, height, width), or vectors, (features,),
-    in training and in eval mode, and returns logits of that many classes.
+    in training and in eval mode, returns logits of that many classes, and has gradients.
 
     A note says which part of the result is taken for the logits, where there are several.
     """
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with torch.random.fork_rng(devices=[]):
         model = build(spec)
         images = torch.rand(3, *image_shape)
         for mode in ("training", "eval"):
-            model.train(mode == "training")
+            trains = mode == "training"
+            model.train(trains)
             what = f"model {spec} in {mode} mode, given 2 images of {image_shape}"
-            with foreign_code(what):
+            with foreign_code(what), torch.set_grad_enabled(trains):
                 result = model(images[:2].clone())
             found = _found(result, classes)
             if found is None:
@@ -108,6 +111,9 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
                     f"{what}: returns {described(result)}, in which there are no logits of shape "
                     f"(2, {classes}), one for each class"
                 )
+            if trains:
+                with foreign_code(f"model {spec} in {mode} mode, in the backward pass"):
+                    found[1].float().sum().backward()
             _tell_choice(spec, mode, result, found[0])
         warn_if_results_vary(lambda some: model(some.clone()), images, f"model {spec}", model)
 

@@ -15,7 +15,7 @@ from memtool.checkpoints import Network
 from memtool.data import HostImages
 from memtool.device import Processes, precision
 from memtool.layers import observed
-from memtool.models import warn_if_results_vary
+from memtool.models import foreign_code, warn_if_results_vary
 from memtool.progress import Advance, Progress
 from memtool.similarity.feature_space import FeatureRecorder
 from memtool.similarity.hsic import wide
@@ -77,7 +77,7 @@ def measure(
     """
     device, visits = images.device, plan.visits(processes)
     order = image_order(len(images), settings.seed).to(device)
-    with torch.inference_mode(), precision(settings.precision, device):
+    with torch.no_grad(), precision(settings.precision, device):
         setting = _Setting(plan, settings, images, processes)
         networks = participants(group, setting)
         comparing = [Comparing.of(one, networks) for one in group]
@@ -201,11 +201,12 @@ class Participant:
         selection: Selection, tensors: Mapping[bool, list[str]], setting: _Setting
     ) -> "Participant":
         """The network with its weights, ready to record these tensors."""
-        network = setting.prepared(selection)
         recorders: dict[bool, Recorder] = {}
-        if names := tensors[False]:
-            sigma = setting.sigma(network, selection, names)
-            recorders[False] = setting.gram_recorder(names, sigma)
+        with foreign_code(selection.checkpoint.told):
+            network = setting.prepared(selection)
+            if names := tensors[False]:
+                sigma = setting.sigma(network, selection, names)
+                recorders[False] = setting.gram_recorder(names, sigma)
         if names := tensors[True]:
             recorders[True] = setting.feature_recorder(names)
         return Participant(selection, network, recorders)
@@ -223,7 +224,8 @@ class Participant:
                     if name in self.recorders[way].index:
                         batch.record(name, activation)
 
-            self._observe(images, portion, record)
+            with foreign_code(self.selection.checkpoint.told):
+                self._observe(images, portion, record)
         return batches
 
     def _observe(self, images: Tensor, portion: int, record: Callable[[str, Tensor], None]) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from memtool.checkpoints import Checkpoint, Network, footprints
 from memtool.data import Dataset, HostImages, on_device
 from memtool.layers import Back, Footprint, Layer, axes_in_memory, footprint, run_to
-from memtool.models import StitchedModel, StitchingLayer
+from memtool.models import StitchedModel, StitchingLayer, foreign_code
 from memtool.stitching.checks import is_cut
 
 
@@ -111,10 +111,11 @@ class CachedNetwork:
     ) -> None:
         self.checkpoint, self.examples, self.batch = checkpoint, examples, share.batch
         network = checkpoint.network(examples.images.device)
-        self.network: Network = network.fastest(examples.images[:2])
         self._last = layers[-1].name if layers else None
         self._backs: dict[str, Back] = {}
-        self._kept = self._computed(fitting(layers, len(examples.images), share.kept))
+        with foreign_code(checkpoint.told):
+            self.network: Network = network.fastest(examples.images[:2])
+            self._kept = self._computed(fitting(layers, len(examples.images), share.kept))
 
     @torch.no_grad()
     def _computed(self, layers: Sequence[Layer]) -> dict[str, Tensor]:

@@ -68,9 +68,7 @@ def _checked(
 ) -> dict[str, str | None]:
     """Which of the layers are no cuts, each with the innermost block around it that is one."""
     network = checkpoint.network(images.device)
-    with foreign_code(
-        f"{checkpoint.path}: its model {checkpoint.spec}, given {len(images)} images"
-    ):
+    with foreign_code(checkpoint.told):
         warn_if_results_vary(network.run, images, str(checkpoint.path), network.model)
         _check_classes(checkpoint, network, images, classes, gives_back)
         found = {

@@ -17,6 +17,7 @@ from memtool.checkpoints import Checkpoint
 from memtool.data import Dataset
 from memtool.device import Processes
 from memtool.files import check_writable
+from memtool.models import foreign_code
 from memtool.progress import Progress, silent
 from memtool.stitching.activations import CachedNetwork, Examples, shared, step_footprint
 from memtool.stitching.execution import Stitching
@@ -162,7 +163,8 @@ class Sweep:
             key = files, tuple(layer.name for layer in own_cut)
             if key not in done:
                 stitching = Stitching(direction, between, own_cut, self.settings)
-                done[key] = list(stitching.rows())
+                with foreign_code(f"{files[0]} stitched to {files[1]}"):
+                    done[key] = list(stitching.rows())
                 if self.folder:
                     path = self._path(files, own_cut)
                     stitching.save(path)

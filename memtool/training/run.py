@@ -7,7 +7,6 @@ run is unfinished.
 
 import logging
 from collections.abc import Collection, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import isfinite
@@ -187,7 +186,7 @@ class Run:
         trained = shared(model, task, self.processes)
         if self.config.compile:
             trained = cast(nn.Module, torch.compile(trained))
-        with foreign_code("--compile") if self.config.compile else nullcontext():
+        with foreign_code("--compile" if self.config.compile else f"model {self.spec}"):
             yield from fit(trained, optimizer, task, self.config, done, self.processes)
 
     def _evaluated(self, model: nn.Module, task: Task, epoch: int) -> EpochMetrics | None:
@@ -195,7 +194,8 @@ class Run:
         not finite."""
         if not self.config.evaluates(epoch) and epoch not in self.epochs_to_save:
             return None
-        metrics = evaluate(model, task, self.config.precision, self.processes)
+        with foreign_code(f"model {self.spec}"):
+            metrics = evaluate(model, task, self.config.precision, self.processes)
         if not isfinite(metrics["loss"]):
             raise MemtoolError(
                 f"the loss is {metrics['loss']} after epoch {epoch}; try a lower --learning-rate"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from memtool import MemtoolError
@@ -123,6 +124,17 @@ class BatchStatistics(nn.Sequential):
 class Broken(nn.Module):
     def forward(self, images):
         raise KeyError("who knows\\nwhat this is")
+
+class NoWayBack(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, images):
+        return super().forward(images).sigmoid().mul_(2)
+
+class NoParameters(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.AdaptiveAvgPool1d(10))
 """
 
 
@@ -145,6 +157,8 @@ def code(tmp_path, monkeypatch):
         ),
         ("TrainingOnly", "in eval mode, given .*: returns str, in which there are no logits"),
         ("Broken", "KeyError: 'who knows.*--debug shows where"),
+        ("NoWayBack", "in training mode, in the backward pass: RuntimeError: .*inplace operation"),
+        ("NoParameters", "in the backward pass: RuntimeError: .* does not require grad"),
         ("Lazy", "1.weight gets its size from the first images"),
         ("Two?num_classes=3", r"returns \(\(2, 12\), \(2, 3\)\), in which there are no logits"),
     ],
@@ -307,6 +321,83 @@ def test_every_command_that_runs_such_a_model_says_so(run, tmp_path, code, warni
     ]
     for result in results:
         assert result.stderr.count(warning) == 1, result.stderr
+
+
+FAILS_LATER = """
+from torch import nn
+
+class Net(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 10))
+
+    def forward(self, images):
+        if len(images) > 3 and not images.is_meta:
+            raise ValueError("so many\\nimages")
+        return super().forward(images)
+"""
+
+
+def test_a_model_that_fails_in_the_middle_of_the_work_is_told_in_one_line(run, tmp_path):
+    (tmp_path / "net.py").write_text(FAILS_LATER)
+    weights = {"1.weight": torch.rand(10, 64), "1.bias": torch.zeros(10)}
+    save_file(weights, path := tmp_path / "net.safetensors")
+    model = ("--model", f"{tmp_path}/net.py:Net", "--data", "digits")
+    for command in (
+        ("train", *model, "--epochs", 1, "-o", tmp_path / "r.safetensors"),
+        ("cka", path, path, *model),
+        ("cka", path, path, *model, "--kernel", "rbf"),
+        ("stitch", path, path, *model, "--at", "0"),
+    ):
+        result = run(*command, "-q")
+        assert result.code == 1
+        assert "net.py:Net: ValueError: so many (--debug shows where)\n" in result.stderr
+        assert result.stderr.count("\n") == 1
+
+
+# An energy model needs gradients to run; TorchScript takes no hooks.
+PECULIAR = """
+import warnings
+
+import torch
+from torch import nn
+
+class Energy(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body, self.energy, self.fc = nn.Linear(64, 16), nn.Linear(16, 1), nn.Linear(16, 10)
+
+    def forward(self, images):
+        features = self.body(images.flatten(1))
+        with torch.enable_grad():
+            point = features.detach().requires_grad_()
+            energy = self.energy(point.tanh()).sum()
+            (force,) = torch.autograd.grad(energy, point, create_graph=self.training)
+        return self.fc(features + force)
+
+class Scripted(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Flatten(), nn.Linear(64, 16), nn.Linear(16, 10))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it is deprecated
+            self[1] = torch.jit.script(nn.Sequential(self[1], nn.ReLU()))
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "layers", "cut"), [("Energy", ["body", "energy", "fc"], "body"), ("Scripted", "02", 0)]
+)
+def test_peculiar_models_are_trained_compared_and_stitched(run, tmp_path, name, layers, cut):
+    (tmp_path / "net.py").write_text(PECULIAR)
+    path, model = tmp_path / "r.safetensors", ("--model", f"{tmp_path}/net.py:{name}")
+    trained = run("train", *model, "--data", "digits", "--epochs", 1, "-o", path, "-q")
+    assert trained.code == 0, trained.stderr
+    compared = run("cka", path, path, *model, "--layers", "all", "--format", "jsonl", "-q")
+    rows = [json.loads(line) for line in compared.stdout.splitlines()]
+    assert [row["layer"] for row in rows] == list(layers)
+    assert [row["cka"] for row in rows] == pytest.approx([1] * len(layers))
+    again = ("--connector", "none", "--at", cut, "--format", "jsonl", "-q")
+    stitched = run("stitch", path, path, *model, *again)
+    assert json.loads(stitched.stdout)["agreement"] == 1
 
 
 def test_nearly_equal_takes_what_is_no_number_or_infinite_in_the_same_places():
