@@ -56,8 +56,13 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """The first tensor in what a module returned; None if there is none."""
-    return next(tensors_in(output), None)
+    """The first tensor in what a module returned that has an axis, as a loss has not; None if there
+    is none.
+
+    >>> first_tensor({"loss": torch.tensor(0.5), "tokens": torch.zeros(2, 16, 8)}).shape
+    torch.Size([2, 16, 8])
+    """
+    return next((tensor for tensor in tensors_in(output) if tensor.ndim), None)
 
 
 def axes_in_memory(tensor: Tensor) -> list[int]:

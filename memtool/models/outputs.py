@@ -132,35 +132,36 @@ def warn_if_results_vary(
     run: Callable[[Tensor], Any], images: Tensor, what: str, model: nn.Module
 ) -> None:
     """Warn if `run`, a forward pass of `model` in eval mode, gives other results for the same
-    images each time, or for an image if the others in its batch are other ones.
+    images each time, or for an image elsewhere in a batch, beside others.
 
     It takes three `images` to tell the latter.
     """
-    pairs = [images[:2], images[:2], images[::2][:2]]
-    first, again, beside_another = (list(tensors_in(run(pair))) for pair in pairs)
+    pairs = [images[:2], images[:2], images[[-1, 0]]]
+    first, again, elsewhere = (list(tensors_in(run(pair))) for pair in pairs)
     if not all(map(nearly_equal, first, again)):
         logger.warning(
             f"{what}: gives other results for the same images each time (dropout that is always "
             "on, or a state that changes?): all values depend on chance"
         )
-    elif len(images) > 2 and not all(map(_agree_on_the_first, first, beside_another)):
+    elif len(images) > 2 and not all(map(_agree_on_one, first, elsewhere)):
         logger.warning(
-            f"{what}: gives results for an image that depend on the others in its batch "
-            f"({_what_looks_at_others(model)}): so do all values"
+            f"{what}: gives results for an image that depend on the batch around it "
+            f"({_what_looks_around(model)}): so do all values"
         )
 
 
-def _agree_on_the_first(a: Tensor, b: Tensor) -> bool:
-    """Whether two results, each for two images, are the same for the first one, whichever axis of
-    length 2 counts the images; true of tensors that have no such axis, or another shape each."""
+def _agree_on_one(a: Tensor, b: Tensor) -> bool:
+    """Whether two results, each for two images, are the same for that which comes first in one and
+    last in the other, whichever axis of length 2 counts the images; true of tensors that have no
+    such axis, or another shape each."""
     axes = [axis for axis, length in enumerate(a.shape) if length == 2 and a.shape == b.shape]
     # The kernels are the same, so that even rounding hardly differs.
     return not axes or any(
-        nearly_equal(a.select(axis, 0), b.select(axis, 0), rtol=1e-5, atol=1e-5) for axis in axes
+        nearly_equal(a.select(axis, 0), b.select(axis, 1), rtol=1e-5, atol=1e-5) for axis in axes
     )
 
 
-def _what_looks_at_others(model: nn.Module) -> str:
+def _what_looks_around(model: nn.Module) -> str:
     for name, module in model.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             return f"batch norm without running statistics: {name}"

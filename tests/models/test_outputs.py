@@ -245,6 +245,7 @@ def attention_over_images(tokens: Tensor) -> Tensor:
     [
         (nn.Sequential(nn.BatchNorm1d(6, track_running_stats=False)), "statistics: 0"),
         (lambda x: x - x.mean(0), "a mean over images?"),
+        (lambda x: x * torch.tensor([[1.0], [2.0]]), "attention"),  # members of an ensemble
         (lambda x: (None, {"tokens": attention_over_images(x.reshape(-1, 2, 3))}), "attention"),
         (lambda x: attention_over_images(x.reshape(-1, 2, 3)).transpose(0, 1), "attention"),
     ],
@@ -254,7 +255,7 @@ def test_a_model_that_looks_at_the_other_images_of_a_batch_is_told(caplog, model
     warn_if_results_vary(model, torch.randn(3, 6), "it", module)
     (record,) = caplog.records
     assert record.levelname == "WARNING" and reason in record.getMessage()
-    assert record.getMessage().startswith("it: gives results for an image that depend on the oth")
+    assert record.getMessage().startswith("it: gives results for an image that depend on the bat")
 
 
 @pytest.mark.parametrize(
@@ -306,7 +307,7 @@ class Net(nn.Module):
     ("code", "warning"),
     [
         (ALWAYS_ON, "gives other results for the same images each time"),
-        (WRONG_AXIS, "gives results for an image that depend on the others in its batch"),
+        (WRONG_AXIS, "gives results for an image that depend on the batch around it"),
     ],
     ids=["random", "wrong axis"],
 )
