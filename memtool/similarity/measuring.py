@@ -18,7 +18,6 @@ from memtool.layers import observed
 from memtool.models import foreign_code, warn_if_results_vary
 from memtool.progress import Advance, Progress
 from memtool.similarity.feature_space import FeatureRecorder
-from memtool.similarity.hsic import wide
 from memtool.similarity.minibatch import MinibatchRecorder
 from memtool.similarity.pairs import Comparison, Selection, TensorPair, networks_of, tensors_of
 from memtool.similarity.planning import Plan
@@ -184,7 +183,7 @@ def _median_distances(
     with observed(network.model, names, keep):
         for batch in batches:
             network.run(batch)
-    return {name: wide(median_distance(torch.cat(parts))) for name, parts in kept.items()}
+    return {name: median_distance(torch.cat(parts)) for name, parts in kept.items()}
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """`minibatch`: unbiased HSIC of each batch, averaged over batches (Nguyen et al. 2021).
 
 Whole Gram matrices of one batch are there at a time, so that memory does not grow with the number
-of examples. They are made of centered features, in the features' own precision (float32 for half
-precision); sums over pairs of examples are in float64. Features of a size between 1e-15 and 1e15
-neither vanish nor overflow in float32.
+of examples. They are made of centered features, to scale, in the features' own precision (float32
+for half precision). Sums over pairs of examples are in float64, and without the scale: each process
+has its own, from the batch that it sees first.
 """
 
 import math
@@ -28,6 +28,8 @@ from memtool.similarity.recorder import (
     Recorder,
     Visit,
     mean_of,
+    scale_of,
+    scaled,
     type_of_mean,
 )
 from memtool.similarity.settings import Estimator
@@ -84,20 +86,28 @@ class GramBatch(Batch):
         # What can be done for all layers at once is left for `finish`.
         type_ = self._entries.dtype if self._entries.numel() else type_of_mean(x)
         strips = _strips(len(x), x.device)
-        gram = self._gram(i, strips.size, type_, x.device)
+        gram, scale = self._gram(i, strips.size, type_, x.device), self._scale(i, x)
         for number, chunk in enumerate(x.split(CHUNK, dim=1)):
             mean = mean_of(chunk)
             centered = self.recorder.centered(chunk, mean)
-            strips.add(gram, centered.to(type_), first=number == 0)
             self.recorder.judge(i, centered, mean)
+            centered = scaled(centered, scale)
+            strips.add(gram, centered.to(type_), first=number == 0)
 
     def _record_rbf(self, i: int, x: Tensor, sigma: Tensor) -> None:
-        mean = mean_of(x)
+        mean, scale = mean_of(x), self._scale(i, x)
         x = self.recorder.centered(x, mean)
         self.recorder.judge(i, x, mean)
+        x = scaled(x, scale)
         norms = torch.linalg.vector_norm(x, dim=1).square()
-        gram = wide(rbf(x @ x.T, norms, norms, sigma)).fill_diagonal_(0)
+        gram = wide(rbf(x @ x.T, norms, norms, sigma * scale)).fill_diagonal_(0)
         self._gram(i, gram.numel(), gram.dtype, x.device).copy_(gram.flatten())
+
+    def _scale(self, i: int, x: Tensor) -> float:
+        scales = self.recorder.scales
+        if i not in scales:
+            scales[i] = scale_of(self.recorder.centered(x, mean_of(x)))
+        return scales[i]
 
     def _gram(self, i: int, size: int, type_: torch.dtype, device: torch.device) -> Tensor:
         """Where the entries of a layer's Gram matrix go, (size,)."""
@@ -111,7 +121,10 @@ class GramBatch(Batch):
         del self._entries
         if self.recorder.sigma is None:
             strips = _strips(n, entries.device)
+            scales = [self.recorder.scales[i] for i in range(len(entries))]
             entries = wide(entries)
+            if set(scales) != {1}:
+                entries *= entries.new_tensor(scales)[:, None] ** -2
             self.row_sums = strips.row_sums(entries)
             self.vectors = strips.weigh(entries)
         else:

@@ -7,7 +7,8 @@ batches nor on their order: see `sample`.
 import torch
 from torch import Tensor
 
-from memtool.similarity.recorder import mean_of, type_of_mean
+from memtool.similarity.hsic import wide
+from memtool.similarity.recorder import mean_of, scale_of, scaled, type_of_mean
 
 SAMPLE = 512  # examples whose distances set sigma
 
@@ -33,11 +34,13 @@ def rbf(products: Tensor, rows: Tensor, columns: Tensor, sigma: Tensor) -> Tenso
 
 
 def median_distance(x: Tensor) -> Tensor:
-    """The median of the distances between two different ones of the examples x (n, p), n > 1."""
+    """The median of the distances between two different ones of the examples x (n, p), n > 1, a
+    float64 of dimension 0."""
     n = len(x)
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(type_of_mean(x)) - mean_of(x)
+        x = scaled(x, scale := scale_of(x))
         norms = torch.linalg.vector_norm(x, dim=1).square()
         squared = squared_distances(x @ x.T, norms, norms)
     apart = squared.flatten()[1:].view(n - 1, n + 1)[:, :-1]  # all but the diagonal
-    return apart.flatten().median().sqrt()
+    return wide(apart.flatten().median().sqrt()) / scale

@@ -67,13 +67,15 @@ class Recorder(ABC):
     """What is taken from the layers of one network over a run.
 
     `state` is what processes add up. Its entry `varying` is 0 for a layer none of whose features
-    varies, and more for any other layer.
+    varies, and more for any other layer. `scales`, by layer, are what its features are multiplied
+    by, as its first batch asks: no CKA depends on that, but squares might overflow or vanish.
     """
 
     def __init__(self, layers: Sequence[Hashable], device: torch.device) -> None:
         self.index = {layer: i for i, layer in enumerate(layers)}
         self.device = device
         self.state = {"varying": self.zeros(len(layers))}
+        self.scales: dict[int, float] = {}
         self._channels_last: dict[int, bool] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
 
@@ -166,12 +168,15 @@ class OffsetRecorder(Recorder):
         """tr Kc of each layer, (layers,), once the state is that of all examples."""
 
     def relative(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features x (n, p) of layer i relative to the origin, in memory that the next call uses
-        again, and their squared norms (n,)."""
+        """Features x (n, p) of layer i relative to the origin and to scale, in memory that the next
+        call uses again, and their squared norms (n,)."""
         if i not in self._origin:
             self._origin[i] = mean_of(x)
         x = self.centered(x, self._origin[i])
         self.judge(i, x, self._origin[i])
+        if i not in self.scales:
+            self.scales[i] = scale_of(x)
+        x = scaled(x, self.scales[i])
         return x, torch.linalg.vector_norm(x, dim=1).square()
 
 
@@ -275,6 +280,27 @@ def type_of_mean(x: Tensor) -> torch.dtype:
 def mean_of(x: Tensor) -> Tensor:
     """The mean of features (n, p) over the examples."""
     return x.mean(0, dtype=type_of_mean(x))
+
+
+def scale_of(centered: Tensor) -> float:
+    """The power of two that brings the largest of some numbers to about 1; 1 where that is between
+    1e-9 and 1e9 anyhow, 0 or not finite.
+
+    The squares of numbers below 1e-19, or above 1e19, are no float32.
+
+    >>> scale_of(torch.tensor([3.0, -1e-9])), scale_of(torch.tensor([1e-30])) == 2**99
+    (1.0, True)
+    """
+    largest = float(centered.abs().max())
+    if not 0 < largest < math.inf or 1e-9 < largest < 1e9:
+        return 1.0
+    smallest = torch.finfo(centered.dtype).tiny  # the scale is to be a number of that type
+    return math.ldexp(1, -math.frexp(max(largest, smallest))[1])
+
+
+def scaled(x: Tensor, scale: float) -> Tensor:
+    """x times a scale, in place."""
+    return x if scale == 1 else x.mul_(scale)
 
 
 def varies(centered: Tensor, mean: Tensor) -> Tensor:

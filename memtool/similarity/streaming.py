@@ -8,7 +8,7 @@ from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.similarity.feature_space import FeatureRecorder, is_cheaper
-from memtool.similarity.hsic import MINIMUM, check_examples, wide
+from memtool.similarity.hsic import MINIMUM, check_examples
 from memtool.similarity.minibatch import MinibatchRecorder
 from memtool.similarity.planning import even_batches
 from memtool.similarity.rbf import SAMPLE, median_distance, sample
@@ -207,7 +207,7 @@ def _median_distances(
     x, y = (
         torch.stack(
             [
-                wide(median_distance(torch.cat([features(layer) for layer in layer])[chosen]))
+                median_distance(torch.cat([features(layer) for layer in layer])[chosen])
                 for layer in zip(*side, strict=True)
             ]
         )

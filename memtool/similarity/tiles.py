@@ -80,7 +80,9 @@ class TileRecorder(OffsetRecorder):
 
     def gram(self, i: int, products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
         """Entries of the Gram matrix of layer i from inner products and squared norms."""
-        return products if self.sigma is None else rbf(products, rows, columns, self.sigma[i])
+        if self.sigma is None:
+            return products
+        return rbf(products, rows, columns, self.sigma[i] * self.scales[i])
 
     def diagonal(self, square: Tensor) -> Tensor:
         """The diagonal of a Gram matrix; that of rbf is 1, whatever rounding made of it."""

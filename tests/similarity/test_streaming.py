@@ -91,7 +91,7 @@ def test_rbf_kernel(estimator, bandwidth):
     estimator=st.sampled_from(ESTIMATORS),
     sizes=st.lists(st.integers(4, 12), min_size=2, max_size=5),
     shape=st.sampled_from([(), (1,), (30,), (3, 4), (2, 3, 3)]),
-    scale=st.sampled_from([1e-9, 1.0, 1e9]),
+    scale=st.sampled_from([1e-30, 1e-9, 1.0, 1e9, 1e30]),
     offset=st.sampled_from([0.0, 1.0, 100.0]),
     seed=st.integers(0, 3),
 )
@@ -115,8 +115,10 @@ def test_invariances(estimator, kernel):
     x, y = pair(80)
     value = cka(x, y, estimator, kernel)
     rotation = torch.linalg.qr(torch.randn(12, 12))[0]
-    for same in (x @ rotation, 1e-6 * x, x + 5, x.flip(1)):
+    for same in (x @ rotation, 1e-6 * x, 1e-37 * x, 1e36 * x, x + 5, x.flip(1)):
         assert cka(same, y, estimator, kernel).item() == pytest.approx(value.item(), abs=1e-5)
+    far_apart = cka(1e-30 * x, 1e30 * y, estimator, kernel)
+    assert far_apart.item() == pytest.approx(value.item(), abs=1e-5)
     assert cka(y, x, estimator, kernel).item() == pytest.approx(value.item(), abs=1e-12)
     assert cka(x, x, estimator, kernel).item() == pytest.approx(1, abs=1e-12)
     general = x @ torch.diag(torch.arange(1.0, 13.0))
