@@ -57,8 +57,9 @@ def watching(
 ) -> Iterator[None]:
     """Within the block, call `see` after each call of each submodule of `model`.
 
-    With `layers`, only modules that can give one of those are watched. If `first`, `see` comes
-    before the hooks that are there already, so that those see the output that it returns.
+    With `layers`, only modules that can give one of those are watched. The model's own hooks come
+    before: what they return is the layer's output. If `first`, `see` comes before other blocks that
+    watch, so that those see the output that it returns.
     """
     names = {
         module: name
@@ -96,8 +97,14 @@ def _modules_of(layers: Collection[str]) -> set[str]:
 
 def _attach(watch: _Watch, module: nn.Module, first: bool) -> Callable[[], None]:
     """Have `watch` called after each call of a module; what undoes that."""
-    if not isinstance(module, nn.TransformerEncoderLayer):
-        return module.register_forward_hook(watch, prepend=first).remove
+    hooks = module._forward_hooks
+    has_own = any(not isinstance(hook, _Watch) for hook in hooks.values())
+    if has_own or not isinstance(module, nn.TransformerEncoderLayer):
+        others = [key for key, hook in hooks.items() if isinstance(hook, _Watch)]
+        handle = module.register_forward_hook(watch)
+        for key in others if first else []:
+            hooks[key] = hooks.pop(key)
+        return handle.remove
     # Such a layer computes all its parts in one kernel, unless it finds hooks on itself: with them
     # it would round differently than the network does by itself.
     if not isinstance(module.forward, _WatchedForward):

@@ -1,6 +1,7 @@
 """Running a model up to a layer and on from one, watched and not."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -64,7 +65,17 @@ class ClassToken(nn.Module):
         return self.fc(self.last(self.block(torch.cat([token, tokens], 1)))[:, 0])
 
 
-@pytest.mark.parametrize("make", [digits_cnn, ReadsBatch, SizeTwice, ClassToken])
+class OwnHooks(ClassToken):
+    """Its hooks change what layers give and take, and do more harm if they run twice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for module in (self.patch, self.block, self.last):
+            module.register_forward_hook(lambda module, inputs, output: 2 * output - 1)
+            module.register_forward_pre_hook(lambda module, inputs: (inputs[0] / 2,))
+
+
+@pytest.mark.parametrize("make", [digits_cnn, ReadsBatch, SizeTwice, ClassToken, OwnHooks])
 @pytest.mark.parametrize("n", [1, 2, 7])
 def test_a_model_goes_on_from_any_cut_as_it_is_to_the_last_bit(make, n):
     torch.manual_seed(0)
@@ -151,6 +162,24 @@ def test_a_fused_transformer_layer_is_itself_with_its_output_watched():
             assert torch.equal(model(images), expected)
     assert len(seen) == 2 and seen[0] is seen[1]
     assert vars(model.block).keys() == before.keys() and not hasattr(model.block.forward, "watches")
+
+
+@torch.no_grad()
+def test_what_a_layer_gives_is_what_hooks_of_the_model_make_of_it():
+    model, images = OwnHooks().eval(), torch.randn(3, 1, 8, 8)
+    results: dict[str, Tensor] = {}
+    for name in ("patch", "block"):
+        keep = functools.partial(results.__setitem__, name)
+        getattr(model, name).register_forward_hook(lambda *seen, keep=keep: keep(seen[-1]))
+    model(images)
+    for name, expected in results.copy().items():
+        seen: list[Tensor] = []
+        back = Back(model, name)
+        with observed(model, [name], lambda _, x, seen=seen: seen.append(x)):
+            model(images)
+            back(7 * expected, images)
+            back(7 * expected, images)
+        assert all(map(torch.equal, seen, [expected, 7 * expected, 7 * expected]))
 
 
 class Converting(nn.Module):
