@@ -113,9 +113,17 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
                 )
             if trains:
                 with foreign_code(f"model {spec} in {mode} mode, in the backward pass"):
-                    found[1].float().sum().backward()
+                    _backward(model, found[1].float().sum())
             _tell_choice(spec, mode, result, found[0])
         warn_if_results_vary(lambda some: model(some.clone()), images, f"model {spec}", model)
+
+
+def _backward(model: nn.Module, loss: Tensor) -> None:
+    """A backward pass that keeps no gradients, which would take as much memory as the weights."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    loss.backward()
 
 
 def _tell_choice(spec: ModelSpec, mode: str, result: Any, name: str) -> None:
