@@ -173,7 +173,7 @@ def processes(device: "torch.device") -> Iterator[Processes]:
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size())
     except RuntimeError as error:
-        if isinstance(error, distributed.DistError) or "gloo" in str(error).lower():
+        if is_loss_of_process(error):
             raise LostProcess(
                 "another process of this torchrun has ended or cannot be reached; what it did last "
                 "is told above, or by torchrun below"
@@ -181,6 +181,13 @@ def processes(device: "torch.device") -> Iterator[Processes]:
         raise
     finally:
         distributed.destroy_process_group()
+
+
+def is_loss_of_process(error: Exception) -> bool:
+    """Whether PyTorch says so that another process of the torchrun has ended."""
+    from torch import distributed
+
+    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
 
 
 class LostProcess(MemtoolError):

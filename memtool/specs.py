@@ -1,4 +1,5 @@
-"""Text that people type: specs of models and data sets, `NAME?key=value&key=value`, and ratios.
+"""Text that people type: specs of models and data sets, `NAME?key=value&key=value`, ratios, and
+patterns of layers.
 
 The last `?` begins the options, because a path may contain others. Keys and values may be
 percent-encoded, so that `%26` is an `&` within a value. A `%` that begins no escape stands for
@@ -6,6 +7,7 @@ itself, as in `split_at=80%`, and a `+` is not a space. The name is never encode
 """
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from urllib.parse import quote, unquote
 
 from memtool import MemtoolError
@@ -48,6 +50,15 @@ def join(name: str, options: Mapping[str, str]) -> str:
     """
     query = "&".join(f"{key}={value}" for key, value in options.items())
     return f"{name}?{query}" if query or "?" in name else name
+
+
+def matches(name: str, pattern: str) -> bool:
+    """Whether a layer matches a pattern: a glob, its very name, or `all`.
+
+    >>> matches("conv1.0", "conv?.*"), matches("w[0]", "w[0]"), matches("conv1", "all")
+    (True, True, True)
+    """
+    return pattern in ("all", name) or fnmatchcase(name, pattern)
 
 
 def encoded(text: str) -> str:

@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from fnmatch import fnmatchcase
 
 from memtool import MemtoolError
 from memtool.figures.rows import listed
+from memtool.specs import matches
 
 # `layer1`, `block2`, `denseblock3`, `stage4`, and what a list of blocks has: `features.5`,
 # `stages.0`, `blocks.11`, `layers.1`; whatever network they are part of.
@@ -60,12 +60,12 @@ def marked(names: Sequence[str], patterns: Sequence[str], what: str) -> list[int
     Raises MemtoolError, which calls the globs `what`, for one that matches nothing.
     """
     for pattern in patterns:
-        if pattern != "all" and not any(fnmatchcase(name, pattern) for name in names):
+        if pattern != "all" and not any(matches(name, pattern) for name in names):
             raise MemtoolError(
                 f"no {what} matches {pattern!r}; the layers in the table are {listed(names)}"
             )
     return [
         position
         for position, name in enumerate(names)
-        if any(pattern == "all" or fnmatchcase(name, pattern) for pattern in patterns)
+        if any(matches(name, pattern) for pattern in patterns)
     ]

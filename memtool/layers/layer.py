@@ -4,13 +4,13 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from memtool import MemtoolError
+from memtool.specs import matches
 
 logger = logging.getLogger("memtool")
 
@@ -79,9 +79,9 @@ def select(
 ) -> list[Layer]:
     """The layers that match any of `patterns`, in order of execution; `all` is every layer.
 
-    Patterns are globs on dotted names, in which `*` crosses dots; they match without the `prefixes`
-    too, which are those of a stitched model's parts. Layers that have no batch axis are left out,
-    with a note. Raises MemtoolError for a pattern that matches nothing, with the
+    Patterns are names, or globs on them in which `*` crosses dots. They match without the
+    `prefixes` too, which are those of a stitched model's parts. Layers that have no batch axis are
+    left out, with a note. Raises MemtoolError for a pattern that matches nothing, with the
     nearest names, and for one that names a layer without a batch axis; `origin` says whose layers
     they are.
     """
@@ -120,9 +120,7 @@ def _check_pattern(
 
 def _matches(name: str, patterns: Iterable[str], prefixes: Iterable[str]) -> bool:
     names = {name, *(name.removeprefix(prefix) for prefix in prefixes)}
-    return any(
-        pattern == "all" or any(fnmatchcase(one, pattern) for one in names) for pattern in patterns
-    )
+    return any(matches(one, pattern) for one in names for pattern in patterns)
 
 
 def told_names(names: Sequence[str], most: int = 5) -> str:

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 
@@ -12,6 +11,7 @@ from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, footprints, trace_all
 from memtool.layers import Footprint, Layer, select
 from memtool.similarity.settings import Pairs
+from memtool.specs import matches
 from memtool.tensors import stored_tensors
 
 
@@ -62,7 +62,8 @@ class Selection:
             for name, module in model.named_modules()
             if name not in self.called
             and not isinstance(module, nn.ModuleList | nn.ModuleDict)  # have nothing to call
-            and any(name and (p == "all" or fnmatchcase(name, p)) for p in self.patterns)
+            and name
+            and any(matches(name, pattern) for pattern in self.patterns)
         ]
 
 

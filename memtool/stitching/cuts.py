@@ -72,6 +72,7 @@ def matching_cuts(
 
 def _matching(layers: Sequence[Layer], pattern: str, path: Path) -> list[Layer]:
     found = select(layers, [pattern], str(path))
+    found = [layer for layer in found if layer.name == pattern] or found
     if [layer.name for layer in found] == [pattern] and not found[0].is_cut:
         if axis := found[0].batch_axis:
             raise MemtoolError(

@@ -85,9 +85,13 @@ class Sweep:
                 check_step(step.of(batch), batch, self.settings.config, device)
 
     def _path(self, files: tuple[Path, Path], cut: Cut) -> Path:
-        """Where a stitched model is kept: FRONT--CUT--BACK.safetensors."""
+        """Where a stitched model is kept: FRONT--CUT--BACK.safetensors. What separates layers, or
+        folders, is percent-encoded within the name of a layer."""
         assert self.folder
-        between = "=".join(dict.fromkeys(layer.name for layer in cut))
+        names = [layer.name for layer in cut]
+        for letter in "%=/":
+            names = [name.replace(letter, f"%{ord(letter):02X}") for name in names]
+        between = "=".join(dict.fromkeys(names))
         return self.folder / f"{files[0].stem}--{between}--{files[1].stem}.safetensors"
 
     def json(self) -> dict[str, object]:

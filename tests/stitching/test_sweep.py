@@ -248,6 +248,49 @@ def test_networks_of_different_architecture_meet_at_named_layers(run, runs, narr
     assert [row["parameters"] for row in rows_of(result.stdout)] == ["264", "288"] * 2
 
 
+ODD_NAMES = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        names = "a/b", "a=b", "w[0]", "q?", "qq"
+        self.parts = nn.ModuleDict({name: nn.Linear(64, 64) for name in names})
+        self.fc = nn.Linear(64, 10)
+
+    def forward(self, images):
+        x = images.flatten(1)
+        for part in self.parts.values():
+            x = part(x)
+        return self.fc(x)
+"""
+
+
+def test_layers_may_have_any_name(run, tmp_path):
+    """A name is no glob there, and no folder."""
+    (tmp_path / "net.py").write_text(ODD_NAMES)
+    path, folder = tmp_path / "net.safetensors", tmp_path / "kept"
+    train = ("train", "--model", f"{tmp_path}/net.py:Net", "--data", "digits", "--epochs", 1)
+    assert run(*train, "-o", path, "-q").code == 0
+    options = ("--trust", "-q", "--connector", "none", "--format", "csv")
+
+    def stitched(at, *more):
+        result = run("stitch", path, path, "--at", at, *options, *more)
+        assert result.code == 0, result.stderr
+        return [(row["front_layer"], row["back_layer"]) for row in rows_of(result.stdout)]
+
+    names = [f"parts.{name}" for name in ("a/b", "a=b", "w[0]", "q?", "qq")]
+    assert stitched("all", "--save", folder) == [(name, name) for name in names]
+    assert stitched("parts.w[0]") == [("parts.w[0]",) * 2]
+    assert stitched("parts.q?") == [("parts.q?",) * 2]
+    assert stitched("parts.a?b=parts.q?") == [(name, "parts.q?") for name in names[:2]]
+    assert {file.name for file in folder.iterdir()} == {
+        f"net--parts.{name}--net.safetensors" for name in ("a%2Fb", "a%3Db", "w[0]", "q?", "qq")
+    }
+    compared = run("cka", path, path, "--trust", "-q", "--layers", "parts.w[0]")
+    assert [row["layer"] for row in rows_of(compared.stdout)] == ["parts.w[0]"]
+
+
 def test_the_same_name_is_asked_for_where_there_is_none(run, runs, narrow):
     result = run("stitch", runs.clean, narrow, "--at", "block3")
     assert result.code == 1
