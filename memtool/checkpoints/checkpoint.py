@@ -292,6 +292,18 @@ class Checkpoint:
             )
         return Network(self.model().to(device), self.data["mean"], self.data["std"], self.classes)
 
+    def warn_of_other_influences(self, network: "Network", images: "torch.Tensor") -> None:
+        """Warn if what the network, which is that of this checkpoint, gives for an image depends on
+        anything but the image and the weights: on chance, or on the batch around it. `images` are
+        three or more, uint8."""
+        models.warn_if_results_vary(network.run, images, str(self.path), network.model)
+        models.warn_if_drawn_anew(
+            network.model,
+            lambda: self.model().to(images.device),
+            lambda model: replace(network, model=model).run(images[:2]),
+            str(self.path),
+        )
+
     def trace(self, image_shape: tuple[int, ...]) -> "list[Layer]":
         """The layers of the model for images of `image_shape`, (channels, height, width), or for
         vectors, (features,).

@@ -9,6 +9,7 @@ from .outputs import foreign_code as foreign_code
 from .outputs import logits_of as logits_of
 from .outputs import nearly_equal as nearly_equal
 from .outputs import takes_channels_last as takes_channels_last
+from .outputs import warn_if_drawn_anew as warn_if_drawn_anew
 from .outputs import warn_if_results_vary as warn_if_results_vary
 from .sources import OURS as OURS
 from .sources import accepted_options as accepted_options

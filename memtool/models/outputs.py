@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from memtool import MemtoolError
 from memtool.device import is_loss_of_process
-from memtool.errors import is_lack_of_memory, one_line
+from memtool.errors import is_lack_of_memory, one_line, some
 from memtool.layers import tensors_in
 from memtool.models.building import build
 from memtool.models.spec import ModelSpec
@@ -117,7 +117,15 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
                 with foreign_code(f"model {spec} in {mode} mode, in the backward pass"):
                     _backward(model, found[1].float().sum())
             _tell_choice(spec, mode, result, found[0])
-        warn_if_results_vary(lambda some: model(some.clone()), images, f"model {spec}", model)
+        what = f"model {spec}"
+        warn_if_results_vary(lambda few: model(few.clone()), images, what, model)
+
+        def again() -> nn.Module:
+            twin = build(spec)
+            twin.load_state_dict(model.state_dict())
+            return twin.eval()
+
+        warn_if_drawn_anew(model, again, lambda one: one(images[:2].clone()), what)
 
 
 def _backward(model: nn.Module, loss: Tensor) -> None:
@@ -176,6 +184,32 @@ def _what_looks_around(model: nn.Module) -> str:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
             return f"batch norm without running statistics: {name}"
     return "attention along the wrong axis, or a mean over images?"
+
+
+@torch.no_grad()
+def warn_if_drawn_anew(
+    model: nn.Module, build: Callable[[], nn.Module], run: Callable[[nn.Module], Any], what: str
+) -> None:
+    """Warn if `model` is another one each time it is built, by tensors that no checkpoint holds:
+    if `build`, which gives it with the same weights and in eval mode, gives one whose forward pass,
+    `run`, has other results."""
+    names = [
+        f"{name}.{key}" if name else key
+        for name, module in model.named_modules()
+        for key, value in [*module._buffers.items(), *vars(module).items()]
+        if isinstance(value, Tensor)
+        and (key not in module._buffers or key in module._non_persistent_buffers_set)
+    ]
+    if not names:
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(torch.initial_seed() ^ 1)
+        twin = build()
+    if not all(map(nearly_equal, *(list(tensors_in(run(one))) for one in (model, twin)))):
+        logger.warning(
+            f"{what}: holds tensors that no checkpoint does ({some(names)}), drawn at random when "
+            "it is built: all values depend on that; register them as buffers"
+        )
 
 
 def nearly_equal(a: Tensor, b: Tensor, rtol: float = 1e-3, atol: float = 1e-3) -> bool:

@@ -15,7 +15,7 @@ from memtool.checkpoints import Network
 from memtool.data import HostImages
 from memtool.device import Processes, precision
 from memtool.layers import observed
-from memtool.models import foreign_code, warn_if_results_vary
+from memtool.models import foreign_code
 from memtool.progress import Advance, Progress
 from memtool.similarity.feature_space import FeatureRecorder
 from memtool.similarity.minibatch import MinibatchRecorder
@@ -133,7 +133,7 @@ class _Setting:
         checkpoint, images = selection.checkpoint, self.images[:3]
         network, model = checkpoint.network(self.images.device), str(checkpoint.spec)
         if model not in self.formats:
-            warn_if_results_vary(network.run, images, str(checkpoint.path), network.model)
+            checkpoint.warn_of_other_influences(network, images)
             self.formats[model] = network.fastest(images).memory_format
         return replace(network, memory_format=self.formats[model])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, Network
 from memtool.layers import Back, run_to, told_names
-from memtool.models import foreign_code, nearly_equal, warn_if_results_vary
+from memtool.models import foreign_code, nearly_equal
 from memtool.stitching.cuts import ChosenCut, not_a_cut
 from memtool.stitching.planning import Cut
 from memtool.stitching.settings import Direction
@@ -69,7 +69,7 @@ def _checked(
     """Which of the layers are no cuts, each with the innermost block around it that is one."""
     network = checkpoint.network(images.device)
     with foreign_code(checkpoint.told):
-        warn_if_results_vary(network.run, images, str(checkpoint.path), network.model)
+        checkpoint.warn_of_other_influences(network, images)
         _check_classes(checkpoint, network, images, classes, gives_back)
         found = {
             layer: _block_around(network, layer, images)

@@ -17,6 +17,7 @@ from memtool.models import (
     logits_of,
     nearly_equal,
     parse,
+    warn_if_drawn_anew,
     warn_if_results_vary,
 )
 
@@ -303,13 +304,29 @@ class Net(nn.Module):
 """
 
 
+DRAWN = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.flatten, self.fc = nn.Flatten(), nn.Linear(32, num_classes)
+        self.frequencies = torch.randn(64, 32)
+
+    def forward(self, images):
+        return self.fc((self.flatten(images) @ self.frequencies).sin())
+"""
+
+
 @pytest.mark.parametrize(
     ("code", "warning"),
     [
+        (DRAWN, "holds tensors that no checkpoint does (frequencies), drawn at random when it is"),
         (ALWAYS_ON, "gives other results for the same images each time"),
         (WRONG_AXIS, "gives results for an image that depend on the batch around it"),
     ],
-    ids=["random", "wrong axis"],
+    ids=["drawn", "random", "wrong axis"],
 )
 def test_every_command_that_runs_such_a_model_says_so(run, tmp_path, code, warning):
     (tmp_path / "net.py").write_text(code)
@@ -399,6 +416,43 @@ def test_peculiar_models_are_trained_compared_and_stitched(run, tmp_path, name, 
     again = ("--connector", "none", "--at", cut, "--format", "jsonl", "-q")
     stitched = run("stitch", path, path, *model, *again)
     assert json.loads(stitched.stdout)["agreement"] == 1
+
+
+class Extra(nn.Module):
+    """Has a tensor in each of the places that a state_dict does not look at."""
+
+    def __init__(self, extra: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("hidden", extra, persistent=False)
+        self.plain, self.fc = extra, nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(x * self.hidden + self.plain)
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm.* is deprecated")
+@pytest.mark.parametrize(
+    ("make", "is_told"),
+    [
+        (lambda: Extra(torch.rand(3)), True),
+        (lambda: Extra(torch.arange(3.0)), False),
+        # It keeps, and computes anew, a weight that no state_dict has.
+        (lambda: nn.utils.weight_norm(nn.Linear(3, 2)), False),
+        (lambda: nn.BatchNorm1d(3), False),
+    ],
+)
+def test_a_model_that_is_another_one_each_time_it_is_built_is_told(caplog, make, is_told):
+    model, state = make().eval(), torch.random.get_rng_state()
+
+    def again() -> nn.Module:
+        twin = make().eval()
+        twin.load_state_dict(model.state_dict())
+        return twin
+
+    warn_if_drawn_anew(model, again, lambda one: one(torch.ones(2, 3)), "it")
+    told = ["it: holds tensors that no checkpoint does (hidden, plain), drawn at random when it is"]
+    assert [record.getMessage()[: len(told[0])] for record in caplog.records] == told * is_told
+    assert torch.equal(torch.random.get_rng_state(), state)
 
 
 def test_nearly_equal_takes_what_is_no_number_or_infinite_in_the_same_places():
