@@ -187,7 +187,8 @@ def is_loss_of_process(error: Exception) -> bool:
     """Whether PyTorch says so that another process of the torchrun has ended."""
     from torch import distributed
 
-    return isinstance(error, distributed.DistError) or "gloo" in str(error).lower()
+    lost = getattr(distributed, "DistError", ())  # not there in every build
+    return isinstance(error, lost) or "gloo" in str(error).lower()
 
 
 class LostProcess(MemtoolError):
