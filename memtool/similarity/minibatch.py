@@ -28,8 +28,6 @@ from memtool.similarity.recorder import (
     Recorder,
     Visit,
     mean_of,
-    scale_of,
-    scaled,
     type_of_mean,
 )
 from memtool.similarity.settings import Estimator
@@ -86,28 +84,24 @@ class GramBatch(Batch):
         # What can be done for all layers at once is left for `finish`.
         type_ = self._entries.dtype if self._entries.numel() else type_of_mean(x)
         strips = _strips(len(x), x.device)
-        gram, scale = self._gram(i, strips.size, type_, x.device), self._scale(i, x)
+        gram = self._gram(i, strips.size, type_, x.device)
+        if i not in self.recorder.scales:  # by all features, not by those of the first chunk
+            self.recorder.to_scale(i, self.recorder.centered(x, mean_of(x)))
         for number, chunk in enumerate(x.split(CHUNK, dim=1)):
             mean = mean_of(chunk)
             centered = self.recorder.centered(chunk, mean)
             self.recorder.judge(i, centered, mean)
-            centered = scaled(centered, scale)
+            centered = self.recorder.to_scale(i, centered)
             strips.add(gram, centered.to(type_), first=number == 0)
 
     def _record_rbf(self, i: int, x: Tensor, sigma: Tensor) -> None:
-        mean, scale = mean_of(x), self._scale(i, x)
+        mean = mean_of(x)
         x = self.recorder.centered(x, mean)
         self.recorder.judge(i, x, mean)
-        x = scaled(x, scale)
+        x = self.recorder.to_scale(i, x)
         norms = torch.linalg.vector_norm(x, dim=1).square()
-        gram = wide(rbf(x @ x.T, norms, norms, sigma * scale)).fill_diagonal_(0)
+        gram = wide(rbf(x @ x.T, norms, norms, sigma * self.recorder.scales[i])).fill_diagonal_(0)
         self._gram(i, gram.numel(), gram.dtype, x.device).copy_(gram.flatten())
-
-    def _scale(self, i: int, x: Tensor) -> float:
-        scales = self.recorder.scales
-        if i not in scales:
-            scales[i] = scale_of(self.recorder.centered(x, mean_of(x)))
-        return scales[i]
 
     def _gram(self, i: int, size: int, type_: torch.dtype, device: torch.device) -> Tensor:
         """Where the entries of a layer's Gram matrix go, (size,)."""

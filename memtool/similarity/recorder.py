@@ -128,6 +128,13 @@ class Recorder(ABC):
         if self.device.type != "cpu" or not varying:
             varying += varies(centered, mean)
 
+    def to_scale(self, i: int, centered: Tensor) -> Tensor:
+        """The features of layer i relative to their mean, multiplied in place by its scale, which
+        those of the first call set."""
+        if i not in self.scales:
+            self.scales[i] = scale_of(centered)
+        return scaled(centered, self.scales[i])
+
     def centered(self, x: Tensor, mean: Tensor) -> Tensor:
         """x - mean, (n, p), in memory that the next call uses again: fresh pages cost as much as
         the subtraction does."""
@@ -174,9 +181,7 @@ class OffsetRecorder(Recorder):
             self._origin[i] = mean_of(x)
         x = self.centered(x, self._origin[i])
         self.judge(i, x, self._origin[i])
-        if i not in self.scales:
-            self.scales[i] = scale_of(x)
-        x = scaled(x, self.scales[i])
+        x = self.to_scale(i, x)
         return x, torch.linalg.vector_norm(x, dim=1).square()
 
 
