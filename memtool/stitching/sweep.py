@@ -29,6 +29,8 @@ from memtool.training.memory import check_step
 
 Job = tuple[Checkpoint, Cut]
 
+ENCODED = str.maketrans({"%": "%25", "=": "%3D", "/": "%2F"})
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -88,10 +90,7 @@ class Sweep:
         """Where a stitched model is kept: FRONT--CUT--BACK.safetensors. What separates layers, or
         folders, is percent-encoded within the name of a layer."""
         assert self.folder
-        names = [layer.name for layer in cut]
-        for letter in "%=/":
-            names = [name.replace(letter, f"%{ord(letter):02X}") for name in names]
-        between = "=".join(dict.fromkeys(names))
+        between = "=".join(dict.fromkeys(layer.name.translate(ENCODED) for layer in cut))
         return self.folder / f"{files[0].stem}--{between}--{files[1].stem}.safetensors"
 
     def json(self) -> dict[str, object]:
