@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn.modules.module import register_module_parameter_registration_hook
 from torch.nn.parameter import is_lazy
+from torch.nn.utils.parametrize import is_parametrized
 
 from memtool import MemtoolError
 from memtool.errors import one_line
@@ -84,7 +85,7 @@ def skeleton(spec: ModelSpec, admit: Admit = lambda shape: None) -> nn.Module:
 
     This takes next to no memory and time. `admit` is called with the shape of each parameter before
     that has cost anything, and may raise Refused. The few models that look at their parameters
-    while they are built get real ones. Raises MemtoolError as `build` does.
+    while they are built, as parametrizations do, get real ones. Raises MemtoolError as `build` does.
 
     >>> from memtool.models import ModelSpec
     >>> model = skeleton(ModelSpec("digits-cnn"))
@@ -94,12 +95,15 @@ def skeleton(spec: ModelSpec, admit: Admit = lambda shape: None) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         try:
             with meta_parameters(admit):
-                return build(spec)
+                model = build(spec)
+            if not any(map(is_parametrized, model.modules())):
+                return model
         except Refused:
             raise
         except MemtoolError:
-            with meta_parameters(admit, to_meta=False):
-                return build(spec)
+            pass
+        with meta_parameters(admit, to_meta=False):
+            return build(spec)
 
 
 @contextmanager

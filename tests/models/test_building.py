@@ -34,6 +34,21 @@ def test_a_skeleton_has_no_weights_but_its_buffers():
     assert not next(nn.Linear(2, 2).parameters()).is_meta  # nothing lasts
 
 
+def test_a_skeleton_has_the_tensors_of_the_model_though_a_parametrization_makes_them(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm\n"
+        "def net():\n"
+        "    layers = orthogonal(nn.Linear(8, 4)), spectral_norm(nn.Linear(4, 4))\n"
+        "    return nn.Sequential(*layers, weight_norm(nn.Linear(4, 2)))\n"
+    )
+    spec = models.parse(f"{tmp_path}/net.py:net")
+    shapes = {name: tensor.shape for name, tensor in models.build(spec).state_dict().items()}
+    assert "0.parametrizations.weight.0.base" in shapes
+    built = models.skeleton(spec).state_dict()
+    assert {name: tensor.shape for name, tensor in built.items()} == shapes
+
+
 def test_a_skeleton_far_larger_than_what_it_is_for_is_refused():
     pytest.importorskip("timm")
     shapes = [(100, 100), (100,)]
