@@ -327,7 +327,10 @@ class Checkpoint:
         with models.foreign_code(
             f"{self.told} does not take {told_shape(image_shape)}{self._hint(image_shape)}"
         ):
-            return trace(self.model(), torch.zeros(2, *image_shape), output)
+            # No zeros, of which a model that looks at values, to mask some or send them to an expert,
+            # may make something else than of images.
+            noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
+            return trace(self.model(), noise, output)
 
     def footprint(self) -> "Footprint":
         """What a forward pass of the network takes in memory, for images of `image_shape`. As

@@ -200,7 +200,7 @@ def stitch(
     shared(
         settings.memory, [*fronts, back], len(set_.train) + len(set_.test)
     )  # or that is told at once
-    few = torch.from_numpy(set_.test.images[:3]).to(where)
+    few = torch.from_numpy(set_.test.images[:5]).to(where)
     classes = len(set_.classes)
     cuts = verified_cuts(fronts, back, chosen, settings.directions, few, classes)
     sweep = Sweep(fronts, back, cuts, settings, save)

@@ -12,4 +12,5 @@ from .layer import first_tensor as first_tensor
 from .layer import select as select
 from .layer import tensors_in as tensors_in
 from .layer import told_names as told_names
+from .ordering import out_of_order as out_of_order
 from .tracing import trace as trace

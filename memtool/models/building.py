@@ -65,6 +65,11 @@ def _build_from_factory(spec: ModelSpec) -> nn.Module:
             f"model {spec.name!r}: {lazy[0]} gets its size from the first images; a checkpoint "
             "needs layers of known sizes (nn.Linear in place of nn.LazyLinear)"
         )
+    for module in model.modules():
+        if isinstance(module, nn.TransformerEncoder):
+            # In eval mode it would drop masked tokens and give nested tensors to its layers, which
+            # have no shape and go on as zeros: another network than the one that is trained.
+            module.use_nested_tensor = False
     return model
 
 
@@ -85,7 +90,8 @@ def skeleton(spec: ModelSpec, admit: Admit = lambda shape: None) -> nn.Module:
 
     This takes next to no memory and time. `admit` is called with the shape of each parameter before
     that has cost anything, and may raise Refused. The few models that look at their parameters
-    while they are built, as parametrizations do, get real ones. Raises MemtoolError as `build` does.
+    while they are built, as parametrizations do, get real ones. Raises MemtoolError as `build`
+    does.
 
     >>> from memtool.models import ModelSpec
     >>> model = skeleton(ModelSpec("digits-cnn"))

@@ -112,7 +112,12 @@ def _tell(outcome: Outcome) -> None:
         names.setdefault(layer.same_as, []).append(layer.name)
     for tensor in outcome.selection.tensors:
         named = ", ".join(names.get(tensor, []))
-        if tensor in outcome.constant:
+        if tensor in outcome.unaligned:
+            logger.warning(
+                f"{path}: {named} does not give one row for each image, all of one length and in "
+                "the order of the images (it sees but some of them, or sorts them?): no CKA with it"
+            )
+        elif tensor in outcome.constant:
             logger.warning(f"{path}: {named} is the same for all images: no CKA with it")
         elif tensor in outcome.coincident:
             logger.warning(
@@ -123,9 +128,7 @@ def _tell(outcome: Outcome) -> None:
 
 def _tell_missing(outcome: Outcome, reference: Outcome, layer: Layer, other: Layer) -> None:
     """Say why there is no CKA of two layers, unless it has been said of one of them."""
-    if layer.same_as in outcome.constant | outcome.coincident:
-        return
-    if other.same_as in reference.constant | reference.coincident:
+    if layer.same_as in outcome.explained or other.same_as in reference.explained:
         return
     logger.warning(
         f"{outcome.selection.checkpoint.path}: no CKA of {layer.name} with {other.name}: an HSIC "

@@ -14,10 +14,11 @@ from torch import Tensor
 from memtool.checkpoints import Network
 from memtool.data import HostImages
 from memtool.device import Processes, precision
-from memtool.layers import observed
+from memtool.layers import observed, out_of_order
 from memtool.models import foreign_code
 from memtool.progress import Advance, Progress
 from memtool.similarity.feature_space import FeatureRecorder
+from memtool.similarity.hsic import wide
 from memtool.similarity.minibatch import MinibatchRecorder
 from memtool.similarity.pairs import Comparison, Selection, TensorPair, networks_of, tensors_of
 from memtool.similarity.planning import Plan
@@ -33,8 +34,14 @@ class Outcome:
 
     selection: Selection
     uncalled: list[str]
+    unaligned: set[Hashable] = field(default_factory=set)
     constant: set[Hashable] = field(default_factory=set)
     coincident: set[Hashable] = field(default_factory=set)  # with a median distance of 0
+
+    @property
+    def explained(self) -> set[Hashable]:
+        """The tensors with which it is known why there is no CKA."""
+        return self.unaligned | self.constant | self.coincident
 
 
 class Value(NamedTuple):
@@ -56,6 +63,8 @@ class Measured:
     networks: dict[Selection, Outcome]
     values: list[Values]
 
+
+TRIED = 4  # images, to find whether the rows of activations follow their order
 
 Seen = dict[bool, Batch]  # of a network's tensors, by how pairs of them are computed
 
@@ -126,6 +135,7 @@ class _Setting:
     images: Tensor | HostImages
     processes: Processes
     formats: dict[str, torch.memory_format | None] = field(default_factory=dict)
+    disordered: dict[tuple[str, ...], set[str]] = field(default_factory=dict)
 
     def prepared(self, selection: Selection) -> Network:
         """The network with its weights, in the memory format that suits it. That is tried, and
@@ -136,6 +146,16 @@ class _Setting:
             checkpoint.warn_of_other_influences(network, images)
             self.formats[model] = network.fastest(images).memory_format
         return replace(network, memory_format=self.formats[model])
+
+    def out_of_order(self, network: Network, selection: Selection) -> set[str]:
+        """The tensors whose rows are not in the order of the images: tried with one of the networks
+        that are equal but for their weights."""
+        key = (str(selection.checkpoint.spec), *selection.tensors)
+        if key not in self.disordered:
+            images = self.images[: min(TRIED, self.plan.portion) + 1]
+            axes = selection.batch_axes
+            self.disordered[key] = out_of_order(network.model, network.run, axes, images)
+        return self.disordered[key]
 
     def gram_recorder(self, names: list[str], sigma: Tensor | None) -> Recorder:
         plan, device = self.plan, self.images.device
@@ -156,7 +176,7 @@ class _Setting:
         found: dict[str, Tensor] = {}
         for some in _portions(names, selection.widths, most):
             batches = images.split(self.plan.portion)
-            found |= _median_distances(network, some, selection.batch_axes, batches)
+            found |= _median_distances(network, some, selection, batches)
         return self.settings.bandwidth * torch.stack([found[name] for name in names])
 
 
@@ -172,18 +192,23 @@ def _portions(names: Sequence[str], widths: dict[str, int], most: int) -> Iterat
 
 
 def _median_distances(
-    network: Network, names: list[str], axes: dict[str, int], batches: Sequence[Tensor]
+    network: Network, names: list[str], selection: Selection, batches: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """The median distance between the images at each layer."""
+    """The median distance between the images at each layer; 1 for one that is not aligned."""
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str, activation: Tensor) -> None:
-        kept[name].append(features(activation.movedim(axes[name], 0)).clone())
+        if (rows := selection.rows(name, activation, len(batch))) is not None:
+            kept[name].append(features(rows).clone())
 
     with observed(network.model, names, keep):
         for batch in batches:
             network.run(batch)
-    return {name: median_distance(torch.cat(parts)) for name, parts in kept.items()}
+    one = wide(torch.ones((), device=batches[0].device))
+    return {
+        name: median_distance(torch.cat(parts)) if len(parts) == len(batches) else one
+        for name, parts in kept.items()
+    }
 
 
 @dataclass(frozen=True)
@@ -203,11 +228,14 @@ class Participant:
         recorders: dict[bool, Recorder] = {}
         with foreign_code(selection.checkpoint.told):
             network = setting.prepared(selection)
+            disordered = setting.out_of_order(network, selection)
             if names := tensors[False]:
                 sigma = setting.sigma(network, selection, names)
                 recorders[False] = setting.gram_recorder(names, sigma)
         if names := tensors[True]:
             recorders[True] = setting.feature_recorder(names)
+        for recorder in recorders.values():
+            recorder.mark_unaligned(disordered)
         return Participant(selection, network, recorders)
 
     def run(self, visit: Visit, images: Tensor, portion: int) -> Seen:
@@ -229,23 +257,28 @@ class Participant:
 
     def _observe(self, images: Tensor, portion: int, record: Callable[[str, Tensor], None]) -> None:
         """Call `record` with each layer and its activation, (n, ...), of n images: as soon as it
-        appears, if that takes one pass, else with the parts of all passes put together."""
+        appears, if that takes one pass, else with the parts of all passes put together. Parts that
+        do not have the shape of their images' activations count as missing."""
         names = {str(name) for recorder in self.recorders.values() for name in recorder.index}
-        axes, is_whole = self.selection.batch_axes, len(images) <= portion
-        parts: dict[str, list[Tensor]] = {}
+        is_whole = len(images) <= portion
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
 
         def see(name: str, activation: Tensor) -> None:
-            activation = activation.movedim(axes[name], 0)
+            rows = self.selection.rows(name, activation, len(some))
+            if rows is None:
+                return
             if is_whole:
-                record(name, activation)
+                del parts[name]
+                record(name, rows)
             else:
-                parts.setdefault(name, []).append(activation.clone())
+                parts[name].append(rows.clone())
 
         with observed(self.network.model, names, see):
             for some in images.split(portion):
                 self.network.run(some)
         for name in list(parts):
-            record(name, torch.cat(parts.pop(name)))
+            found = parts.pop(name) or [torch.zeros(0, self.selection.widths[name])]
+            record(name, torch.cat(found).to(images.device))
 
     def add_up(self, processes: Processes) -> None:
         for recorder in self.recorders.values():
@@ -254,6 +287,7 @@ class Participant:
     def outcome(self) -> Outcome:
         outcome = Outcome(self.selection, self.selection.uncalled(self.network.model))
         for recorder in self.recorders.values():
+            outcome.unaligned |= _where(recorder, recorder.unaligned())
             outcome.constant |= _where(recorder, recorder.constant())
             if (sigma := getattr(recorder, "sigma", None)) is not None:
                 outcome.coincident |= _where(recorder, sigma == 0)

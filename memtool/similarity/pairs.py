@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from torch import nn
+from torch import Tensor, nn
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, footprints, trace_all
@@ -31,15 +31,26 @@ class Selection:
     called: frozenset[str] = frozenset()
 
     @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape that each distinct tensor has for one image, by the name of the layer that
+        stands for it: a block and its last ReLU are one tensor, which is computed once."""
+        return {layer.same_as: layer.shape for layer in self.layers}
+
+    @cached_property
     def widths(self) -> dict[str, int]:
-        """How many features each distinct tensor has, by the name of the layer that stands for it:
-        a block and its last ReLU are one tensor, which is computed once."""
-        return {layer.same_as: prod(layer.shape) for layer in self.layers}
+        """How many features each distinct tensor has."""
+        return {name: prod(shape) for name, shape in self.shapes.items()}
 
     @cached_property
     def batch_axes(self) -> dict[str, int]:
         """Which axis of each distinct tensor counts the images."""
         return {layer.same_as: layer.batch_axis or 0 for layer in self.layers}
+
+    def rows(self, name: str, activation: Tensor, n: int) -> Tensor | None:
+        """The activation of a distinct tensor for n images as (n, ...); None if it has another
+        shape, as that of a module has which sees some of the images, or parts of them."""
+        rows = activation.movedim(self.batch_axes[name], 0)
+        return rows if rows.shape == (n, *self.shapes[name]) else None
 
     @property
     def tensors(self) -> list[str]:

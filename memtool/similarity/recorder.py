@@ -19,7 +19,7 @@ Where several processes share the visits, `add_up` then sums the states over the
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -67,14 +67,15 @@ class Recorder(ABC):
     """What is taken from the layers of one network over a run.
 
     `state` is what processes add up. Its entry `varying` is 0 for a layer none of whose features
-    varies, and more for any other layer. `scales`, by layer, are what its features are multiplied
+    varies, and more for any other layer; `unaligned` is 0 for a layer whose rows are those of the
+    images, and more for any other. `scales`, by layer, are what its features are multiplied
     by, as its first batch asks: no CKA depends on that, but squares might overflow or vanish.
     """
 
     def __init__(self, layers: Sequence[Hashable], device: torch.device) -> None:
         self.index = {layer: i for i, layer in enumerate(layers)}
         self.device = device
-        self.state = {"varying": self.zeros(len(layers))}
+        self.state = {name: self.zeros(len(layers)) for name in ("varying", "unaligned")}
         self.scales: dict[int, float] = {}
         self._channels_last: dict[int, bool] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
@@ -108,6 +109,16 @@ class Recorder(ABC):
     def constant(self) -> Tensor:
         """Which layers give all examples the same features, (layers,) bool."""
         return self.state["varying"] == 0
+
+    def unaligned(self) -> Tensor:
+        """Which layers do not give one row for each image, in the order of the images, (layers,)
+        bool."""
+        return self.state["unaligned"] > 0
+
+    def mark_unaligned(self, layers: Set[Hashable]) -> None:
+        """Those of the layers that it records are `unaligned`, as was found otherwise."""
+        for layer in layers & self.index.keys():
+            self.state["unaligned"][self.index[layer]] += 1
 
     def permuted(self) -> Tensor:
         """A factor for each layer, (layers,): the product of those of two layers is their HSIC in
@@ -193,15 +204,13 @@ class Batch(ABC):
         self.seen: set[int] = set()
 
     def record(self, layer: Hashable, activation: Tensor) -> None:
-        """Take in the activation (size, ...) of a layer.
-
-        Raises MemtoolError if it has another number of rows than the batch has images.
-        """
-        if len(activation) != self.visit.size:
-            raise MemtoolError(
-                f"layer {layer!r} gives {len(activation)} rows for {self.visit.size} images"
-            )
+        """Take in the activation (size, ...) of a layer. One with another number of rows than the
+        batch has images makes the layer `unaligned`: then there is nothing that it can be compared
+        with."""
         i = self._recorder.index[layer]
+        if len(activation) != self.visit.size:
+            self._recorder.state["unaligned"][i] += 1
+            activation = activation.new_zeros(self.visit.size, *activation.shape[1:])
         with torch.no_grad(), torch.autocast(activation.device.type, enabled=False):
             self._record(i, self._recorder.features(i, activation))
         self.seen.add(i)
@@ -230,7 +239,8 @@ class PairSums(ABC):
 
     @abstractmethod
     def hsic(self, advance: Advance = unseen) -> Hsic:
-        """HSIC of all pairs, in their order; that of a constant layer with itself is NaN.
+        """HSIC of all pairs, in their order; that of a constant or unaligned layer with itself is
+        NaN.
 
         `advance` is told of each pair that is done.
         """
@@ -239,7 +249,7 @@ class PairSums(ABC):
         """The table from HSIC of the pairs, (replicates, pairs), and from that of the layers of
         either network with themselves, (replicates, layers)."""
         xx, yy = (
-            own.masked_fill(recorder.constant(), math.nan)
+            own.masked_fill(recorder.constant() | recorder.unaligned(), math.nan)
             for own, recorder in ((xx, self.x), (yy, self.y))
         )
         rows, columns = self.products.rows, self.products.columns
@@ -289,14 +299,14 @@ def mean_of(x: Tensor) -> Tensor:
 
 def scale_of(centered: Tensor) -> float:
     """The power of two that brings the largest of some numbers to about 1; 1 where that is between
-    1e-9 and 1e9 anyhow, 0 or not finite.
+    1e-9 and 1e9 anyhow, 0 or not finite, or where there are no numbers.
 
     The squares of numbers below 1e-19, or above 1e19, are no float32.
 
     >>> scale_of(torch.tensor([3.0, -1e-9])), scale_of(torch.tensor([1e-30])) == 2**99
     (1.0, True)
     """
-    largest = float(centered.abs().max())
+    largest = float(centered.abs().max()) if centered.numel() else 0.0
     if not 0 < largest < math.inf or 1e-9 < largest < 1e9:
         return 1.0
     smallest = torch.finfo(centered.dtype).tiny  # the scale is to be a number of that type

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, Network
-from memtool.layers import Back, run_to, told_names
+from memtool.layers import Back, out_of_order, run_to, told_names
 from memtool.models import foreign_code, nearly_equal
 from memtool.stitching.cuts import ChosenCut, not_a_cut
 from memtool.stitching.planning import Cut
@@ -28,12 +28,12 @@ def verified_cuts(
     classes: int,
 ) -> dict[Path, list[Cut]]:
     """The cuts of each front with the back that hold for the networks as they are, by the front's
-    path; `images`, uint8 (3, c, h, w), are any few that differ.
+    path; `images`, uint8 (n, c, h, w), are any few that differ, four at least.
 
-    The graph of a forward pass does not show everything: a branch may depend on the weights, or
-    data take a way that no tensor shows. A cut that does not hold is left out with a note, unless
-    it was named. Raises MemtoolError then, if no cut of a front is left, and if a network that is
-    to give a back does not tell so many classes apart.
+    The graph of a forward pass does not show everything: a branch may depend on the weights, data
+    take a way that no tensor shows, images be sorted before a layer sees them. A cut that does not
+    hold is left out with a note, unless it was named. Raises MemtoolError then, if no cut of a
+    front is left, and if a network that is to give a back does not tell so many classes apart.
     """
     resumes_front = set(directions) != {Direction.forward}
     theirs = [cut.layers[1].name for own in chosen.values() for cut in own]
@@ -41,14 +41,14 @@ def verified_cuts(
     verified = {}
     for front in fronts:
         own = chosen[front.path]
-        ours = [cut.layers[0].name for cut in own] if resumes_front else []
+        ours = [cut.layers[0].name for cut in own]
         false_ours = _checked(front, ours, images, classes, gives_back=resumes_front)
         for cut in own:
             f, b = (layer.name for layer in cut.layers)
             if cut.is_named and f in false_ours:
-                raise not_a_cut(front.path, f, false_ours[f])
+                raise false_ours[f]
             if cut.is_named and b in false_theirs:
-                raise not_a_cut(back.path, b, false_theirs[b])
+                raise false_theirs[b]
         verified[front.path] = [
             cut.layers
             for cut in own
@@ -65,23 +65,36 @@ def _checked(
     images: Tensor,
     classes: int,
     gives_back: bool,
-) -> dict[str, str | None]:
-    """Which of the layers are no cuts, each with the innermost block around it that is one."""
+) -> dict[str, MemtoolError]:
+    """Which of the layers are no cuts, each with the error that says why. If the network gives no
+    back, the order of the images alone matters."""
     network = checkpoint.network(images.device)
     with foreign_code(checkpoint.told):
-        checkpoint.warn_of_other_influences(network, images)
+        checkpoint.warn_of_other_influences(network, images[:3])
         _check_classes(checkpoint, network, images, classes, gives_back)
-        found = {
-            layer: _block_around(network, layer, images)
-            for layer in dict.fromkeys(layers)
-            if not is_cut(network, layer, images)
-        }
-    if found:
-        logger.info(
-            f"{checkpoint.path}: {told_names(list(found))} left out: what comes after depends on "
-            "the input in other ways too, as the network itself shows"
-        )
-    return found
+        axes = dict.fromkeys(layers, 0)
+        disordered = out_of_order(network.model, network.run, axes, images)
+        leaking = [one for one in axes if gives_back and not is_cut(network, one, images[:3])]
+        blocks = {layer: _block_around(network, layer, images[:3]) for layer in leaking}
+    _tell(checkpoint, leaking, "what comes after depends on the input in other ways too")
+    _tell(checkpoint, sorted(disordered), "they give the images in another order")
+    return {
+        **{layer: not_a_cut(checkpoint.path, layer, blocks[layer]) for layer in leaking},
+        **{layer: _in_another_order(checkpoint.path, layer) for layer in disordered},
+    }
+
+
+def _tell(checkpoint: Checkpoint, layers: Sequence[str], why: str) -> None:
+    if layers:
+        told = told_names(layers)
+        logger.info(f"{checkpoint.path}: {told} left out: {why}, as the network itself shows")
+
+
+def _in_another_order(path: Path, layer: str) -> MemtoolError:
+    return MemtoolError(
+        f"{path}: {layer!r} gives the images in another order than it gets them, so that no other "
+        f"network can go on from it; take another cut (list them: memtool info --layers {path})"
+    )
 
 
 def _check_classes(

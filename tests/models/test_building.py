@@ -49,6 +49,33 @@ def test_a_skeleton_has_the_tensors_of_the_model_though_a_parametrization_makes_
     assert {name: tensor.shape for name, tensor in built.items()} == shapes
 
 
+def test_masked_tokens_stay_in_a_transformer_encoder(tmp_path):
+    """PyTorch's eval mode replaces their activations by zeros, and its layers' by nested tensors,
+    where its training mode does not."""
+    (tmp_path / "net.py").write_text(
+        "import torch\nfrom torch import nn\n"
+        "class Net(nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        layer = nn.TransformerEncoderLayer(8, 2, 8, dropout=0.0, batch_first=True)\n"
+        "        self.encoder = nn.TransformerEncoder(layer, 2)\n"
+        "    def forward(self, x):\n"
+        "        mask = torch.arange(5).expand(len(x), 5) > 2\n"
+        "        return self.encoder(x, src_key_padding_mask=mask)\n"
+    )
+    model = models.build(models.parse(f"{tmp_path}/net.py:Net"))
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad():
+        trained, evaluated = model.train()(x), model.eval()(x)
+    assert torch.allclose(trained, evaluated, atol=1e-5)
+    seen = []
+    for layer in model.encoder.layers:
+        layer.register_forward_hook(lambda *call: seen.append(call[-1].shape))
+    with torch.no_grad():
+        model(x)
+    assert seen == [(3, 5, 8)] * 2
+
+
 def test_a_skeleton_far_larger_than_what_it_is_for_is_refused():
     pytest.importorskip("timm")
     shapes = [(100, 100), (100,)]

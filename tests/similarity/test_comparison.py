@@ -156,7 +156,7 @@ def test_each_network_runs_once(run, runs, other, counted, estimator):
     result = run("cka", runs.noisy, other, runs.clean, "--estimator", estimator)
     assert counted.keys() == {"r50.safetensors", "other.safetensors", "r0.safetensors"}
     for images in counted.values():  # and a few to see what suits the network
-        assert 500 <= images <= 510
+        assert 500 <= images <= 518
     assert f"{estimator} CKA of 500 examples" in result.stderr
     assert "1 forward pass of each network" in result.stderr
 
@@ -182,7 +182,7 @@ def test_several_references_give_the_rows_of_each_in_one_pass(
     found = run("cka", *compared, *named, *options)
     assert found.code == 0, found.stderr
     for images in counted.values():  # and those that sigma and a look at the network take
-        assert 500 <= images <= (510 if kernel == "linear" else 1010)
+        assert 500 <= images <= (518 if kernel == "linear" else 1018)
     single = [
         rows(run("cka", one, reference, *options).stdout)
         for one in compared
@@ -337,6 +337,60 @@ def test_a_model_that_cannot_have_its_channels_last(run, tmp_path):
 class Split(nn.Module):
     def forward(self, x):
         return {"first": x * 2, "second": x + 1}
+
+
+class Experts(nn.Module):
+    """Each image is seen by one expert, with the others that it sees; `sorted` sees them all, the
+    darkest first; how many tokens `tokens` gets depends on the batch."""
+
+    def __init__(self, num_classes: int = 10) -> None:
+        super().__init__()
+        self.stem, self.gate = nn.Linear(64, 16), nn.Linear(16, 3)
+        self.experts = nn.ModuleList(nn.Linear(16, 16) for _ in range(3))
+        self.tokens, self.sorted = nn.Linear(1, 1), nn.Linear(16, 16)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        x = x + self.tokens(x[:, : 32 + int(x[0, 20] > x[0, 44]), None]).mean((1, 2))[:, None]
+        x = self.stem(x)
+        best, order = self.gate(x).argmax(1), x.sum(1).argsort()
+        for number, expert in enumerate(self.experts):
+            mine = best == number
+            if mine.any():
+                x = x.index_put((mine,), expert(x[mine]))
+        return self.fc(self.sorted(x[order])[order.argsort()].relu())
+
+
+@pytest.mark.parametrize("estimator", ["exact", "minibatch", "unbiased"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("pairs", ["same", "all"])
+def test_layers_that_do_not_see_all_images_in_order_have_no_cka(
+    run, tmp_path, estimator, kernel, pairs
+):
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        save_file(Experts().state_dict(), tmp_path / f"{seed}.safetensors")
+    command = ("cka", tmp_path / "0.safetensors", tmp_path / "1.safetensors", "--data", "digits")
+    command += ("--model", f"{__file__}:Experts", "--estimator", estimator, "--kernel", kernel)
+    result = run(*command, "--pairs", pairs, "--batch-size", 50)
+    assert result.code == 0, result.stderr
+    table = rows(result.stdout)
+    full = {"stem", "gate", "fc"}
+    for row in table:
+        has_cka = {row["layer"], row["reference_layer"]} <= full
+        assert (row["cka"] != "") == has_cka, row
+    others = {row["layer"] for row in table} - full
+    assert {"tokens", "sorted"} <= others
+    for name in others:
+        told = f"0.safetensors: {name} does not give one row for each image"
+        assert result.stderr.count(told) == 1
+    assert "not positive" not in result.stderr
+    alone = run(*command, "--pairs", pairs, "--batch-size", 50, "--layers", "stem,gate,fc")
+    expected = {(row["layer"], row["reference_layer"]): row["cka"] for row in rows(alone.stdout)}
+    found = {(row["layer"], row["reference_layer"]): row["cka"] for row in table}
+    for pair, value in expected.items():
+        assert float(found[pair]) == pytest.approx(float(value), abs=1e-9)
 
 
 def test_modules_of_all_kinds(run, runs, tmp_path):

@@ -111,11 +111,24 @@ def test_a_layer_that_is_not_called_for_a_batch_is_an_error(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_an_activation_with_another_number_of_rows_is_an_error(kind):
-    one = recorder(kind, ["a"], [(0, 10)])
-    with pytest.raises(MemtoolError, match="layer 'a' gives 40 rows for 10 images"):
-        with one.batch(Visit(0, 0, 10, range(1))) as batch:
-            batch.record("a", torch.zeros(40, 3))
+def test_a_layer_with_another_number_of_rows_in_one_batch_has_no_cka(kind):
+    x, y = networks()
+    batches = [(0, 20), (20, 53)]
+    visits = [Visit(i, *batch, range(2)) for i, batch in enumerate(batches)]
+    expected = sums_of(kind, visits, x, y, batches).hsic().cka()[0]
+    sides = [recorder(kind, list(side), batches) for side in (x, y)]
+    sums = sides[0].sums_with(sides[1], PAIRS)
+    for visit in visits:
+        part = slice(visit.start, visit.stop)
+        with sides[0].batch(visit) as a, sides[1].batch(visit) as b:
+            a.record("a", x["a"][part])
+            a.record("b", x["b"][part][: 40 if visit.batch == 0 else 7])
+            for name in y:
+                b.record(name, y[name][part])
+        sums.add(a, b)
+    found = sums.hsic().cka()[0]
+    assert found[:2].tolist() == expected[:2].tolist()  # those of "a"
+    assert found[2].isnan() and sides[0].unaligned().tolist() == [False, True]
 
 
 @pytest.mark.parametrize("kind", KINDS)

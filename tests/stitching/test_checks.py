@@ -92,6 +92,40 @@ def test_a_false_cut_is_left_out_of_all_and_refused_by_name(run, hidden):
     assert named.code == 1 and f"{hidden[1]}: 'body' is not a cut" in named.stderr
 
 
+REVERSED = """
+from torch import nn
+
+class Reversed(nn.Module):
+    # `body` sees the images in the reverse order.
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.body = nn.Linear(64, 8), nn.Linear(8, 8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        x = self.stem(images.flatten(1)).relu()
+        return self.fc(self.body(x.flip(0)).flip(0))
+"""
+
+
+@pytest.mark.parametrize("named, direction", [("body", "--both"), ("body=stem", "-q")])
+def test_a_layer_that_sees_the_images_in_another_order_is_no_cut(run, tmp_path, named, direction):
+    (tmp_path / "net.py").write_text(REVERSED)
+    spec = models.parse(f"{tmp_path}/net.py:Reversed")
+    paths = [saved(tmp_path / f"{seed}.safetensors", spec, seed=seed) for seed in (0, 1)]
+    command = ("stitch", *paths, "--trust", "--epochs", 0, "--at")
+    refused = run(*command, named, direction)
+    assert refused.code == 1 and refused.stdout == ""
+    assert "'body' gives the images in another order than it gets them" in refused.stderr
+    every = run(*command, "all", "--connector", "none")
+    assert [row["front_layer"] for row in csv.DictReader(io.StringIO(every.stdout))] == ["stem"]
+    assert "body left out: they give the images in another order" in every.stderr
+    (row,) = csv.DictReader(
+        io.StringIO(run(*(*command[:1], paths[0], *paths[:1], *command[3:]), "stem").stdout)
+    )
+    assert float(row["agreement"]) == 1
+
+
 def test_the_front_is_tested_as_it_is_even_if_its_last_layer_is_no_cut(run, hidden):
     """In the forward direction, nothing has to go on from the front's layers."""
     rows = csv.DictReader(

@@ -1,0 +1,62 @@
+"""Whether the rows of a layer's activations come in the order of the images.
+
+They do not where a model sorts the images before it calls a module: by their length, or by the
+expert that is to see them, say. Such rows cannot be set beside those of another layer.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from memtool.layers.hooks import observed
+
+FEATURES = 1024  # of a row, at most: enough to tell images apart
+ROUNDING = 1e-5  # of the largest feature; the kernels are the same, so that little is rounded
+
+
+@torch.no_grad()
+def out_of_order(
+    model: nn.Module, run: Callable[[Tensor], Any], axes: Mapping[str, int], images: Tensor
+) -> set[str]:
+    """The layers in whose activations an image has another row than its own, of those in `axes`,
+    which says which axis of each counts the images.
+
+    `run`, a forward pass of `model`, takes all `images` but for the last in their order, and all
+    but for the first in the reverse one; four are needed, more tell more. Of what then differs,
+    that is out of order which is found in another row; the rest depends on the other images.
+    """
+    ahead, back = (_rows(model, run, axes, part) for part in (images[:-1], images[1:].flip(0)))
+    return {name for name in ahead.keys() & back.keys() if _moved(ahead[name], back[name])}
+
+
+def _rows(
+    model: nn.Module, run: Callable[[Tensor], Any], axes: Mapping[str, int], images: Tensor
+) -> dict[str, Tensor]:
+    """Some features of each layer, (n, p), unless it has other than n rows."""
+    rows: dict[str, Tensor] = {}
+
+    def keep(name: str, activation: Tensor) -> None:
+        x = activation.movedim(axes[name], 0).flatten(1)
+        if len(x) == len(images):
+            rows[name] = x[:, :: max(1, x.shape[1] // FEATURES)].clone()
+
+    with observed(model, axes, keep):
+        run(images)
+    return rows
+
+
+def _moved(ahead: Tensor, back: Tensor) -> bool:
+    """Whether a row (p,) of images 0 to n - 1 is that of another image among those of n to 1.
+
+    >>> rows = torch.tensor([[1.0], [3.0], [2.0], [0.0]])
+    >>> _moved(rows[:-1], rows[1:].flip(0)), _moved(rows[:-1].flip(0), rows[1:])
+    (False, True)
+    """
+    if ahead.shape != back.shape:
+        return False
+    rows, others = ahead[1:], back.flip(0)
+    is_same = (rows[:, None] - others).abs().amax(2) <= ROUNDING * ahead.abs().max()
+    own, other = is_same.diagonal(), is_same.any(1)
+    return bool((other & ~own).any())

@@ -1,0 +1,60 @@
+"""Whether the rows of activations follow the order of the images."""
+
+import pytest
+import torch
+from torch import nn
+
+from memtool.layers import out_of_order
+
+
+class Net(nn.Module):
+    """`inner` is given what `change` makes of the images, (n, 6), and `outer` what it returns,
+    changed back."""
+
+    def __init__(self, change, back) -> None:
+        super().__init__()
+        self.change, self.back = change, back
+        self.inner, self.outer = nn.Linear(6, 5), nn.Linear(5, 4)
+
+    def forward(self, images):
+        return self.outer(self.back(self.inner(self.change(images)), images))
+
+
+def order(images):
+    """By brightness, as sequences are sorted by their length."""
+    return images.sum(1).argsort()
+
+
+NETS = {
+    "as they come": (lambda x: x, lambda y, x: y, set()),
+    "reversed": (lambda x: x.flip(0), lambda y, x: y.flip(0), {"inner"}),
+    "rolled": (lambda x: x.roll(1, 0), lambda y, x: y.roll(-1, 0), {"inner"}),
+    "sorted": (lambda x: x[order(x)], lambda y, x: y[order(x).argsort()], {"inner"}),
+    "never sorted back": (lambda x: x[order(x)], lambda y, x: y, {"inner", "outer"}),
+    # A network may do that; whether an image's results depend on others is told elsewhere.
+    "beside their mean": (lambda x: x - x.mean(0), lambda y, x: y, set()),
+    "all alike": (lambda x: x * 0, lambda y, x: y, set()),
+    "a part of them": (lambda x: x[1:], lambda y, x: nn.functional.pad(y, (0, 0, 1, 0)), set()),
+    "not a number": (lambda x: x * torch.nan, lambda y, x: y, set()),
+}
+
+
+@pytest.mark.parametrize(("change", "back", "expected"), NETS.values(), ids=NETS)
+@pytest.mark.parametrize("n", [5, 9])
+def test_rows_that_are_those_of_other_images(change, back, expected, n):
+    generator = torch.Generator().manual_seed(0)
+    model = Net(change, back).eval()
+    images = torch.randn(n, 6, generator=generator)
+    assert out_of_order(model, model, {"inner": 0, "outer": 0}, images) == expected
+
+
+def test_the_images_may_lie_along_another_axis():
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(6, 3, 4, generator=generator)
+    for flipped in (False, True):
+        model = nn.Sequential(nn.Identity())
+
+        def run(some, model=model, flipped=flipped):
+            return model((some.flip(0) if flipped else some).movedim(0, 1))
+
+        assert out_of_order(model, run, {"0": 1}, images) == ({"0"} if flipped else set())
