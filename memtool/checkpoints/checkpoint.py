@@ -327,7 +327,7 @@ class Checkpoint:
         with models.foreign_code(
             f"{self.told} does not take {told_shape(image_shape)}{self._hint(image_shape)}"
         ):
-            # No zeros, of which a model that looks at values, to mask some or send them to an expert,
+            # No zeros, of which a model that looks at values, to mask tokens or choose an expert,
             # may make something else than of images.
             noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
             return trace(self.model(), noise, output)
