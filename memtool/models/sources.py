@@ -6,6 +6,9 @@ options the model has. Nothing is built here.
 
 import hashlib
 import inspect
+import re
+import shlex
+import sys
 import typing
 import warnings
 from collections.abc import Callable, Sequence
@@ -13,6 +16,7 @@ from dataclasses import replace
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from memtool import MemtoolError
@@ -131,11 +135,17 @@ def _user_factory(spec: ModelSpec) -> "Factory":
 
 def _function_in(path: Path, source: bytes, wanted: str) -> "Factory":
     """Run the `source` of a file of code, and return the function of that name."""
-    namespace: dict[str, Any] = {"__name__": path.stem, "__file__": str(path)}
+    # A module of its own, under a name that no other has: dataclasses look theirs up, say.
+    digest = hashlib.sha256(bytes(path.absolute()) + source).hexdigest()
+    module = ModuleType(re.sub(r"\W", "_", f"{path.stem}_{digest[:16]}"))
+    module.__file__ = str(path)
+    sys.modules[module.__name__] = module
     try:
-        exec(compile(source, path, "exec"), namespace)
+        exec(compile(source, path, "exec"), vars(module))
     except Exception as error:
-        raise MemtoolError(f"{path}: cannot be run ({one_line(error)})") from error
+        hint = _hint(path, error)
+        raise MemtoolError(f"{path}: cannot be run ({one_line(error)}){hint}") from error
+    namespace = vars(module)
     if not callable(factory := namespace.get(wanted)):
         callables = [key for key, value in namespace.items() if inspect.isfunction(value)]
         nearest = get_close_matches(wanted, callables, n=3) or callables[:3]
@@ -143,6 +153,16 @@ def _function_in(path: Path, source: bytes, wanted: str) -> "Factory":
             f"{path}: has no function {wanted!r}; it has: {', '.join(nearest) or 'none'}"
         )
     return typing.cast("Factory", factory)
+
+
+def _hint(path: Path, error: Exception) -> str:
+    """How a module is found that is missing, but lies in a folder around the file of code."""
+    name = (getattr(error, "name", None) or "").partition(".")[0]
+    if name and isinstance(error, ModuleNotFoundError):
+        for folder in path.absolute().parents:
+            if (folder / f"{name}.py").exists() or (folder / name).is_dir():
+                return f"; it is found with PYTHONPATH={shlex.quote(str(folder))}"
+    return ""
 
 
 def accepted_options(spec: ModelSpec) -> list[str] | None:

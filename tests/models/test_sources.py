@@ -1,6 +1,10 @@
 """Where models come from: names, options, data sets and files of code."""
 
+import random
+import sys
+
 import pytest
+import torch
 from torch import nn
 
 from memtool import MemtoolError, models
@@ -117,6 +121,46 @@ def test_what_goes_wrong_in_ones_own_factory_is_told_in_a_line(own, tmp_path):
     (tmp_path / "bad.py").write_text("def make(:")
     with pytest.raises(MemtoolError, match="bad.py: cannot be run .SyntaxError"):
         models.parse("bad.py:make")
+
+
+CONFIGURED = """
+from __future__ import annotations
+
+from dataclasses import dataclass
+from torch import nn
+
+@dataclass
+class Config:
+    width: int = 6
+
+def make(num_classes=10, channels=1):
+    return nn.Sequential(nn.Conv2d(channels, Config().width, 3), nn.Flatten())
+"""
+
+
+@pytest.mark.parametrize("name", ["net.py", "random.py", "torch.py", "my-net 2.py"])
+def test_a_file_of_code_is_a_module_of_its_own(tmp_path, name):
+    """In which dataclasses look up the names of their fields' types."""
+    (tmp_path / name).write_text(CONFIGURED)
+    assert models.build(models.parse(f"{tmp_path / name}:make"))[0].out_channels == 6
+    assert sys.modules["random"] is random and sys.modules["torch"] is torch
+
+
+def test_a_module_that_lies_around_a_file_of_code_is_told(tmp_path):
+    (tmp_path / "nets" / "parts").mkdir(parents=True)
+    (tmp_path / "blocks.py").touch()
+    net = tmp_path / "nets" / "net.py"
+    for line, folder in (
+        ("from blocks import Block", tmp_path),
+        ("import parts.block", net.parent),
+        ("import nets.parts", tmp_path),
+        ("import nowhere_to_be_found", None),
+    ):
+        net.write_text(line)
+        with pytest.raises(MemtoolError, match="net.py: cannot be run .ModuleNotFound") as caught:
+            models.parse(f"{net}:make")
+        told = f"; it is found with PYTHONPATH={folder}" if folder else ")"
+        assert str(caught.value).endswith(told)
 
 
 def test_code_that_stands_in_metadata_does_not_run(own, tmp_path):
