@@ -217,10 +217,11 @@ class Back:
     """A model from one of its layers on: `back(activation, images)` is what the model returns with
     `activation`, (n, ...), in place of what the layer gives for the n `images`.
 
-    The part before the layer runs too, without gradients, since the model is not rewritten: on
-    the first image alone, if that gives the very same output, else on all images (a class token
-    is expanded to the batch, say). Which of the two is found at the first call; on the meta device,
-    where there are no values to compare, it runs on all.
+    The part before the layer runs too, since the model is not rewritten: on the first image alone,
+    if that gives the very same output, else on all images (a class token is expanded to the batch,
+    say). Which of the two is found at the first call; on the meta device, where there are no values
+    to compare, it runs on all. Gradients are those with respect to the activation, also where the
+    model asks for none, as for a frozen part.
 
     The activation is converted to the type of what it replaces, and may be changed in place, as the
     model changes its own. The images are not changed.
@@ -263,11 +264,12 @@ class Back:
                 return None
             reached = True
             paused.close()
-            torch.set_grad_enabled(gradients)
+            if gradients:
+                torch.set_grad_enabled(True)
             replaced = first_tensor(output)
             return activation if replaced is None else activation.to(replaced.dtype)
 
-        with paused, torch.no_grad(), watching(self.model, substitute, [self.layer], first=True):
+        with paused, watching(self.model, substitute, [self.layer], first=True):
             for watch in others:
                 paused.enter_context(watch.paused())
             result = self.model(images.clone())  # they may be one image, expanded

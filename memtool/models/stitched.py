@@ -24,15 +24,15 @@ Shape = tuple[int, ...]  # of one example's activation: (d,), (t, d), (c, h, w) 
 def usual_channel_axis(shape: Shape) -> int:
     """Which axis of an activation's shape usually counts channels, where nothing else is recorded.
 
-    The last one of vectors and tokens, the first one of maps, unless the other two alone are equal:
-    most maps are square, and some networks have the channels last.
+    The last one of vectors and tokens, the first one of volumes and of maps, unless the other two
+    alone are equal: most maps are square, and some networks have the channels last.
 
     >>> usual_channel_axis((128,)), usual_channel_axis((16, 64)), usual_channel_axis((64, 7, 7))
     (0, 1, 0)
     >>> usual_channel_axis((7, 7, 64))
     2
     """
-    if len(shape) == 3 and not shape[0] == shape[1] != shape[2]:
+    if len(shape) > 3 or (len(shape) == 3 and not shape[0] == shape[1] != shape[2]):
         return 0
     return len(shape) - 1
 
@@ -55,8 +55,8 @@ class StitchingLayer(nn.Module):
     either counts channels (by default `usual_channel_axis`). `weight` is (outputs, inputs) and
     `bias` (outputs,): of channels, the same at each position, or of flattened examples. There are
     none if the connector is `none`. Where front and back have different numbers of positions, the
-    front's activations are interpolated first: maps bilinearly, tokens linearly along the sequence
-    (`align_corners=False`).
+    front's activations are interpolated first: maps bilinearly, volumes trilinearly, tokens
+    linearly along the sequence (`align_corners=False`).
 
     With `batch_norm`, one goes before the map and one after it (as in Bansal et al. 2021). While
     the layer trains, they use the statistics of the batch; `settle` sets those of eval mode.
@@ -126,7 +126,7 @@ class StitchingLayer(nn.Module):
         sizes = positions(self.back, self.back_axis)
         if self.flattens or positions(self.front, self.front_axis) == sizes:
             return activation
-        mode = "bilinear" if len(sizes) == 2 else "linear"
+        mode = ("linear", "bilinear", "trilinear")[len(sizes) - 1]
         axis = 1 + self.front_axis
         by_channel = activation.movedim(axis, 1)
         return functional.interpolate(by_channel, sizes, mode=mode).movedim(1, axis)

@@ -128,13 +128,14 @@ def is_cut(network: Network, layer: str, images: Tensor) -> bool:
     others = 1 - images if images.is_floating_point() else ~images
     given, other = network.normalized(images), network.normalized(others)
     try:
-        activation = run_to(network.model, [layer], given)[layer]
-        rest = Back(network.model, layer)
-        # Copies, because what follows may change them in place.
-        first, second = (
-            network.logits_in(rest(activation.clone(), inputs)) for inputs in (given, other)
-        )
-    except MemtoolError:  # a container that is never called itself
+        with foreign_code(layer):
+            activation = run_to(network.model, [layer], given)[layer]
+            rest = Back(network.model, layer)
+            # Copies, because what follows may change them in place.
+            first, second = (
+                network.logits_in(rest(activation.clone(), inputs)) for inputs in (given, other)
+            )
+    except MemtoolError:  # a container that is never called itself, or more hangs on the layer
         return False
     # Convolutions on a GPU need not repeat themselves to the last bit.
     return nearly_equal(first, second, rtol=1e-5, atol=1e-6)

@@ -20,6 +20,7 @@ Cut = tuple[Layer, Layer]  # of the front and of the back
 
 # Training keeps a weight, its gradient and Adam's two moments, in float32.
 BYTES_PER_WEIGHT = 16
+MOST_AXES = 4  # of an example's activation: channels, and positions in up to three dimensions
 
 
 @dataclass(frozen=True)
@@ -115,13 +116,13 @@ def connector_between(
     _check_types(cannot, front, back, wanted)
     chosen = wanted
     if wanted is Connector.auto:
-        chosen = Connector.conv1x1 if rank == 3 else Connector.linear
+        chosen = Connector.conv1x1 if rank >= 3 else Connector.linear
     if flattens(chosen, a, b) and wanted is Connector.linear:
         _check_memory(cannot, math.prod(a), math.prod(b), memory)
         return chosen
-    if len(a) != len(b) or not 1 <= rank <= 3:
+    if len(a) != len(b) or not 1 <= rank <= MOST_AXES:
         raise MemtoolError(f"{cannot}; only --connector linear, which flattens them, joins these")
-    if chosen is Connector.conv1x1 and rank != 3:
+    if chosen is Connector.conv1x1 and rank < 3:
         raise MemtoolError(f"{cannot} by a 1x1 convolution; use --connector linear")
     axes = channel_axes(front, back)
     if axes is None:

@@ -28,6 +28,33 @@ def test_what_runs_below_the_cut_of_the_back_is_one_example_without_gradients():
     assert activation.grad is not None
 
 
+class Frozen(nn.Module):
+    """Has no gradients but those of its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.body, self.head = nn.Linear(6, 5), nn.Linear(5, 4), nn.Linear(4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.body(self.stem(images).relu()).sigmoid()
+        return self.head(x)
+
+
+def test_gradients_reach_an_activation_in_a_part_that_has_none():
+    model = Frozen().eval().requires_grad_(False)
+    images = torch.randn(5, 6)
+    activation = model.stem(images).requires_grad_()
+    expected = model.head(model.body(activation.relu()).sigmoid())
+    (gradient,) = torch.autograd.grad(expected.square().sum(), activation)
+    back = Back(model, "stem")
+    (found,) = torch.autograd.grad(back(activation, images).square().sum(), activation)
+    assert torch.equal(found, gradient) and gradient.abs().max() > 0
+    with torch.no_grad():
+        assert not back(activation, images).requires_grad
+    assert torch.is_grad_enabled()
+
+
 class ReadsBatch(nn.Module):
     """Reads the size of the batch before the cut and uses it after; in place, what follows."""
 

@@ -1,6 +1,7 @@
 """Stitching layers and stitched models."""
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from memtool.models import (
 )
 from memtool.models.nets import digits_cnn
 from memtool.stitching.checks import is_cut
+from memtool.stitching.planning import connector_between
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -38,6 +40,12 @@ def test_connectors_are_the_maps_that_torch_has():
     expected = functional.interpolate(maps, (7, 3), mode="bilinear", align_corners=False)
     expected = functional.conv2d(expected, resized.weight[:, :, None, None], resized.bias)
     torch.testing.assert_close(resized(maps), expected)
+
+    volumes = random(3, 8, 2, 4, 4)
+    resized = StitchingLayer(Connector.conv1x1, (8, 2, 4, 4), (6, 3, 4, 2))
+    expected = functional.interpolate(volumes, (3, 4, 2), mode="trilinear", align_corners=False)
+    expected = functional.conv3d(expected, resized.weight[:, :, None, None, None], resized.bias)
+    torch.testing.assert_close(resized(volumes), expected)
 
     flat = StitchingLayer(Connector.linear, (8, 4, 4), (6, 2, 2))
     expected = functional.linear(maps.flatten(1), flat.weight, flat.bias).view(3, 6, 2, 2)
@@ -116,6 +124,19 @@ def swin() -> nn.Module:
     return torchvision.models.SwinTransformer([2, 2], 16, [2, 2], [2, 2], [4, 4], num_classes=4)
 
 
+class Volumes(nn.Sequential):
+    """Takes the channels of its images for their depth."""
+
+    def __init__(self) -> None:
+        convolution = functools.partial(nn.Conv3d, kernel_size=3, padding=1)
+        stem = nn.Sequential(convolution(1, 6), nn.BatchNorm3d(6), nn.ReLU(inplace=True))
+        body = nn.Sequential(convolution(6, 4), nn.BatchNorm3d(4), nn.ReLU(inplace=True))
+        super().__init__(stem, body, nn.AdaptiveAvgPool3d(1), nn.Flatten(), nn.Linear(4, 4))
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images[:, None])
+
+
 ARCHITECTURES = {
     "digits-cnn": (lambda: digits_cnn(4, 3, 16), 16),
     "resnet": (resnet, 32),
@@ -133,6 +154,7 @@ ARCHITECTURES = {
     ),
     "vit": (vit, 16),
     "swin": (swin, 16),
+    "volumes": (Volumes, 16),
     "stitched": (lambda: stitched(digits_cnn(4, 3, 16), "block2"), 16),
 }
 
@@ -160,7 +182,8 @@ def test_a_model_stitched_to_itself_by_the_identity_is_itself_at_every_cut(make,
     assert len(found) >= 4
     network = Network(model, [0.5] * 3, [0.2] * 3)
     for cut in found:
-        kind = Connector.conv1x1 if len(cut.shape) == 3 else Connector.linear
+        kind = connector_between(cut, cut, Connector.auto, False, 1 << 30)
+        assert (kind is Connector.conv1x1) == (len(cut.shape) >= 3)
         stitching = StitchingLayer(kind, cut.shape, cut.shape)
         nn.init.eye_(stitching.weight)
         nn.init.zeros_(stitching.bias)
