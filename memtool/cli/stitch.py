@@ -43,8 +43,8 @@ def stitch(
             "--connector",
             metavar="KIND",
             help="Kind of stitching layer: conv1x1 (maps channels), linear (for vectors and "
-            "tokens; maps are flattened), none (the identity), or auto: conv1x1 for maps and volumes, "
-            "linear for vectors and tokens",
+            "tokens; maps are flattened), none (the identity), or auto: conv1x1 for maps and "
+            "volumes, linear for vectors and tokens",
         ),
     ] = Connector.auto,
     resize: Annotated[

@@ -8,11 +8,13 @@ ratio of 25 % and seed 0. `$(NAME)` is one of the recipe's choices or of FUNCTIO
 
 from dataclasses import dataclass
 
-# Names that depend on the run or stand for files of all runs, and what make takes them from.
+# Names that depend on the run or the model, or stand for files of all runs, and what make takes
+# them from.
 FUNCTIONS = {
     "ratio": "$(patsubst r%,%,$(firstword $(subst -s, ,$*)))",
     "seed": "$(lastword $(subst -s, ,$*))",
     "clean": "$(DIR)/runs/r0-s$(seed).safetensors",
+    "trust": "$(if $(findstring .py:,$(MODEL)),--trust)",
     "saved": "$(SAVED:%=$(DIR)/runs/$*/epoch-%.safetensors)",
     "training": "$(RUNS:%=$(DIR)/tables/training-%.csv)",
     "cka": "$(RUNS:%=$(DIR)/tables/cka-%.csv)",
@@ -61,20 +63,22 @@ CKA = Rule(
     "cka",
     ("$(DIR)/tables/cka-%.csv",),
     ("$(DIR)/runs/%.safetensors", "$(clean)"),
-    "cka $(saved) $< --reference $< --reference $(clean) --layers '$(LAYERS)' $(CKA) -q -o $@",
+    "cka $(saved) $< --reference $< --reference $(clean)"
+    " --layers '$(LAYERS)' $(CKA) $(trust) -q -o $@",
 )
 STITCHING = Rule(
     "stitching",
     ("$(DIR)/tables/stitching-%.csv",),
     ("$(DIR)/runs/%.safetensors", "$(clean)"),
-    "stitch $< $(clean) --at '$(CUTS)' --both --control $(STITCH) --seed $(seed)"
+    "stitch $< $(clean) --at '$(CUTS)' --both --control $(STITCH) $(trust) --seed $(seed)"
     " --save $(DIR)/stitched/$* -q --resume -o $@",
 )
 SUPPLEMENT = Rule(
     "supplement",
     ("$(DIR)/tables/supplement-%.csv",),
     ("$(DIR)/tables/stitching-%.csv", "$(clean)"),
-    "cka $< $(DIR)/runs/$*.safetensors --reference $(clean) --layers '$(LAYERS)' $(CKA) -q -o $@",
+    "cka $< $(DIR)/runs/$*.safetensors --reference $(clean)"
+    " --layers '$(LAYERS)' $(CKA) $(trust) -q -o $@",
 )
 RUN_RULES = (LABELS, TRAIN, CKA, STITCHING, SUPPLEMENT)
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from memtool import specs
+from memtool.models.spec import code_file
 from memtool.reproduction.recipes import Recipe, told
 from memtool.reproduction.rules import CEILING, CKA, FIGURES, RUN_RULES, SUPPLEMENT, Rule
 from memtool.tables import CkaRow, StitchingRow, TrainingRow
@@ -151,9 +153,14 @@ def _names(recipe: Recipe, run: str, seed: int) -> dict[str, str | list[str]]:
     """What the names in rules stand for: options, and the files of a run, are several words."""
     values = variables(recipe)
     options = {name: shlex.split(values[name]) for name in ("TRAIN", "CKA", "STITCH")}
+    # Code runs when it is typed, as the model of a reproduction was.
+    trust = ["--trust"] if code_file(specs.split(recipe.model, "model")[0]) else []
     saved = [f"{ROOT}/runs/{run}/epoch-{n}.safetensors" for n in values["SAVED"].split()]
     clean = f"{ROOT}/runs/r0-s{seed}.safetensors"
-    return {**values, **options, "seed": str(seed), "clean": clean, "saved": saved}
+    return {
+        **{**values, **options},
+        **{"seed": str(seed), "clean": clean, "saved": saved, "trust": trust},
+    }
 
 
 def _step(rule: Rule, name: str, stem: str, names: Names, root: Path) -> Step:

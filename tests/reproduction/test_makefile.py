@@ -70,6 +70,17 @@ def test_what_is_changed_in_the_makefile_is_what_would_be_chosen(tmp_path, monke
         assert last[last.index(option) + 1] == changed[name]
 
 
+def test_code_that_was_typed_is_trusted(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    code = Recipe.of("digits", "net.py:make")
+    Path("Makefile").write_text(to_makefile(code, Path("out"), None))
+    *commands, _ = printed()
+    assert sorted(commands) == steps(code)
+    assert {words[1] for words in commands if "--trust" in words} == {"cka", "stitch"}
+    *commands, _ = printed("MODEL=cnn")
+    assert not any("--trust" in words for words in commands)
+
+
 def test_the_last_command_finds_that_all_is_done(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = RECIPES[Study.digits].but(ratios=(0, 37.5), epochs=9, saved=(3, 5), cuts="block2")

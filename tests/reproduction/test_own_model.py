@@ -1,0 +1,55 @@
+"""A model of one's own, with layers that have no CKA and one cut, from the labels to the report."""
+
+import dataclasses
+
+import pytest
+
+from memtool.reproduction import chosen_recipe, steps_for
+from memtool.tables import read
+
+NET = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Linear(64, 16)
+        self.bright, self.dark = nn.Linear(16, 16), nn.Linear(16, 16)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        x = self.stem(images.flatten(1))
+        best = x.sum(1) > 0
+        return self.fc(x.index_put((best,), self.bright(x[best])).relu())
+"""
+
+
+@pytest.fixture
+def own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NET)
+    return "net.py:Net"
+
+
+def test_it_is_reproduced(run, tmp_path, own):
+    command = ("--data", "digits", "--model", own, "--samples-train", 60, "--samples", 40)
+    command += ("--ratios", "0,50%", "--epochs", 2, "-o", tmp_path / "out")
+    recipe = chosen_recipe(
+        *(None, "digits", own, False, 60, 40, None), epochs=2, ratios=[0, 50], cuts="all"
+    )
+    for step in steps_for(dataclasses.replace(recipe, saved=(1,)), tmp_path / "out"):
+        result = run(*step.arguments)
+        assert result.code == 0, result.stderr
+    rows = read(tmp_path / "out/tables/cka-r50-s0.csv")
+    assert {row["layer"]: row["cka"] is not None for row in rows} == {
+        "stem": True,
+        "bright": False,
+        "fc": True,
+    }
+    cuts = read(tmp_path / "out/tables/stitching-r50-s0.csv")
+    assert {row["front_layer"] for row in cuts} == {"stem"}
+    result = run("reproduce", *command, "--cuts", "all", "--save-at", 1)
+    assert result.code == 0, result.stderr
+    assert "train r0" not in result.stderr  # all was done
+    assert len(read(tmp_path / "out/findings.csv")) > 10
+    assert "<svg" in (tmp_path / "out/report.html").read_text()
