@@ -271,7 +271,7 @@ KINDS: Mapping[str, Kind] = {
                 "what a run must have in common with this one to go on from it",
                 True,
             ),
-            "epoch": Field(POSITIVE, "epochs trained so far", True),
+            "epoch": Field(COUNT, "epochs trained so far", True),
             "history": Field(
                 HISTORY, "the metrics of each evaluated epoch, as in a checkpoint", True
             ),

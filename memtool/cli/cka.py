@@ -107,6 +107,7 @@ def cka(
     output: options.Output = None,
     table_format: options.TableFormat = None,
     device: options.Device = "auto",
+    dry_run: options.DryRun = False,
     quiet: options.Quiet = False,
     debug: options.Debug = False,
 ) -> None:
@@ -130,6 +131,9 @@ def cka(
       memtool cka stitching.csv runs/r0.safetensors -o supplement.csv
       torchrun --nproc-per-node 2 -m memtool cka a.safetensors b.safetensors
     """
+    import json
+    from dataclasses import asdict
+
     from memtool import tables
     from memtool.device import choose, processes
     from memtool.files import check_writable
@@ -170,6 +174,10 @@ def cka(
     with processes(where) as together:
         plan = make_plan(*compared_with, len(images), settings, together.size)
         logger.info(str(plan))
+        if dry_run:
+            if not together.rank:
+                print(json.dumps({**asdict(settings), **plan.json()}))
+            return
         rows = compare(plan, images, set_.name, settings, together, progress)
         if together.rank:
             options.take_part(rows)

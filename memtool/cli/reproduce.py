@@ -176,6 +176,7 @@ def reproduce(
         Record,
         findings_of,
         pending,
+        rehearse,
         run_steps,
         steps_for,
         to_makefile,
@@ -207,8 +208,11 @@ def reproduce(
         return
     check_writable(output / "steps.csv")
     with claimed(output / "steps.csv"):  # one process at a time
-        write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
         record, at_once = Record(output / "steps.csv"), jobs or min(os.cpu_count() or 1, MOST_JOBS)
+        first = next(step for step in steps if step.words[0] == "train")
+        if not recipe.is_tried and not first.is_done(record.commands):
+            rehearse(recipe, output, main)
+        write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
             for outcome in run_steps(steps, at_once, main, record):
                 advance(description=outcome.step.name)

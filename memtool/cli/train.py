@@ -65,7 +65,11 @@ def train(
     epochs: Annotated[
         int | None,
         typer.Option(
-            "--epochs", metavar="N", min=1, help="Number of epochs", show_default=told("epochs")
+            "--epochs",
+            metavar="N",
+            min=0,
+            help="Number of epochs; 0 keeps the initial model",
+            show_default=told("epochs"),
         ),
     ] = None,
     batch_size: Annotated[

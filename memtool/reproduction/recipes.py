@@ -103,6 +103,15 @@ class Recipe:
             return self.supplement
         return few([ratio for ratio in self.ratios if ratio] or [0], SUPPLEMENTED)
 
+    @property
+    def is_tried(self) -> bool:
+        """Whether its commands are those of a study, which are known to work."""
+        same = ("data", "model", "layers", "cuts", "train", "cka", "stitch")
+        return any(
+            all(getattr(self, name) == getattr(study, name) for name in same)
+            for study in RECIPES.values()
+        )
+
     def small(self) -> "Recipe":
         """For two processor cores: three noise ratios, 5,000 training images, 2,000 test images in
         CKA, the blocks of ResNets alone, and a width of 16 for the networks that have one."""

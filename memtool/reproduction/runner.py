@@ -64,8 +64,6 @@ def run_steps(
     MemtoolError for a step that fails, with the last line that it wrote to stderr. However the
     iteration ends, it leaves no process and no partial file behind.
     """
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     order = _order(steps)
     waiting: list[int] = []  # a heap of the steps that can run, by their places in `steps`
     running: dict[int, _Running] = {}
@@ -87,6 +85,18 @@ def run_steps(
                 record.keep(outcome.step, outcome.seconds, outcome.memory, outcome.warnings)
                 order.done(place)
                 yield outcome
+
+
+def try_steps(steps: Sequence[Step], command: Command) -> None:
+    """Run the steps one after the other, as `run_steps` runs them, whether they are done or not.
+
+    Raises MemtoolError for the first that fails.
+    """
+    with tempfile.TemporaryDirectory(prefix="memtool-") as logs:
+        for step in steps:
+            running = _start(step, command, Path(logs))
+            with _stopping([running]):
+                running.outcome()
 
 
 def _prepare(step: Step, record: Record) -> None:
@@ -133,6 +143,8 @@ class _Running:
 
 
 def _start(step: Step, command: Command, logs: Path) -> _Running:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     context = multiprocessing.get_context("forkserver")
     # This has an effect before the first process only.
     context.set_forkserver_preload([command.__module__, *PRELOAD])
@@ -195,7 +207,8 @@ def _check(step: Step, code: int | None, said: Sequence[str]) -> None:
             last = f"ended by {signal.Signals(-code).name}"
         if code == -getattr(signal, "SIGKILL", 0):
             last += ", as a system does that runs out of memory; fewer --jobs take less"
-        raise MemtoolError(f"{step.name}: {last} (the step alone: {step.command})")
+        alone = f" (the step alone: {step.command})" if step.outputs else ""
+        raise MemtoolError(f"{step.name}: {last}{alone}")
     for path in step.outputs:
         if not (step.root / path).exists():
             raise MemtoolError(f"{step.name}: did not make {step.root / path}")

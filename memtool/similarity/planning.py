@@ -119,6 +119,27 @@ class Plan:
         mine = processes.share(folded[: last // 2 + 1])
         return list(dict.fromkeys(block for pair in mine for block in pair))
 
+    def json(self) -> dict[str, object]:
+        """The plan as JSON holds it: the layers that are compared, and how."""
+        compared = [
+            {
+                "checkpoint": str(one.selection.checkpoint.path),
+                "reference": str(one.reference.checkpoint.path),
+                "layers": [layer.name for layer in one.selection.layers],
+                "reference_layers": [layer.name for layer in one.reference.layers],
+                "rows": len(one.layers),
+            }
+            for group in self.groups
+            for one in group
+        ]
+        return {
+            "estimator": str(self.estimator),
+            "n": self.n,
+            "batch_size": self.batch_size,
+            "passes": self.passes,
+            "compared": compared,
+        }
+
     def __str__(self) -> str:
         start, stop = self.batches[-1]
         passes = f"{self.passes:.3g} forward pass{'es' if self.passes > 1 else ''}"

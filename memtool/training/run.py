@@ -115,6 +115,8 @@ class Run:
         yield from (rows.get(epoch) for epoch in range(1, progress.epoch + 1))
         if not progress.epoch:
             self._save_checkpoint(model, progress, device)
+            if not self.config.epochs and not self.processes.rank:
+                self._state.save(model, optimizer, progress)
         cost, started = _Cost(), _clock(device)
         for epoch in self._epochs(model, optimizer, task, progress.epoch):
             agree(model, self.processes)

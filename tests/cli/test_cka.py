@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 
 import pytest
 
@@ -35,6 +36,27 @@ def test_every_condition_is_a_column(run, runs):
     assert (exact["n"], exact["sample_seed"], exact["precision"]) == ("500", "3", "float32")
     assert (exact["batch_size"], rbf["batch_size"]) == ("50", "250")
     assert 0 < float(exact["cka_se"]) < 0.1 and 0 < float(rbf["cka_se"])
+
+
+def test_a_dry_run_checks_the_settings_and_writes_nothing(run, runs, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = ("cka", runs.noisy, runs.clean, "--layers", "block?,fc", "--pairs", "all")
+    result = run(*command, "--dry-run", "-o", "rows.csv", "--estimator", "minibatch", "-q")
+    assert (result.code, result.stderr, list(tmp_path.iterdir())) == (0, "", [])
+    settings = json.loads(result.stdout)
+    layers = [*(f"block{n}" for n in range(1, 7)), "fc"]
+    assert settings["compared"] == [
+        {
+            "checkpoint": str(runs.noisy),
+            "reference": str(runs.clean),
+            "layers": layers,
+            "reference_layers": layers,
+            "rows": 49,
+        }
+    ]
+    assert (settings["pairs"], settings["estimator"], settings["n"]) == ("all", "minibatch", 500)
+    assert settings["batch_size"] == 250
+    assert run("cka", runs.noisy, runs.clean, "--layers", "fcc", "--dry-run").code == 1
 
 
 @pytest.mark.parametrize("size", ["4", "GiB", "-1GiB", "4XiB"])

@@ -1,6 +1,11 @@
 """memtool train: dry runs."""
 
+import csv
+import io
 import json
+
+import torch
+from safetensors.torch import load_file
 
 from memtool.data import LabelFile
 from memtool.training.defaults import told
@@ -42,6 +47,21 @@ def test_a_dry_run_checks_the_settings_and_writes_nothing(run, runs, tmp_path, m
         "epoch": 0,
         "steps": 0,
     }
+
+
+def test_without_epochs_the_initial_model_is_kept(run, tmp_path):
+    train = ("train", "--model", "digits-cnn", "--data", "digits", "--seed", 3, "-q")
+    first, trained = tmp_path / "0.safetensors", tmp_path / "1.safetensors"
+    for _ in range(2):
+        result = run(*train, "--epochs", 0, "--resume", "-o", first, "--format", "csv")
+        assert (result.code, result.stderr) == (0, "")
+        assert result.stdout.startswith("checkpoint,") and result.stdout.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == [first.name]
+    assert run(*train, "--epochs", 1, "--save-at", 0, "-o", trained).code == 0
+    initial = load_file(tmp_path / "1" / "epoch-0000.safetensors")
+    assert all(torch.equal(tensor, initial[key]) for key, tensor in load_file(first).items())
+    (row,) = csv.DictReader(io.StringIO(run("info", first).stdout))
+    assert (row["epoch"], row["steps"], row["test_accuracy"]) == ("0", "0", "")
 
 
 def test_the_defaults_are_those_of_the_network(run, folder, tmp_path):

@@ -126,7 +126,7 @@ def test_settings_that_differ_are_named_with_both_values(tmp_path):
     [
         ({"settings": 1}, "no sensible 'settings': 1 is"),
         ({"epoch": None}, "no sensible 'epoch'"),
-        ({"epoch": 0}, "no sensible 'epoch'"),
+        ({"epoch": -1}, "no sensible 'epoch'"),
         ({"epoch": "1"}, "no sensible 'epoch'"),
         ({"epoch": 2**31}, "no sensible 'epoch'"),
         ({"history": 1}, "no sensible 'history'"),

@@ -1,0 +1,29 @@
+"""The commands of a reproduction, tried before the work: what one of them would refuse is to be
+told at once, not when the first network is trained."""
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from memtool import MemtoolError
+from memtool.reproduction.recipes import Recipe
+from memtool.reproduction.runner import Command, try_steps
+from memtool.reproduction.steps import steps_for
+
+
+def rehearse(recipe: Recipe, root: Path, command: Command) -> None:
+    """Raise MemtoolError for what `command`, memtool with the given arguments, would refuse of the
+    options of the recipe: with a network of its model that is not trained, in a temporary folder in
+    place of `root`."""
+    trial = recipe.but(ratios=(0,), seeds=1, epochs=0, saved=(), supplement=(0,))
+    with tempfile.TemporaryDirectory(prefix="memtool-") as folder:
+        steps = {step.name: step for step in steps_for(trial, Path(folder))}
+        made = [steps["labels r0-s0"], steps["train r0-s0"]]
+        tried = [
+            replace(step, words=(*step.words, "--dry-run"), outputs=())
+            for step in (steps["cka r0-s0"], steps["stitching r0-s0"])
+        ]
+        try:
+            try_steps([*made, *tried], command)
+        except MemtoolError as error:
+            raise MemtoolError(str(error).replace(folder, str(root))) from error
