@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from memtool.layers.hooks import observed
 
 FEATURES = 1024  # of a row, at most: enough to tell images apart
-ROUNDING = 1e-5  # of the largest feature; the kernels are the same, so that little is rounded
+# Of the largest feature: what rounding may change, the kernels being the same, and what it may not.
+ROUNDING, CLEARLY = 1e-5, 1e-3
 
 
 @torch.no_grad()
@@ -27,7 +28,8 @@ def out_of_order(
     but for the first in the reverse one; four are needed, more tell more. Of what then differs,
     that is out of order which is found in another row; the rest depends on the other images.
     """
-    ahead, back = (_rows(model, run, axes, part) for part in (images[:-1], images[1:].flip(0)))
+    with torch.autocast(images.device.type, enabled=False):  # images are told apart by their digits
+        ahead, back = (_rows(model, run, axes, part) for part in (images[:-1], images[1:].flip(0)))
     return {name for name in ahead.keys() & back.keys() if _moved(ahead[name], back[name])}
 
 
@@ -56,7 +58,7 @@ def _moved(ahead: Tensor, back: Tensor) -> bool:
     """
     if ahead.shape != back.shape:
         return False
-    rows, others = ahead[1:], back.flip(0)
-    is_same = (rows[:, None] - others).abs().amax(2) <= ROUNDING * ahead.abs().max()
-    own, other = is_same.diagonal(), is_same.any(1)
-    return bool((other & ~own).any())
+    rows, others, scale = ahead[1:], back.flip(0), ahead.abs().max()
+    gaps = (rows[:, None] - others).abs().amax(2)
+    is_elsewhere = (gaps <= ROUNDING * scale).any(1) & (gaps.diagonal() > CLEARLY * scale)
+    return bool(is_elsewhere.any())
