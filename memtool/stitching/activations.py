@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, Network, footprints
 from memtool.data import Dataset, HostImages, on_device
 from memtool.layers import Back, Footprint, Layer, axes_in_memory, footprint, run_to
@@ -130,7 +131,16 @@ class CachedNetwork:
         return kept
 
     def _run_to(self, layers: Sequence[str], images: Tensor) -> dict[str, Tensor]:
-        return run_to(self.network.model, layers, self.network.normalized(images))
+        """Raises MemtoolError for a layer that does not see all images of a batch at once."""
+        found = run_to(self.network.model, layers, self.network.normalized(images))
+        for layer, activation in found.items():
+            if len(activation) != len(images):
+                raise MemtoolError(
+                    f"{self.checkpoint.path}: layer {layer!r} gives {len(activation)} rows for "
+                    f"{len(images)} images, so that nothing can be stitched there; take other cuts "
+                    "(--at)"
+                )
+        return found
 
     @torch.no_grad()
     def activation(self, layer: str, indices: Tensor) -> Tensor:

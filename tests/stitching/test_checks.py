@@ -108,6 +108,35 @@ class Reversed(nn.Module):
 """
 
 
+IN_PARTS = """
+import torch
+from torch import nn
+
+class InParts(nn.Module):
+    # `body` sees seven images at a time, to save memory.
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.body = nn.Linear(64, 8), nn.Linear(8, 8)
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        x = self.stem(images.flatten(1)).relu()
+        return self.fc(torch.cat([self.body(part) for part in x.split(7)]))
+"""
+
+
+def test_a_layer_that_sees_some_images_at_a_time_is_told(run, tmp_path):
+    (tmp_path / "net.py").write_text(IN_PARTS)
+    spec = models.parse(f"{tmp_path}/net.py:InParts")
+    path = saved(tmp_path / "0.safetensors", spec)
+    command = ("stitch", path, path, "--trust", "--connector", "none", "--epochs", 0, "--at")
+    refused = run(*command, "all")
+    assert refused.code == 1 and refused.stdout.count("\n") == 1  # the header
+    assert f"{path}: layer 'body' gives 7 rows for 1797 images" in refused.stderr
+    (row,) = csv.DictReader(io.StringIO(run(*command, "stem").stdout))
+    assert float(row["agreement"]) == 1
+
+
 @pytest.mark.parametrize("named, direction", [("body", "--both"), ("body=stem", "-q")])
 def test_a_layer_that_sees_the_images_in_another_order_is_no_cut(run, tmp_path, named, direction):
     (tmp_path / "net.py").write_text(REVERSED)
