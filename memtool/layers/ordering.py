@@ -40,9 +40,12 @@ def _rows(
     rows: dict[str, Tensor] = {}
 
     def keep(name: str, activation: Tensor) -> None:
-        x = activation.movedim(axes[name], 0).flatten(1)
-        if len(x) == len(images):
-            rows[name] = x[:, :: max(1, x.shape[1] // FEATURES)].clone()
+        x = activation.movedim(axes[name], 0)
+        if len(x) == len(images) and x.numel():
+            x = x.reshape(len(x), -1)
+            some = x[:, :: max(1, x.shape[1] // FEATURES)].cpu()
+            # A type that has room for all others, and differences.
+            rows[name] = some.to(torch.complex128, copy=True)
 
     with observed(model, axes, keep):
         run(images)

@@ -157,10 +157,8 @@ def _names(recipe: Recipe, run: str, seed: int) -> dict[str, str | list[str]]:
     trust = ["--trust"] if code_file(specs.split(recipe.model, "model")[0]) else []
     saved = [f"{ROOT}/runs/{run}/epoch-{n}.safetensors" for n in values["SAVED"].split()]
     clean = f"{ROOT}/runs/r0-s{seed}.safetensors"
-    return {
-        **{**values, **options},
-        **{"seed": str(seed), "clean": clean, "saved": saved, "trust": trust},
-    }
+    names: dict[str, str | list[str]] = {**values, **options, "trust": trust}
+    return {**names, "seed": str(seed), "clean": clean, "saved": saved}
 
 
 def _step(rule: Rule, name: str, stem: str, names: Names, root: Path) -> Step:

@@ -48,6 +48,22 @@ def test_rows_that_are_those_of_other_images(change, back, expected, n):
     assert out_of_order(model, model, {"inner": 0, "outer": 0}, images) == expected
 
 
+@pytest.mark.parametrize(
+    "kind",
+    [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float64, torch.complex64],
+    ids=str,
+)
+@pytest.mark.parametrize("shape", [(), (6,), (2, 3), (0,)])
+def test_activations_of_any_type_and_shape(kind, shape):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 2, (9, *shape), generator=generator).to(kind)
+    for change in (lambda x: x, lambda x: x.flip(0)):
+        model = nn.Sequential(nn.Identity())
+        is_changed = bool(shape != (0,) and (change(images[:-1]) != images[:-1]).any())
+        run = lambda some, model=model, change=change: model(change(some))  # noqa: E731
+        assert out_of_order(model, run, {"0": 0}, images) == ({"0"} if is_changed else set())
+
+
 def test_the_images_may_lie_along_another_axis():
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(6, 3, 4, generator=generator)
