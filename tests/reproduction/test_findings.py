@@ -312,8 +312,10 @@ def test_what_cannot_be_compared_is_refused():
 @pytest.mark.slow
 def test_the_digits_show_what_the_paper_says(run, tmp_path, monkeypatch):
     """Seven of the nine noise ratios: so many that two neighbors may change places in a rank
-    correlation of .95."""
-    fewer = dataclasses.replace(RECIPES[Study.digits], ratios=(0, 10, 20, 25, 37.5, 50, 67.5))
+    correlation of .95; one of them in the supplement, which no finding depends on."""
+    fewer = dataclasses.replace(
+        RECIPES[Study.digits], ratios=(0, 10, 20, 25, 37.5, 50, 67.5), supplement=(67.5,)
+    )
     monkeypatch.setitem(RECIPES, Study.digits, fewer)
     out = tmp_path / "out"
 
