@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError, compiler
-from memtool.layers.layer import first_tensor, tensors_in
+from memtool.layers.layer import first_tensor, tensors_in, with_first
 
 # Called with a layer's name, its module and what the module returned; a result other than None
 # takes the place of that.
@@ -193,9 +193,9 @@ def run_to(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[st
     found: dict[str, Tensor] = {}
 
     def see(name: str, module: nn.Module, output: Any) -> None:
-        if name in layers:
+        if name in layers and (tensor := first_tensor(output)) is not None:
             # A copy, unless nothing runs that could change it in place.
-            found[name] = output if len(found) + 1 == len(layers) else output.clone()
+            found[name] = tensor if len(found) + 1 == len(layers) else tensor.clone()
             if len(found) == len(layers):
                 raise _Reached(found)
 
@@ -258,7 +258,7 @@ class Back:
         paused = ExitStack()  # until the layer is reached: nothing before it counts
         reached = False
 
-        def substitute(name: str, module: nn.Module, output: Any) -> Tensor | None:
+        def substitute(name: str, module: nn.Module, output: Any) -> Any:
             nonlocal reached
             if name != self.layer:
                 return None
@@ -267,7 +267,11 @@ class Back:
             if gradients:
                 torch.set_grad_enabled(True)
             replaced = first_tensor(output)
-            return activation if replaced is None else activation.to(replaced.dtype)
+            if replaced is None:
+                return activation
+            if (result := with_first(output, activation.to(replaced.dtype))) is None:
+                raise MemtoolError(f"nothing can take the place of what {name!r} returns")
+            return result
 
         with paused, watching(self.model, substitute, [self.layer], first=True):
             for watch in others:

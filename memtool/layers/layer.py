@@ -2,7 +2,8 @@
 
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from contextlib import suppress
+from dataclasses import dataclass, fields, is_dataclass, replace
 from difflib import get_close_matches
 from typing import Any
 
@@ -63,6 +64,37 @@ def first_tensor(output: Any) -> Tensor | None:
     torch.Size([2, 16, 8])
     """
     return next((tensor for tensor in tensors_in(output) if tensor.ndim), None)
+
+
+def with_first(output: Any, tensor: Tensor) -> Any:
+    """What a module returned, with `tensor` in place of its `first_tensor`; None if that is in
+    something of which no copy can be made: a list, say, may be kept elsewhere, to be appended to.
+
+    >>> with_first((torch.zeros(2, 3), {"weights": None}), torch.ones(1))
+    (tensor([1.]), {'weights': None})
+    """
+    if isinstance(output, Tensor):
+        return tensor
+    if type(output) is dict:
+        parts: Iterable[tuple[Any, Any]] = output.items()
+    elif is_dataclass(output):
+        parts = ((field.name, getattr(output, field.name)) for field in fields(output))
+    else:
+        parts = enumerate(output) if isinstance(output, tuple) else ()
+    for key, part in parts:
+        if first_tensor(part) is None:
+            continue
+        if (changed := with_first(part, tensor)) is None:
+            return None
+        if isinstance(output, dict):
+            return {**output, key: changed}
+        if not isinstance(output, tuple):
+            with suppress(TypeError, ValueError):  # it has an __init__ of its own, say
+                return replace(output, **{key: changed})
+            return None
+        content = (*output[:key], changed, *output[key + 1 :])
+        return type(output)(*content) if hasattr(output, "_fields") else content
+    return None
 
 
 def axes_in_memory(tensor: Tensor) -> list[int]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.layers.dataflow import DataFlow, Layout, dominators, layout_of
 from memtool.layers.hooks import evaluating, watching
-from memtool.layers.layer import Layer, first_tensor
+from memtool.layers.layer import Layer, first_tensor, with_first
 
 Output = Callable[[Any], Tensor | None]  # of a model's result, the tensor that counts
 
@@ -44,7 +44,7 @@ class _Seen:
     shape: torch.Size
     dtype: torch.dtype
     layout: Layout
-    node: int | None  # None where the output is no plain tensor, or depends on no image
+    node: int | None  # None where nothing can take its place, or it depends on no image
 
 
 def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> list[Layer]:
@@ -103,7 +103,7 @@ def _observed_pass(
     flow = DataFlow()
     axes = _ChannelAxes(flow)
 
-    def see(name: str, module: nn.Module, result: Any) -> Tensor | None:
+    def see(name: str, module: nn.Module, result: Any) -> Any:
         tensor = first_tensor(result)
         if tensor is None:
             return None
@@ -111,19 +111,19 @@ def _observed_pass(
         value = _identity(tensor)
         while value in passed:
             value = passed[value]
-        is_plain = result is tensor
-        if is_plain:
-            # The layer is a cut only if what it returns is what the model goes on with: not the
-            # tensor that an Identity was given, or one that is changed in place, for which a copy
-            # stands from here on.
-            kept.append(tensor)
-            tensor = tensor.clone()
-            passed[_identity(tensor)] = value
+        # The layer is a cut only if what it returns is what the model goes on with: not the tensor
+        # that an Identity was given, or one that is changed in place, or another one of a tuple.
+        # From here on a copy stands for it.
         kept.append(tensor)
-        node = flow.node(tensor) if is_plain else None
+        replaced = with_first(result, copy := tensor.clone())
+        if replaced is not None:
+            tensor = copy
+            passed[_identity(tensor)] = value
+            kept.append(tensor)
+        node = None if replaced is None else flow.node(tensor)
         shape, dtype = tensor.shape, tensor.dtype
         seen.append(_Seen(name, module, value, shape, dtype, layout_of(tensor), node))
-        return tensor if is_plain else None
+        return replaced
 
     with _reading(model, axes), watching(model, see), flow:
         images = images.clone()

@@ -1,13 +1,15 @@
 """Layers as they are traced: cuts against their definition, which are the same tensor, axes."""
 
 import random
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError, layers, models
-from memtool.layers import Layer, first_tensor, trace
+from memtool.layers import Back, Layer, first_tensor, run_to, trace
 from memtool.models import nets
 
 
@@ -105,7 +107,7 @@ def test_cuts_of_a_net_that_does_everything_at_once():
         "conv": False,
         "shortcut": False,  # its input goes to conv as well
         "relu_1": True,
-        "split": False,  # a tuple
+        "split": False,  # both tensors of a tuple are used
         "twice.0": True,
         "twice.1": True,
         "twice": True,
@@ -439,3 +441,58 @@ def test_channels_that_nothing_tells_are_left_open():
 
     silent, _ = trace(Net(), torch.zeros(2, 3, 4, 8))
     assert silent.shape == (8, 4, 3) and silent.channel_axis is None
+
+
+class Named(NamedTuple):
+    hidden: Tensor
+    weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class State:
+    hidden: Tensor
+    loss: Tensor | None = None
+
+
+# What a block returns that has computed `h`, how the rest gets at it, and whether that is a cut.
+RETURNED = {
+    "tuple": (lambda h: (h,), lambda out: out[0], True),
+    "tuple with weights": (lambda h: (h, torch.ones(3)), lambda out: out[0], True),
+    "tuple in a tuple": (lambda h: ((h, None), None), lambda out: out[0][0], True),
+    "dict": (lambda h: {"h": h, "mask": None}, lambda out: out["h"], True),
+    "named tuple": (Named, lambda out: out.hidden, True),
+    "dataclass": (State, lambda out: out.hidden, True),
+    "loss first": (lambda h: (h.mean(), h), lambda out: out[1], True),
+    "the same twice": (lambda h: (h, h), lambda out: out[0] + out[1], False),
+    "two that are used": (lambda h: (h, h.sin()), lambda out: out[0] + out[1], False),
+    "the second is used": (lambda h: (h, h.sin()), lambda out: out[1], False),
+    "list": (lambda h: [h], lambda out: out[0], False),  # it may be kept, to be appended to
+}
+
+
+class Returning(nn.Module):
+    def __init__(self, wrap) -> None:
+        super().__init__()
+        self.linear, self.wrap = nn.Linear(5, 5), wrap
+
+    def forward(self, x):
+        return self.wrap(self.linear(x).relu())
+
+
+@pytest.mark.parametrize(("wrap", "unwrap", "is_cut"), RETURNED.values(), ids=RETURNED)
+def test_a_network_goes_on_from_the_first_tensor_that_a_block_returns(wrap, unwrap, is_cut):
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.block, self.fc = nn.Linear(6, 5), Returning(wrap), nn.Linear(5, 3)
+
+        def forward(self, images):
+            return self.fc(unwrap(self.block(self.stem(images))))
+
+    model, images = Net().eval(), torch.randn(4, 6)
+    found = {layer.name: layer for layer in trace(model, torch.randn(2, 6))}
+    assert found["block"].is_cut == is_cut and found["stem"].is_cut
+    assert found["block"].shape == (5,)
+    if is_cut:
+        activation = run_to(model, ["block"], images)["block"]
+        assert torch.equal(Back(model, "block")(activation, torch.zeros(4, 6)), model(images))
