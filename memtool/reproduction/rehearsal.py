@@ -15,15 +15,17 @@ def rehearse(recipe: Recipe, root: Path, command: Command) -> None:
     """Raise MemtoolError for what `command`, memtool with the given arguments, would refuse of the
     options of the recipe: with a network of its model that is not trained, in a temporary folder in
     place of `root`."""
-    trial = recipe.but(ratios=(0,), seeds=1, epochs=0, saved=(), supplement=(0,))
+    trial = recipe.but(ratios=(0,), seeds=1, saved=(), supplement=(0,))
     with tempfile.TemporaryDirectory(prefix="memtool-") as folder:
         steps = {step.name: step for step in steps_for(trial, Path(folder))}
-        made = [steps["labels r0-s0"], steps["train r0-s0"]]
+        train = steps["train r0-s0"]
+        # The last word counts, whatever the recipe's own options for train say.
+        untrained = replace(train, words=(*train.words, "--epochs", "0", "--save-at", ""))
         tried = [
             replace(step, words=(*step.words, "--dry-run"), outputs=())
             for step in (steps["cka r0-s0"], steps["stitching r0-s0"])
         ]
         try:
-            try_steps([*made, *tried], command)
+            try_steps([steps["labels r0-s0"], untrained, *tried], command)
         except MemtoolError as error:
             raise MemtoolError(str(error).replace(folder, str(root))) from error
