@@ -75,7 +75,7 @@ def test_the_defaults_are_those_of_the_network(run, folder, tmp_path):
     resnet, cnn, digits = training.values()
     assert (resnet["optimizer"], resnet["learning_rate"], resnet["epochs"]) == ("sgd", 0.1, 50)
     assert (resnet["schedule"], resnet["batch_size"]) == ("cosine", 16)  # of 64 images
-    assert (cnn["schedule"], cnn["epochs"], cnn["clip_norm"]) == ("step", 100, 2.0)
+    assert (cnn["schedule"], cnn["epochs"], cnn["clip_norm"]) == ("step", 200, 2.0)
     assert (digits["optimizer"], digits["epochs"], digits["decay_norm"]) == ("adamw", 20, True)
 
 
