@@ -4,17 +4,24 @@ import shlex
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
+from itertools import pairwise
 from typing import Any
 
 from memtool import MemtoolError, specs
 from memtool.data.spec import with_options
 from memtool.figures.options import SUPPLEMENTED
 from memtool.training.defaults import config_for
+from memtool.training.settings import Augment
 
 RATIOS = (0, 5, 10, 15, 20, 25, 37.5, 50, 67.5)  # noise ratios of the paper, in percent
 WITH_WIDTH = ("cnn", "resnet18", "resnet34", "resnet50")
 MOST_RATIOS, MOST_SEEDS, MOST_EPOCHS = 100, 1000, 100_000
 CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
+GIVEN = {  # the options that the steps give each command themselves
+    "train": "--model --data --labels --epochs --seed --order-seed --save-at --table --output -o",
+    "cka": "--reference --layers --output -o",
+    "stitch": "--at --seed --save --output -o",
+}
 
 # One thread per step, unless the environment says otherwise: as many steps run at once as there are
 # processors, and the last digits of a sum depend on the number of threads, which must not depend on
@@ -64,8 +71,8 @@ class Recipe:
         as many checkpoints are as evenly spread over these.
 
         Raises MemtoolError for a checkpoint that is saved after the last epoch, for more than
-        MOST_RATIOS noise ratios, for one of the supplement that is none of the recipe's, and for
-        options whose quotation marks do not end.
+        MOST_RATIOS noise ratios, for one of the supplement that is none of the recipe's, for
+        options that the steps set themselves, and for some whose quotation marks do not end.
         """
         chosen = {name: value for name, value in chosen.items() if value is not None}
         epochs = chosen.get("epochs", self.epochs)
@@ -80,8 +87,8 @@ class Recipe:
         if "supplement" in chosen:
             chosen["supplement"] = tuple(sorted(set(map(_plain, chosen["supplement"]))))
         recipe = replace(self, **chosen)
-        for command in ("train", "cka", "stitch"):
-            _check_words(command, getattr(recipe, command))
+        for command in GIVEN:
+            _words(command, getattr(recipe, command))
         if len(recipe.ratios) > MOST_RATIOS:
             raise MemtoolError(f"--ratios: {len(recipe.ratios)} are more than {MOST_RATIOS}")
         if others := {*recipe.supplemented} - {*recipe.ratios}:
@@ -142,7 +149,8 @@ def chosen_recipe(
     **chosen: Any,
 ) -> Recipe:
     """The recipe of a study, of other data or another model, or of both without a study; reduced,
-    if it is to be `small`; then with what is chosen.
+    if it is to be `small`; then with what is chosen. Augmented images are trained on for the epochs
+    that `memtool train` takes for them.
 
     Raises MemtoolError without a study unless there are data and a model, and as `Recipe.but` does.
     """
@@ -157,6 +165,11 @@ def chosen_recipe(
     recipe = recipe.but(data=data, model=model)
     if small:
         recipe = recipe.small()
+    words = _words("train", chosen.get("train") or "")
+    if ("--augment", Augment.crop_flip) in pairwise(words) and not chosen.get("epochs"):
+        name = specs.split(recipe.model, "model")[0]
+        config = config_for(name, images=50_000, augment=Augment.crop_flip)
+        chosen["epochs"] = max(recipe.epochs, config.epochs)
     if save_every:
         epochs = chosen.get("epochs") or recipe.epochs
         chosen["saved"] = [*(chosen.get("saved") or ()), *every(save_every, epochs)]
@@ -177,12 +190,23 @@ def every(step: int, epochs: int) -> tuple[int, ...]:
     return tuple(range(step, epochs, step))
 
 
-def _check_words(command: str, options: str) -> None:
-    """Raise MemtoolError for options of a command that a shell could not split into words."""
+def _words(command: str, options: str) -> list[str]:
+    """Options of a command as a shell would split them, with `--name=value` as two words.
+
+    Raises MemtoolError for some that a shell could not split, or that the steps set themselves.
+    """
     try:
-        shlex.split(options)
+        typed = shlex.split(options)
     except ValueError as error:
         raise MemtoolError(f"--{command} {options!r}: {str(error).lower()}") from error
+    words = [w for word in typed for w in (word.split("=", 1) if word[:2] == "--" else [word])]
+    for name in words:
+        if name in GIVEN[command].split():
+            raise MemtoolError(
+                f"--{command} {options!r}: reproduce sets {name} itself, by its own options "
+                "(memtool reproduce --help)"
+            )
+    return words
 
 
 def _plain(ratio: float) -> float:

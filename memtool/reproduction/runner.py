@@ -123,11 +123,13 @@ def _order(steps: Sequence[Step]) -> TopologicalSorter[int]:
 
 @dataclass(frozen=True)
 class _Running:
-    """The process of a step, the time at which it started, and the file that gets its stderr; that
-    of the same name with `.memory` gets the most bytes that it had in memory."""
+    """The process of a step, a pipe that ends with it, the time at which it started, and the file
+    that gets its stderr; that of the same name with `.memory` gets the most bytes that it had in
+    memory."""
 
     step: Step
     process: BaseProcess
+    pipe: connection.Connection
     start: float
     log: Path
 
@@ -149,9 +151,11 @@ def _start(step: Step, command: Command, logs: Path) -> _Running:
     # This has an effect before the first process only.
     context.set_forkserver_preload([command.__module__, *PRELOAD])
     log = logs / step.name
-    process = context.Process(target=_execute, args=(command, step.arguments, log))
+    pipe, end = context.Pipe(duplex=False)
+    process = context.Process(target=_execute, args=(command, step.arguments, log, end))
     process.start()
-    return _Running(step, process, time.monotonic(), log)
+    end.close()
+    return _Running(step, process, pipe, time.monotonic(), log)
 
 
 def _ended(running: Mapping[int, _Running]) -> list[int]:
@@ -171,10 +175,13 @@ def _stopping(running: Collection[_Running]) -> Iterator[None]:
             one.process.terminate()
         for one in running:
             one.process.join()
+            # That returns at once if a signal to all processes ended the one that forks them.
+            connection.wait([one.pipe])
 
 
-def _execute(command: Command, arguments: list[str], log: Path) -> None:
-    """Run a step in this process, with stdout going nowhere and stderr to `log`."""
+def _execute(command: Command, arguments: list[str], log: Path, end: connection.Connection) -> None:
+    """Run a step in this process, with stdout going nowhere and stderr to `log`; `end`, of a pipe,
+    is open meanwhile."""
     Thread(target=end_with_parent, daemon=True).start()
     gc.freeze()  # a collection would write to, and so copy, all memory shared with the parent
     for path, stream in ((Path(os.devnull), sys.stdout), (log, sys.stderr)):

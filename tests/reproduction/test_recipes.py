@@ -105,3 +105,23 @@ def test_choices_are_json():
 def test_choices_that_no_report_or_shell_could_read_are_refused(chosen, message):
     with pytest.raises(MemtoolError, match=message):
         CIFAR.but(**chosen)
+
+
+def test_augmented_images_are_trained_on_for_the_epochs_of_memtool_train():
+    for options in ("--augment crop-flip", "--augment=crop-flip"):
+        assert chosen_recipe(Study.cifar10, *NOTHING, train=options).epochs == 200
+        assert chosen_recipe(Study.digits, *NOTHING, train=options).epochs == 20
+        assert chosen_recipe(Study.cifar10, *NOTHING, train=options, epochs=30).epochs == 30
+
+
+@pytest.mark.parametrize(
+    "command, options, name",
+    [
+        ("train", "--epochs 3", "--epochs"),
+        ("cka", "--layers=fc", "--layers"),
+        ("stitch", "-o x", "-o"),
+    ],
+)
+def test_what_the_steps_set_themselves_is_refused(command, options, name):
+    with pytest.raises(MemtoolError, match=f"reproduce sets {name} itself"):
+        CIFAR.but(**{command: options})

@@ -28,7 +28,7 @@ def test_what_a_later_step_refuses_is_told_before_anything_is_trained(
 
 
 def test_what_works_is_not_refused_and_leaves_nothing(tmp_path):
-    chosen = DIGITS.but(layers="fc", cuts="block4", train="--epochs 100000 --save-at 7")
+    chosen = DIGITS.but(layers="fc", cuts="block4", train="--save-every 7")
     rehearse(chosen, tmp_path, main)  # and trains nothing
     assert list(tmp_path.iterdir()) == []
 

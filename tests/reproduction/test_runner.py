@@ -226,6 +226,48 @@ def test_a_step_ends_when_the_process_that_runs_it_is_killed(tmp_path):
     assert not is_running(child)
 
 
+LINGERING = """
+import os, signal, sys, time
+from pathlib import Path
+from memtool.reproduction import Record, Step, run_steps
+
+def command(arguments):
+    stop()
+    output = Path(arguments[-1])
+    try:
+        output.with_name("pid").write_text(str(os.getpid()))
+        time.sleep(600)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        time.sleep(1)
+        output.with_name("tidied").touch()
+
+def stop():
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+
+if __name__ == "__main__":
+    import lingering
+    stop()
+    here = Path.cwd()
+    step = Step("x", ("-o", Path("x")), (), (Path("x"),), here)
+    list(run_steps([step], 1, lingering.command, Record(here / "steps.csv")))
+"""
+
+
+def test_steps_can_tidy_up_when_a_signal_ends_all_processes_at_once(tmp_path):
+    """As timeout, a batch system or a closed terminal ends them: also the one that forks them."""
+    (tmp_path / "lingering.py").write_text(LINGERING)
+    package = str(Path(memtool.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": package}
+    parent = subprocess.Popen(
+        [sys.executable, "lingering.py"], env=environment, cwd=tmp_path, start_new_session=True
+    )
+    wait_for(tmp_path / "pid")
+    os.killpg(parent.pid, signal.SIGTERM)
+    assert parent.wait() == 143
+    assert (tmp_path / "tidied").exists()
+
+
 def is_running(pid):
     """Whether a process runs; one that has ended may be a zombie of nobody's."""
     try:
