@@ -1,6 +1,7 @@
 from .footprint import Footprint as Footprint
 from .footprint import footprint as footprint
 from .footprint import told_size as told_size
+from .footprint import unchanged as unchanged
 from .hooks import Back as Back
 from .hooks import evaluating as evaluating
 from .hooks import observed as observed

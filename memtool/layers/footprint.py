@@ -93,7 +93,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _measured(model: nn.Module, shape: tuple[int, ...], gradients: bool) -> Footprint:
-    with _unchanged(model):
+    with unchanged(model):
         two, three = (_history(model, shape, batch, gradients) for batch in (2, 3))
     if len(two) != len(three):  # operations for each example: the moments do not correspond
         two, three = [max(two)], [max(three)]
@@ -115,20 +115,23 @@ def _history(model: nn.Module, shape: tuple[int, ...], batch: int, gradients: bo
             weights.append(examples.requires_grad_())
         result = [one for one in tensors_in(model(examples)) if one.requires_grad]
         if result:
-            total = torch.stack([one.abs().sum() for one in result]).sum()
-            torch.autograd.grad(total, weights, allow_unused=True)
+            torch.stack([one.abs().sum() for one in result]).sum().backward()
+        for weight in weights:
+            weight.grad = None
     return live.history
 
 
 @contextmanager
-def _unchanged(model: nn.Module) -> Iterator[None]:
+def unchanged(model: nn.Module) -> Iterator[None]:
     """Buffers and generators are as they were when the block ends."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    with torch.random.fork_rng(devices=_cuda(model)):
-        yield
-    with torch.no_grad():
-        for buffer, value in buffers:
-            buffer.copy_(value)
+    try:
+        with torch.random.fork_rng(devices=_cuda(model)):
+            yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
 
 
 def _cuda(model: nn.Module) -> list[torch.device]:

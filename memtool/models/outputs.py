@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.device import is_loss_of_process
 from memtool.errors import is_lack_of_memory, one_line, some
-from memtool.layers import tensors_in
+from memtool.layers import evaluating, tensors_in, unchanged
 from memtool.models.building import build
 from memtool.models.spec import ModelSpec
 
@@ -115,7 +115,7 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
                 )
             if trains:
                 with foreign_code(f"model {spec} in {mode} mode, in the backward pass"):
-                    _backward(model, found[1].float().sum())
+                    _backward(model, found[1])
             _tell_choice(spec, mode, result, found[0])
         what = f"model {spec}"
         warn_if_results_vary(lambda few: model(few.clone()), images, what, model)
@@ -128,12 +128,18 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
         warn_if_drawn_anew(model, again, lambda one: one(images[:2].clone()), what)
 
 
-def _backward(model: nn.Module, loss: Tensor) -> None:
+def _backward(model: nn.Module, *results: Tensor) -> None:
     """A backward pass that keeps no gradients, which would take as much memory as the weights."""
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
-    loss.backward()
+    with ExitStack() as attached:
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                forget = parameter.register_post_accumulate_grad_hook(_forget_gradient)
+                attached.callback(forget.remove)
+        torch.stack([result.abs().sum() for result in results]).sum().backward()
+
+
+def _forget_gradient(parameter: Tensor) -> None:
+    parameter.grad = None
 
 
 def _tell_choice(spec: ModelSpec, mode: str, result: Any, name: str) -> None:
@@ -231,9 +237,38 @@ def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
 
     One that looks at strides, or calls `view` on the output of a convolution, say, does not.
     """
-    expected = list(tensors_in(model(images)))
+    expected = list(tensors_in(model(images.clone())))
     try:
-        found = list(tensors_in(model(images.contiguous(memory_format=torch.channels_last))))
+        found = list(tensors_in(model(_channels_last(images))))
     except Exception:  # whatever a model raises that asks for another format
         return False
     return len(found) == len(expected) and all(map(nearly_equal, found, expected))
+
+
+def put_channels_last(model: nn.Module, images: Tensor) -> bool:
+    """Lay out the weights of `model` with the channels last in memory, for training, unless it
+    gives other results then, in eval mode, or cannot be trained; whether that was done.
+
+    `images` are as those of `takes_channels_last`: to lay out these alone changes nothing where
+    they have one channel. The model is then in training mode, its buffers as before.
+    """
+    with evaluating(model), torch.no_grad():
+        expected = list(tensors_in(model(images.clone())))
+    try:
+        model.to(memory_format=torch.channels_last)
+        with evaluating(model), torch.no_grad():
+            found = list(tensors_in(model(_channels_last(images))))
+        suits = len(found) == len(expected) and all(map(nearly_equal, found, expected))
+        with unchanged(model):
+            results = tensors_in(model.train()(_channels_last(images)))
+            _backward(model, *(result for result in results if result.requires_grad))
+    except Exception:  # whatever a model raises that asks for another format
+        suits = False
+    if not suits:
+        model.to(memory_format=torch.contiguous_format)
+    return suits
+
+
+def _channels_last(images: Tensor) -> Tensor:
+    """A copy, which a model may change."""
+    return images.clone(memory_format=torch.channels_last)

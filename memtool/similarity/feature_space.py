@@ -223,7 +223,7 @@ class LayerFeatures:
         triangle is computed, in parts that reach beyond the diagonal: those are taken off again."""
         p, q = self.width, other.width
         type_ = torch.promote_types(self.x.dtype, other.x.dtype)
-        step = max(1, PART // q)
+        step = max(1, PART // max(q, 1))
         for start in range(0, p, step):
             rows = slice(start, min(start + step, p))
             columns = slice(start if other is self else 0, q)

@@ -124,7 +124,9 @@ def _block_around(network: Network, layer: str, images: Tensor) -> str | None:
 
 @torch.no_grad()
 def is_cut(network: Network, layer: str, images: Tensor) -> bool:
-    """Whether the network, given one activation at `layer`, returns the same whatever its input."""
+    """Whether the network, given its own activation at `layer`, returns what it does by itself,
+    whatever its input: the latter fails where a tensor that shares the layer's memory is changed
+    in place later on."""
     others = 1 - images if images.is_floating_point() else ~images
     given, other = network.normalized(images), network.normalized(others)
     try:
@@ -132,10 +134,9 @@ def is_cut(network: Network, layer: str, images: Tensor) -> bool:
             activation = run_to(network.model, [layer], given)[layer]
             rest = Back(network.model, layer)
             # Copies, because what follows may change them in place.
-            first, second = (
-                network.logits_in(rest(activation.clone(), inputs)) for inputs in (given, other)
-            )
+            results = [rest(activation.clone(), inputs) for inputs in (given, other)]
+            expected, *found = map(network.logits_in, [network.model(given.clone()), *results])
     except MemtoolError:  # a container that is never called itself, or more hangs on the layer
         return False
     # Convolutions on a GPU need not repeat themselves to the last bit.
-    return nearly_equal(first, second, rtol=1e-5, atol=1e-6)
+    return all(nearly_equal(logits, expected, rtol=1e-5, atol=1e-6) for logits in found)

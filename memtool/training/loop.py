@@ -29,14 +29,15 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
     device = next(model.parameters()).device
     # On CUDA the rate is a tensor, which a graph can read anew each time.
     on_cuda = device.type == "cuda"
+    fused = not any(parameter.is_complex() for parameter in model.parameters())
     rate = torch.tensor(1.0, device=device) if on_cuda else 1.0
     match config.optimizer:
         case Optimizer.adamw:
-            return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=on_cuda)
+            return torch.optim.AdamW(groups, lr=rate, fused=fused, capturable=on_cuda)
         case Optimizer.adam:
-            return torch.optim.Adam(groups, lr=rate, fused=True, capturable=on_cuda)
+            return torch.optim.Adam(groups, lr=rate, fused=fused, capturable=on_cuda)
         case Optimizer.sgd:
-            return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=True)
+            return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=fused)
 
 
 def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:

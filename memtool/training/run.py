@@ -21,8 +21,7 @@ from memtool import MemtoolError
 from memtool.data import Dataset, normalize
 from memtool.data.labels import LabelFile
 from memtool.device import Processes, computed_by
-from memtool.layers import evaluating
-from memtool.models import ModelSpec, build, foreign_code, takes_channels_last
+from memtool.models import ModelSpec, build, foreign_code, put_channels_last
 from memtool.tables import TrainingRow
 from memtool.tensors import Metadata, read_metadata, save_tensors
 from memtool.training.evaluation import EpochMetrics, Task, evaluate
@@ -102,10 +101,11 @@ class Run:
         check_shares(self.config, len(self.dataset.train), self.processes)
         model = self._initial_model().to(device)
         shape = self.dataset.image_shape
-        batch = evaluation_batch(model, shape, self.config, self.processes)
+        with foreign_code(f"model {self.spec}"):
+            batch = evaluation_batch(model, shape, self.config, self.processes)
         task = self._task(device, batch)
-        if self._suits_channels_last(model, task):
-            model = model.to(memory_format=torch.channels_last)
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
+        if convolves and put_channels_last(model, task.normalize(task.images[:2])):
             task = replace(task, memory_format=torch.channels_last)
         optimizer = make_optimizer(model, self.config)
         if not resume and self._state.path.exists():
@@ -173,13 +173,6 @@ class Run:
             model = build(self.spec)
         together = self.config.sync_batch_norm and self.processes.size > 1
         return synchronized(model) if together else model
-
-    def _suits_channels_last(self, model: nn.Module, task: Task) -> bool:
-        """Whether convolutions may take their images with the channels last in memory."""
-        if not any(isinstance(layer, nn.Conv2d) for layer in model.modules()):
-            return False
-        with evaluating(model):
-            return takes_channels_last(model, task.normalize(task.images[:2]))
 
     def _epochs(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, done: int

@@ -292,6 +292,37 @@ def test_a_dead_layer_is_told_once_and_its_cells_are_empty(run, runs, tmp_path):
     assert "block3.relu, block3 is the same for all images" in result.stderr
 
 
+NO_FEATURES = """
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.body, self.rest, self.fc = nn.Linear(64, 8), nn.Identity(), nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        x = self.body(images.flatten(1))
+        self.rest(x[:, 8:])
+        return self.fc(x)
+"""
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased", "minibatch"])
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_cells_of_a_layer_without_features_are_empty(run, tmp_path, estimator, kernel):
+    (tmp_path / "net.py").write_text(NO_FEATURES)
+    weights = {"body.weight": torch.randn(8, 64), "fc.weight": torch.randn(10, 8)}
+    weights |= {"body.bias": torch.zeros(8), "fc.bias": torch.zeros(10)}
+    save_file(weights, path := tmp_path / "net.safetensors")
+    command = ("cka", path, path, "--model", f"{tmp_path}/net.py:Net", "--data", "digits")
+    result = run(*command, "--pairs", "all", "--estimator", estimator, "--kernel", kernel)
+    assert result.code == 0 and "rest is the same for all images" in result.stderr
+    cells = {(row["layer"], row["reference_layer"]): row["cka"] for row in rows(result.stdout)}
+    assert {pair for pair, value in cells.items() if not value} == {
+        pair for pair in cells if "rest" in pair
+    }
+
+
 class Odd(nn.Module):
     """Reuses a module, returns tuples and dicts, never calls one module."""
 

@@ -43,6 +43,26 @@ def test_a_layer_inside_a_residual_branch_is_no_cut():
     assert not is_cut(network, "no such layer", images)
 
 
+class Rectified(nn.Module):
+    """`flat` is a view of what is rectified in place later on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.flat, self.head = nn.Linear(3, 6), nn.Flatten(), nn.Linear(12, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.body(images[:, 0])
+        flat = self.flat(x)
+        x.relu_()
+        return self.head(flat)
+
+
+def test_a_view_of_what_is_changed_in_place_later_is_no_cut():
+    images = torch.randint(0, 256, (3, 1, 2, 3), dtype=torch.uint8)
+    network = Network(Rectified(), [0.5], [0.2])
+    assert is_cut(network, "body", images) and not is_cut(network, "flat", images)
+
+
 HIDDEN = """
 import torch
 from torch import nn

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from memtool import tables
+from memtool.data import load, normalize
 from memtool.tensors import load_tensors, read_metadata
 from memtool.training import Metrics
 from memtool.training import run as run_module
@@ -416,3 +417,92 @@ def test_bf16_trains_a_network_of_float32(train, tmp_path, uninterrupted):
     assert all(t.dtype is not torch.bfloat16 for t in final.values())
     assert (tmp_path / "r.safetensors").read_bytes() != uninterrupted["r.safetensors"]
     assert read_metadata(tmp_path / "r.safetensors")["training"]["precision"] == "bf16"
+
+
+OF_ONE_CHANNEL = """
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+class View(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.one, self.two = nn.Conv2d(1, 8, 3), nn.Conv2d(8, 8, 3)
+        self.fc = nn.Linear(128, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.flat(self.two(self.one(images).relu())))
+
+    def flat(self, x):
+        return x.view(len(x), -1)
+
+class ViewInTraining(View):
+    def flat(self, x):
+        return x.view(len(x), -1) if self.training else x.reshape(len(x), -1)
+
+class Strided(View):  # reads memory in its own order
+    def flat(self, x):
+        return torch.as_strided(x, (len(x), 128), (128, 1))
+
+class Checkpointed(View):
+    def forward(self, images):
+        if not self.training:
+            return super().forward(images)
+        x = self.one(images).relu()
+        return self.fc(checkpoint(self.two, x, use_reentrant=True).flatten(1))
+
+class Spectral(View):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.filter = nn.Parameter(torch.ones(8, 5, dtype=torch.cfloat))
+
+    def forward(self, images):
+        filtered = torch.fft.irfft2(torch.fft.rfft2(images) * self.filter, s=(8, 8))
+        return super().forward(filtered)
+"""
+
+
+@pytest.mark.parametrize("name", ["View", "ViewInTraining", "Strided", "Checkpointed", "Spectral"])
+def test_the_rows_are_those_of_the_checkpoint_whatever_the_order_in_memory(run, tmp_path, name):
+    """Images of one channel have the same order with the channels first and last, what
+    convolutions make of them has not."""
+    (tmp_path / "net.py").write_text(OF_ONE_CHANNEL)
+    path = tmp_path / "r.safetensors"
+    model = f"{tmp_path}/net.py:{name}"
+    result = run("train", "--model", model, "--data", "digits", "--epochs", 1, "-o", path, "-q")
+    assert result.code == 0, result.stderr
+    scope: dict = {}
+    exec(OF_ONE_CHANNEL, scope)
+    network = scope[name]().eval()
+    network.load_state_dict(load_tensors(path))
+    digits, statistics = load("digits"), read_metadata(path)["data"]
+    images = normalize(digits.test.on(torch.device("cpu")), statistics["mean"], statistics["std"])
+    with torch.no_grad():
+        right = network(images).argmax(1) == torch.from_numpy(digits.test.labels)
+    assert read_metadata(path)["metrics"]["test_accuracy"] == right.double().mean().item()
+
+
+KEEPS_ITS_GRAPH = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+        self.register_buffer("mean", torch.zeros(num_classes))
+
+    def forward(self, images):
+        logits = self.fc(images.flatten(1))
+        self.mean.mul_(0.9).add_(logits.mean(0), alpha=0.1)  # ought to be detached
+        return logits - self.mean
+"""
+
+
+def test_a_model_of_which_no_second_step_can_be_taken_is_told_in_one_line(run, tmp_path):
+    (tmp_path / "net.py").write_text(KEEPS_ITS_GRAPH)
+    model = f"{tmp_path}/net.py:Net"
+    result = run("train", "--model", model, "--data", "digits", "-o", tmp_path / "r.safetensors")
+    *_, last = result.stderr.splitlines()
+    assert result.code == 1 and "net.py:Net" in last
+    assert "Trying to backward through the graph a second time" in last
