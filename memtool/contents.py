@@ -23,6 +23,7 @@ from memtool.errors import some
 START = 1024  # bytes that are looked at
 MAX_RATIO = 100  # an archive that unpacks to more than so many times its size is a trap
 HARMLESS = 64 * 2**20  # bytes; so much may come out of any archive
+PORTION = 2**20  # bytes that are read at a time
 MAX_TEXT = 32 * 2**20  # bytes; far more than any description needs
 MAX_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
 
@@ -127,10 +128,14 @@ def limited(file: IO[bytes], most: int) -> bytes:
     size = 0
     with suppress(OSError, AttributeError):  # what stands for stdin may have no number
         size = os.fstat(file.fileno()).st_size
-    content = b"" if size > most else file.read(most + 1)
-    if max(size, len(content)) > most:
+    parts: list[bytes] = []
+    read = 0
+    while max(size, read) <= most and (part := file.read(PORTION)):  # no room for all is made
+        parts.append(part)
+        read += len(part)
+    if max(size, read) > most:
         raise OSError(errno.EFBIG, f"it is larger than {most / 2**20:,.0f} MiB")
-    return content
+    return b"".join(parts)
 
 
 def read_text(path: Path) -> str:

@@ -41,12 +41,12 @@ def choose(name: str = "auto") -> "torch.device":
         available.insert(0, "cuda")
     if name == "auto":
         name = available[0]
+    if name == "cuda" and "LOCAL_RANK" in os.environ:
+        name = f"cuda:{os.environ['LOCAL_RANK']}"
     kind, colon, index = name.partition(":")
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind not in available or colon and not (index.isdecimal() and int(index) < count):
         raise MemtoolError(f"device {name!r} is not available (available: {', '.join(available)})")
-    if name == "cuda" and "LOCAL_RANK" in os.environ:
-        name = f"cuda:{os.environ['LOCAL_RANK']}"
     return torch.device(name)
 
 
@@ -188,7 +188,8 @@ def is_loss_of_process(error: Exception) -> bool:
     from torch import distributed
 
     lost = getattr(distributed, "DistError", ())  # not there in every build
-    return isinstance(error, lost) or "gloo" in str(error).lower()
+    told = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
+    return isinstance(error, lost) or told
 
 
 class LostProcess(MemtoolError):

@@ -17,6 +17,7 @@ from pathlib import Path
 from memtool import MemtoolError
 from memtool.device import is_first
 
+NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # which Windows does not have
 HOLDER = "holder"  # the file that is locked, and says who has locked it
 
 _claims: set[Path] = set()  # the folders that are this process's own
@@ -105,7 +106,7 @@ def _claim(folder: Path, path: Path, waiting: Callable[[], None] | None) -> tupl
                 raise
             continue
         try:
-            descriptor = os.open(holder, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            descriptor = os.open(holder, os.O_RDWR | os.O_CREAT | NOFOLLOW, 0o666)
         except FileNotFoundError:  # the process before has just removed the folder
             continue
         try:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memtool import MemtoolError
-from memtool.device import Processes, choose, is_first, processes
+from memtool.device import Processes, choose, is_first, is_loss_of_process, processes
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,20 @@ def test_auto_takes_the_fastest_device_there_is(monkeypatch, cuda, mps, expected
 def test_a_device_that_is_not_here(name):
     with pytest.raises(MemtoolError, match=f"device {name!r} is not available .*cpu"):
         choose(name)
+
+
+def test_more_processes_than_devices_are_told(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    for name in ("auto", "cuda"):
+        with pytest.raises(MemtoolError, match="device 'cuda:3' is not available"):
+            choose(name)
+
+
+def test_what_a_model_raises_is_no_loss_of_a_process():
+    assert is_loss_of_process(RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed"))
+    assert not is_loss_of_process(KeyError("igloo"))
 
 
 @pytest.mark.gpu

@@ -106,9 +106,10 @@ def opened(path: Path) -> Iterator[Archive]:
                 yield _zipped(archive, path.stat().st_size)
         else:
             file.seek(0)
-            yield unzipped(file)
+            content = unzipped(file)
             if file.read(1):
                 logger.info(f"{path}: holds more than one pickle; only the first was read")
+            yield content
 
 
 def _zipped(archive: zipfile.ZipFile, size: int) -> Archive:

@@ -9,6 +9,7 @@ from memtool.cli import app, options
 from memtool.cli.console import logger, progress
 from memtool.device import Precision
 from memtool.similarity.settings import Estimator, Kernel, Pairs
+from memtool.tables.schema import LARGEST
 
 
 @app.command()
@@ -143,8 +144,9 @@ def cka(
         *checkpoints, references = *checkpoints[:-1], checkpoints[-1:]
     if not checkpoints:
         raise typer.BadParameter("name a checkpoint and a reference", param_hint="CHECKPOINT")
-    if not bandwidth > 0:
-        raise typer.BadParameter(f"{bandwidth} is not positive", param_hint="--bandwidth")
+    if not 0 < bandwidth <= LARGEST:
+        told = f"{bandwidth} is not positive, or exceeds {LARGEST:g}"
+        raise typer.BadParameter(told, param_hint="--bandwidth")
     settings = CkaSettings(
         pairs, estimator, kernel, bandwidth, precision, batch_size, seed, options.size(memory)
     )

@@ -20,7 +20,7 @@ MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
 def _percent(typed: list[str] | None) -> list[float] | None:
     """Noise ratios in percent; None if none were typed."""
-    return [100 * one for one in options.ratios(typed or [])] or None
+    return [round(100 * one, 10) for one in options.ratios(typed or [])] or None
 
 
 def _option(name: str, metavar: str, help: str) -> object:

@@ -7,6 +7,7 @@ import typer
 
 from memtool.cli import app, options
 from memtool.cli.console import progress
+from memtool.device import is_first
 from memtool.models import Connector
 from memtool.stitching import Init
 
@@ -206,7 +207,8 @@ def stitch(
     sweep = Sweep(fronts, back, cuts, settings, save)
     sweep.check(where, len(set_.train))
     if dry_run:
-        print(json.dumps(sweep.json()))
+        if is_first():
+            print(json.dumps(sweep.json()))
         return
     with processes(where) as ranks:
         if ranks.rank:

@@ -97,6 +97,7 @@ def train(
             "--learning-rate",
             metavar="RATE",
             min=0,
+            max=LARGEST,
             help="Peak of the learning rate",
             show_default=told("learning_rate"),
         ),
@@ -127,6 +128,7 @@ def train(
             "--weight-decay",
             metavar="DECAY",
             min=0,
+            max=LARGEST,
             help="Weight decay, decoupled with adamw, else an L2 penalty; that of normalization "
             "layers is 0",
             show_default=told("weight_decay"),

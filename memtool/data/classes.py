@@ -94,15 +94,24 @@ def classes_of(parts: Sequence[Values], what: str) -> tuple[tuple[str, ...], lis
     if found.dtype.kind == "i":
         _check_numbers(found, what)
     names = found.astype(str).tolist()
-    order = np.argsort([int(name) for name in names]) if _all_numbers(names) else range(len(names))
+    order = (
+        np.argsort([int(name) for name in names])
+        if all(map(is_number, names))
+        else range(len(names))
+    )
     ranks = np.argsort(order)
     labels = ranks[inverse.reshape(-1)].astype(np.int64)
     borders = np.cumsum([len(part) for part in parts])[:-1]
     return tuple(names[index] for index in order), np.split(labels, borders)
 
 
-def _all_numbers(names: Sequence[str]) -> bool:
-    return all(name.isdecimal() and name.isascii() for name in names)
+def is_number(name: str) -> bool:
+    """Whether it is a number that an int64 holds: the digits of others are a name.
+
+    >>> is_number("007"), is_number("7a"), is_number("1" * 5000)
+    (True, False, False)
+    """
+    return name.isdecimal() and name.isascii() and len(name) < 19
 
 
 def _check_numbers(found: NDArray[np.int64], what: str) -> None:

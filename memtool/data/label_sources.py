@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.contents import HARMLESS, check_regular, check_unpacked
-from memtool.data.classes import Values, values
+from memtool.data.classes import Values, is_number, values
 from memtool.data.listing import Labels
 from memtool.device import machine_memory
 from memtool.errors import last_line
@@ -98,7 +98,7 @@ def numbered(labels: Values, classes: Sequence[str], what: str) -> Labels:
     called = [str(one) for one in found.tolist()]
     if all(name in names for name in called):
         numbers = [names[name] for name in called]
-    elif all(name.isdecimal() and int(name) < len(classes) for name in called):
+    elif all(is_number(name) and int(name) < len(classes) for name in called):
         numbers = [int(name) for name in called]
     else:
         raise _no_class(labels, called, classes, what)

@@ -155,13 +155,14 @@ def _scale(folder: Path, record: Mapping[str, Any], found: Mapping[str, Rows]) -
     every = [*training, *cka, *stitching]
     layers = list(dict.fromkeys(row["layer"] for row in cka if row.get("layer") is not None))
     cuts = list(dict.fromkeys(row["front_layer"] for row in stitching if row.get("front_layer")))
+    epochs = [row["epoch"] for row in training if row["epoch"] is not None]
     facts = {
         "Data set": _values(every, "data"),
         "Its images": _images(folder),
         "Networks": _values(training, "model"),
         "Noise ratios r": _values(every, "noise_ratio", lambda r: f"{100 * r:g}%"),
         "Seeds": _values(training or cka, "seed"),
-        "Epochs": str(max((row["epoch"] for row in training), default="")),
+        "Epochs": str(max(epochs, default="")),
         "Test images compared": _values([*cka, *stitching], "n"),
         "Layers compared": _counted(layers),
         "Cuts": _counted(cuts),

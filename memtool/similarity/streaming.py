@@ -45,7 +45,7 @@ class CKA:
         self.estimator = Estimator.exact if estimator is Estimator.auto else estimator
         self.kernel, self.bandwidth = Kernel(kernel), bandwidth
         self.n = 0
-        self._visits = 0
+        self._batches = 0
         self._sums: PairSums | None = None  # of minibatch, once sigma is known
         self._kept: list[tuple[Layers, Layers]] = []  # batches that are not in the sums
 
@@ -65,13 +65,14 @@ class CKA:
         self.n += n
         if is_minibatch and self.kernel is Kernel.linear and self._sums is None:
             self._sums = _minibatch_sums(xs, ys)
+        self._batches += 1
         if self._sums:
-            self._add(xs, ys)
+            _feed(self._sums, _visit(self._batches - 1, xs), xs, ys)
             return
         x, y = ([features(layer.detach()).clone() for layer in side] for side in (xs, ys))
         self._kept.append((x, y))
         if is_minibatch and self.n >= SAMPLE:
-            self._settle_sigma()
+            self._sums, self._kept = self._sums_of_kept(), []
 
     def compute(self) -> Tensor:
         """CKA of all examples so far, float64 (layers, other layers); NaN where a layer is
@@ -89,29 +90,24 @@ class CKA:
 
     def _computed(self) -> tuple[Tensor, ...]:
         check_examples(self.estimator, self.n)
-        if self.estimator is Estimator.minibatch and self._kept:
-            self._settle_sigma()
         if self._sums:
             sums = self._sums
+        elif self.estimator is Estimator.minibatch:
+            sums = self._sums_of_kept()
         else:
             sums = _whole_sums(self._kept, self.estimator, self.kernel, self.bandwidth)
         hsic = sums.hsic()
         shape = len(sums.x.index), len(sums.y.index)
         return tuple(each.view(shape) for each in (*hsic.cka(), hsic.null()))
 
-    def _settle_sigma(self) -> None:
-        """Take sigma of `minibatch` from the examples kept, and those into the sums."""
+    def _sums_of_kept(self) -> PairSums:
+        """The sums of `minibatch` over the batches kept, with the sigma of their examples."""
         first = range(min(self.n, SAMPLE))
         sigmas = (self.bandwidth * sigma for sigma in _median_distances(self._kept, first))
-        self._sums = _minibatch_sums(*self._kept[0], *sigmas)
-        for xs, ys in self._kept:
-            self._add(xs, ys)
-        self._kept = []
-
-    def _add(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
-        assert self._sums
-        _feed(self._sums, Visit(self._visits, 0, len(xs[0]), range(0)), xs, ys)
-        self._visits += 1
+        sums = _minibatch_sums(*self._kept[0], *sigmas)
+        for number, (xs, ys) in enumerate(self._kept):
+            _feed(sums, _visit(number, xs), xs, ys)
+        return sums
 
 
 def cka(
@@ -189,6 +185,11 @@ def _whole_sums(
     for number, (xs, ys) in enumerate(kept):
         _feed(sums, Visit(number, *batches[number], range(len(kept))), xs, ys)
     return sums
+
+
+def _visit(number: int, xs: Sequence[Tensor]) -> Visit:
+    """That of a batch of `minibatch`, which keeps nothing of it."""
+    return Visit(number, 0, len(xs[0]), range(0))
 
 
 def _feed(sums: PairSums, visit: Visit, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:

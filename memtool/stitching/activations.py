@@ -199,7 +199,7 @@ def _room(examples: int, activation: Tensor) -> Tensor:
 
 def agreement(predictions: Tensor, others: Tensor) -> float:
     """The part of the examples, in [0, 1], for which both are the same class; (n,) each, n > 0."""
-    return (predictions == others).double().mean().item()
+    return (predictions == others).cpu().double().mean().item()
 
 
 def fitting(layers: Sequence[Layer], examples: int, memory: int) -> list[Layer]:

@@ -140,7 +140,9 @@ class Stitching:
         return torch.cat([self._logits(batch) for batch in batches])
 
     def _test_loss(self, logits: Tensor) -> float:
-        loss = functional.cross_entropy(logits.double(), self.examples.test_labels).item()
+        loss = functional.cross_entropy(
+            logits.cpu().double(), self.examples.test_labels.cpu()
+        ).item()
         if not math.isfinite(loss):
             raise MemtoolError(
                 f"{self.front.checkpoint.path} at {self.front_layer!r} stitched to "

@@ -122,9 +122,11 @@ def _unique(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_unique(columns: Sequence[str]) -> None:
-    for i, name in enumerate(columns):
-        if name in columns[:i]:
+    seen: set[str] = set()
+    for name in columns:
+        if name in seen:
             raise ValueError(f"the column {shortened(name)} occurs twice")
+        seen.add(name)
 
 
 def _finite(text: str) -> float | str:
@@ -153,7 +155,7 @@ def _delimited_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
 
 
 # The first line of a file for Excel.
-SEPARATOR = re.compile(r'\ufeff?"?sep=(.?)"?[,;\t]*\s*$', re.IGNORECASE | re.MULTILINE)
+SEPARATOR = re.compile(r'\ufeff?"?sep=([^"\r\n])"?[,;\t]*\s*$', re.IGNORECASE | re.MULTILINE)
 
 
 def _delimiter(lines: io.StringIO) -> str:

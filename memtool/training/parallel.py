@@ -76,11 +76,13 @@ def agree(model: nn.Module, processes: Processes) -> None:
 def synchronized(model: nn.Module) -> nn.Module:
     """The model with batch norms that take the statistics of the parts of all processes together;
     its parameters and their names stay the same."""
-    if isinstance(model, _BatchNorm):
-        return SynchronizedBatchNorm(model)
-    for name, child in model.named_children():
-        setattr(model, name, synchronized(child))
-    return model
+    norms = [layer for layer in model.modules() if isinstance(layer, _BatchNorm)]
+    made: dict[nn.Module, nn.Module] = {norm: SynchronizedBatchNorm(norm) for norm in norms}
+    for module in list(model.modules()):
+        for name, child in module._modules.items():  # under all names of a child
+            if isinstance(child, _BatchNorm):
+                setattr(module, name, made[child])
+    return made[model] if isinstance(model, _BatchNorm) else model
 
 
 class _Sum(torch.autograd.Function):

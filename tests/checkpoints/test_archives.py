@@ -110,6 +110,14 @@ def test_more_pickles_than_one_are_told(tmp_path, caplog):
     assert "holds more than one pickle; only the first was read" in caplog.text
 
 
+def test_an_old_file_holds_several_pickles_and_is_one(tmp_path, caplog):
+    tensors = {name: torch.rand(3) for name in "abc"}
+    torch.save(tensors, path := tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    with caplog.at_level("INFO"):
+        assert unpickle(path).keys() == tensors.keys()
+    assert not caplog.records
+
+
 # --- Files that lie -------------------------------------------------------------------------------
 
 

@@ -28,6 +28,16 @@ def test_counts_of_batches_may_be_missing():
     assert model.block1.norm.num_batches_tracked == 0
 
 
+def test_counts_of_batches_may_be_missing_under_several_names():
+    norm = nn.BatchNorm1d(2)
+    model = nn.ModuleDict({"a": norm, "b": norm})
+    tensors = {k: v for k, v in model.state_dict().items() if "num_batches" not in k}
+    load_weights(model, tensors, Path("old"))
+    tensors["b.weight"] = tensors["b.weight"] + 1
+    with pytest.raises(MemtoolError, match="old: a.weight and b.weight are one tensor"):
+        load_weights(model, tensors, Path("old"))
+
+
 def test_a_tensor_of_another_kind_is_no_weight():
     tensors = nets.digits_cnn(2).state_dict()
     tensors["fc.bias"] = torch.zeros(2, dtype=torch.int64)

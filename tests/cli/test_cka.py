@@ -82,6 +82,17 @@ def test_a_bandwidth_is_positive(run, runs, bandwidth):
     assert result.code == 2 and "is not positive" in result.stderr
 
 
+def test_numbers_that_no_table_or_checkpoint_holds_are_refused(run, runs, tmp_path):
+    train = ("train", "--model", "digits-cnn", "--data", "digits", "-o", tmp_path / "r.safetensors")
+    for command, option in (
+        (("cka", runs.noisy, runs.clean, "--kernel", "rbf"), "--bandwidth"),
+        (train, "--learning-rate"),
+        (train, "--weight-decay"),
+    ):
+        result = run(*command, option, "inf")
+        assert result.code == 2 and f"Invalid value for {option}" in result.stderr.replace("'", "")
+
+
 def test_biased_is_another_name_of_exact(run, runs):
     command = ("cka", runs.noisy, runs.clean, "--layers", "block?", "--estimator")
     assert run(*command, "biased").stdout == run(*command, "exact").stdout

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from memtool.cli import main
+from memtool.cli.reproduce import _percent
 from memtool.files import claimed
 from memtool.reproduction import (
     RECIPES,
@@ -63,6 +64,10 @@ CHOICES = {
         train="--batch-size 8", cka="", stitch="--epochs 1"
     ),
 }
+
+
+def test_ratios_in_percent_are_those_that_are_typed():
+    assert _percent(["7%,29%", "0.58"]) == [7, 29, 58]
 
 
 @pytest.mark.parametrize("typed", CHOICES, ids=" ".join)

@@ -115,6 +115,7 @@ def test_labels_as_in_another_order_get_a_warning(tmp_path, caplog):
         (np.where(GIVEN == 2, np.nan, GIVEN), "not whole numbers or names"),
         (GIVEN + 0.5, "not whole numbers or names"),
         (np.where(NAMES == "cat", "cow", NAMES), "that of example 1 is 'cow'"),
+        (np.where(NAMES == "cat", "1" * 5000, NAMES), "that of example 1 is '111"),
         (np.full((60, 3), 1 / 3), "neither one per example nor one-hot"),
         (np.zeros((60, 2, 2)), "not one per example"),
         (GIVEN * 1j, "not whole numbers or names"),

@@ -61,6 +61,14 @@ def test_names_of_many_layers_keep_apart(layers, shown):
     assert not any(overlap(a, b) for a, b in itertools.pairwise(boxes))
 
 
+def test_long_names_leave_room_for_cells_in_a_narrow_figure():
+    rows = [{**row, "layer": row["layer"] + 40 * "x"} for row in pair_rows()]
+    matrix, _ = draw("heatmap", rows, Options(width=1.5)).axes
+    assert [tick.get_text() for tick in matrix.get_yticklabels()] == [
+        f"{x}{40 * 'x'}" for x in LAYERS
+    ]
+
+
 def test_heatmap_refuses_to_average():
     with pytest.raises(MemtoolError, match=r"r50\.safetensors: .* more than once"):
         draw("heatmap", pair_rows() + pair_rows()[:1])

@@ -196,7 +196,8 @@ def test_what_is_missing_is_left_out_with_the_reason(tmp_path):
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_rest(tmp_path):
-    rows = [{"epoch": 1, "noise_ratio": 0.5, "seed": 0, "given_accuracy": 1, "test_accuracy": 1}]
+    row = {"epoch": 1, "noise_ratio": 0.5, "seed": 0, "given_accuracy": 1, "test_accuracy": 1}
+    rows = [row, {**row, "epoch": None}]
     write(tmp_path, World(layers=("conv", "fc")), training=rows, cka=[])
     text = "".join(Page(write_report(tmp_path).read_text()).text)
     assert "Not drawn: there is no tables/cka-r*.csv." in text and "net of the control" in text

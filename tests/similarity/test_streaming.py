@@ -143,12 +143,10 @@ def test_sigma_does_not_depend_on_the_size_of_batches(estimator):
         stream = CKA(estimator, "rbf")
         for a, b in zip(x.split(size), y.split(size), strict=True):
             stream.update([a], [b])
-        stream.compute()
-        sums = stream._sums
-        if sums is None:  # then the values themselves do not depend on it either
+        if estimator == "minibatch":
+            sigmas.append(stream._sums_of_kept().x.sigma.item())
+        else:  # the values themselves do not depend on it either
             sigmas.append(stream.compute().item())
-        else:
-            sigmas.append(sums.x.sigma.item())
     assert sigmas == pytest.approx([sigmas[0]] * 3, abs=1e-6)
 
 
@@ -266,6 +264,18 @@ def test_each_layer_with_each():
         for one in (x, y, x.square())
     ]
     assert torch.allclose(matrix, torch.tensor(expected, dtype=torch.float64), atol=1e-5)
+
+
+@pytest.mark.parametrize("look", [CKA.compute, CKA.null, CKA.standard_error])
+def test_a_look_at_what_there_is_so_far_changes_nothing(look):
+    x, y = pair(80)
+    y = y * torch.linspace(1, 9, 80)[:, None]  # sigma depends on the examples
+    streams = [CKA("minibatch", "rbf") for _ in range(2)]
+    for part in torch.arange(80).split(20):
+        for stream in streams:
+            stream.update([x[part]], [y[part]])
+        look(streams[0])
+    assert streams[0].compute().item() == streams[1].compute().item()
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)

@@ -377,6 +377,12 @@ def test_dry_run_tells_the_settings_and_writes_nothing(run, runs, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_dry_run_of_several_processes_is_told_once(run, runs, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert not run("stitch", runs.noisy, runs.clean, "--at", "block5", "--dry-run").stdout
+
+
 # ---------------------------------------------------------------- several processes
 
 

@@ -48,6 +48,8 @@ def test_tables_of_other_programs(tmp_path, text):
         (b'{"a": 1}\n{"a": \n', "not a table"),
         (b'{"a": 1}\n[1]\n', "line 2 is no JSON object"),
         (b"\x89PNG\r\n\x1a\n", "cannot be read as text"),
+        (b"sep=\n1\n1,2\n", "line 3 has 2 cells, the header 1"),
+        (b"sep=\r\n1\r\n1,2\r\n", "line 3 has 2 cells, the header 1"),
     ],
 )
 def test_what_is_no_table_is_an_error_of_one_line(tmp_path, content, problem):

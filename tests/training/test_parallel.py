@@ -12,7 +12,7 @@ from torch import distributed, nn
 from memtool import MemtoolError
 from memtool.device import Processes
 from memtool.training import TrainConfig
-from memtool.training.parallel import check_shares, synchronized
+from memtool.training.parallel import SynchronizedBatchNorm, check_shares, synchronized
 
 WORKER = """
 from memtool.cli import app
@@ -185,6 +185,14 @@ def test_of_one_process_it_is_pytorchs_batch_norm(alone, layer, shape):
             torch.testing.assert_close(ours.state_dict()[name], value, msg=name)
         for (name, p), q in zip(theirs.named_parameters(), ours.parameters(), strict=True):
             torch.testing.assert_close(q.grad, p.grad, msg=name)
+
+
+def test_a_layer_under_several_names_stays_one(alone):
+    norm = nn.BatchNorm1d(3)
+    inner = nn.Sequential(norm)
+    model = synchronized(nn.ModuleDict({"a": norm, "b": norm, "c": inner, "d": inner}))
+    assert type(model["a"]) is SynchronizedBatchNorm
+    assert model["a"] is model["b"] is model["c"][0] and model["c"] is model["d"]
 
 
 def test_names_and_parameters_stay_the_same(alone):
