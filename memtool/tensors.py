@@ -169,6 +169,11 @@ def save_tensors(
         save_file(separate, temporary, encoded(kind, metadata))
 
 
+def check_kept(path: Path, kind: str, metadata: Metadata) -> None:
+    """Raise MemtoolError if a file with these metadata could not be read again."""
+    check(path, kind, json.loads(json.dumps(metadata)))
+
+
 def files_of(path: Path) -> list[Path]:
     """The safetensors files that are read for `path`: itself, or the shards that an index lists.
 

@@ -322,9 +322,8 @@ def train(
         run = Run(output, fitted, set_, given, config, epochs_to_save, together)
         rows = _finished_rows(run, resume)
         if rows is None:
+            run.check(resume)
             models.check_classifier(fitted, set_.image_shape, len(set_.classes))
-            for epoch in epochs_to_save:
-                check_writable(run.epoch_path(epoch))
         if dry_run:
             if not together.rank:
                 print(json.dumps({"output": str(output), **run.metadata()}, sort_keys=True))

@@ -28,6 +28,8 @@ from memtool.metadata import MAX_FEATURES
 
 SUFFIXES = {".npz", ".safetensors"}
 KEYS = ("images", "features", "labels")
+# The types of tensors, as safetensors calls them, that become arrays.
+OF_NUMPY = {"BOOL", "F16", "F32", "F64", "C64", *(f"{s}{b}" for s in "IU" for b in (8, 16, 32, 64))}
 PART = 2**18  # values
 # The largest part of a feature's standard deviation by which float32 may change its values.
 ROUNDING = 1e-3
@@ -129,6 +131,12 @@ def _read_safetensors(path: Path, memory: int) -> dict[str, NDArray[Any]]:
     try:
         with safe_open(path, framework="numpy") as file:
             names = [name for name in file.keys() if name.endswith(KEYS)]  # noqa: SIM118
+            for name in names:
+                if (type_ := file.get_slice(name).get_dtype()) not in OF_NUMPY:
+                    raise MemtoolError(
+                        f"{path}: {name} is of type {type_}, which NumPy does not have; save it as "
+                        "float32 or uint8"
+                    )
             check_memory(sum(_size(file.get_slice(name)) for name in names), str(path), memory)
             return {name: file.get_tensor(name) for name in names}
     except FileNotFoundError as error:

@@ -16,7 +16,14 @@ from memtool.data.datasets import Dataset
 from memtool.data.label_sources import OF_OTHERS, given_labels, split
 from memtool.data.listing import Labels
 from memtool.data.noise import Matrix, NoiseKind, redraw, transition_matrix
-from memtool.tensors import Metadata, encoded, opened, read_metadata, replacing_safetensors
+from memtool.tensors import (
+    Metadata,
+    check_kept,
+    encoded,
+    opened,
+    read_metadata,
+    replacing_safetensors,
+)
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,7 @@ class LabelFile:
         """Write the file, whole or not at all. Raises MemtoolError if that is not possible."""
         from safetensors.numpy import save_file
 
+        check_kept(path, "labels", self.metadata)
         arrays = {"given": self.given, "true": self.true, "mislabelled": self.mislabelled}
         with replacing_safetensors(path) as temporary:
             save_file(arrays, temporary, encoded("labels", self.metadata))
@@ -101,7 +109,10 @@ class LabelFile:
             )
         metadata = read_metadata(path, "labels")
         with opened(path, "numpy") as file:
-            given, true = file.get_tensor("given"), file.get_tensor("true")
+            try:
+                given, true = file.get_tensor("given"), file.get_tensor("true")
+            except (AttributeError, TypeError) as error:  # a type that NumPy does not have
+                raise MemtoolError(f"{path}: its labels are not int64") from error
         classes = len(metadata["data"]["classes"])
         for name, labels in (("given", given), ("true", true)):
             if labels.dtype != np.int64 or labels.shape != (true.size,):

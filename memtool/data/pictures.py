@@ -136,7 +136,7 @@ def _deep(
     if ";16" not in raw or image.mode not in ("L", "LA", "RGB", "RGBA"):
         return None
     if image.format == "PNG":
-        return _deep_png(path)
+        return _deep_png(path, image.info.get("transparency"))
     if image.mode in ("LA", "RGBA") and _lowest_alpha(image) < 255:
         raise ValueError("has transparent pixels and 16 bits per color")
     remarks.add(Remark.high_bytes)
@@ -156,17 +156,22 @@ def _deep_gray(image: "Image.Image") -> NDArray[np.uint16]:
     return values.astype(np.uint16)
 
 
-def _deep_png(path: str) -> NDArray[np.uint16]:
-    """The pixels of a PNG file with 16 bits per color, of which PIL gives the upper 8 alone."""
+def _deep_png(path: str, key: Any) -> NDArray[np.uint16]:
+    """The pixels of a PNG file with 16 bits per color, of which PIL gives the upper 8 alone; pixels
+    of the color `key`, if that is one, are transparent."""
     import torch
     from torchvision.io import ImageReadMode, decode_image
 
     content = torch.from_numpy(np.fromfile(path, dtype=np.uint8))
     values: NDArray[np.uint16] = decode_image(content, ImageReadMode.UNCHANGED).numpy()
+    is_clear = np.zeros(values.shape[1:], bool)
     if len(values) in (2, 4):
-        if values[-1].min() != values[-1].max():
-            raise ValueError("has transparent pixels and 16 bits per color")
-        values = values[:-1]
+        *_, alpha = values
+        is_clear, values = alpha < 65535, values[:-1]
+    elif isinstance(key, tuple) and len(key) == len(values):
+        is_clear = (values == np.array(key)[:, None, None]).all(0)
+    if is_clear.any():
+        raise ValueError("has transparent pixels and 16 bits per color")
     return values[0] if len(values) == 1 else values.transpose(1, 2, 0)
 
 

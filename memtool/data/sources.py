@@ -23,7 +23,7 @@ import numpy as np
 
 from memtool import MemtoolError
 from memtool.data import arrays, folders
-from memtool.data.listing import Listing
+from memtool.data.listing import Listing, told_shape
 from memtool.data.spec import NAMES, TORCHVISION
 from memtool.data.splitting import stratified
 from memtool.errors import last_line
@@ -105,6 +105,13 @@ def _torchvision(name: str, folder: Path) -> Listing:
         for part in parts
     ]
     classes = [str(label).split(" - ")[0] for label in getattr(parts[0], "classes", range(10))]
+    damaged = f"{name}: its files in {folder} are damaged or of something else:"
+    for _, labels in (train, test):
+        if wrong := labels[(labels < 0) | (labels >= len(classes))].tolist():
+            raise MemtoolError(f"{damaged} {wrong[0]} is no label from 0 to {len(classes) - 1}")
+    if train[0].shape[1:] != test[0].shape[1:]:
+        sizes = (told_shape(images.shape[1:]) for images, _ in (train, test))
+        raise MemtoolError(f"{damaged} {' to train and '.join(sizes)} to test")
     return Listing(tuple(classes), train, test)
 
 

@@ -7,9 +7,9 @@ run is unfinished.
 
 import logging
 from collections.abc import Collection, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import isfinite
 from pathlib import Path
 from time import perf_counter
 from typing import cast
@@ -21,9 +21,11 @@ from memtool import MemtoolError
 from memtool.data import Dataset, normalize
 from memtool.data.labels import LabelFile
 from memtool.device import Processes, computed_by
+from memtool.files import check_writable
 from memtool.models import ModelSpec, build, foreign_code, put_channels_last
 from memtool.tables import TrainingRow
-from memtool.tensors import Metadata, read_metadata, save_tensors
+from memtool.tables.schema import LARGEST
+from memtool.tensors import Metadata, check_kept, read_metadata, save_tensors
 from memtool.training.evaluation import EpochMetrics, Task, evaluate
 from memtool.training.loop import fit, make_optimizer
 from memtool.training.memory import evaluation_batch
@@ -83,6 +85,22 @@ class Run:
         if done[0] != self.config.epochs:
             raise MemtoolError(f"{self.output}: is of epoch {done[0]}, not {self.config.epochs}")
         return [self._row(metrics) for metrics in history_of(self.output, metadata)]
+
+    def check(self, resume: bool) -> None:
+        """Raise MemtoolError, before the work, if the files of the run could not be written, or not
+        read again, if they would take the place of others, or if the state is none to resume."""
+        check_kept(self.output, "checkpoint", self.metadata())
+        for epoch in self.epochs_to_save:
+            path = self.epoch_path(epoch)
+            check_writable(path)
+            if path.exists() and not _is_of_an_epoch(path):
+                raise MemtoolError(
+                    f"{path}: is no checkpoint of a single epoch, which would take its place; move "
+                    "it, or choose another -o"
+                )
+        check_writable(self._state.path)
+        if self._state.path.exists():
+            self._state.check(resume)
 
     def train(self, device: torch.device, resume: bool) -> Iterator[TrainingRow | None]:
         """Train the model; save its state and the chosen checkpoints, and yield a row, per epoch;
@@ -185,16 +203,17 @@ class Run:
             yield from fit(trained, optimizer, task, self.config, done, self.processes)
 
     def _evaluated(self, model: nn.Module, task: Task, epoch: int) -> EpochMetrics | None:
-        """The metrics after `epoch`, if it is to be evaluated. Raises MemtoolError if the loss is
-        not finite."""
+        """The metrics after `epoch`, if it is to be evaluated. Raises MemtoolError if a loss is
+        not finite, or larger than files hold."""
         if not self.config.evaluates(epoch) and epoch not in self.epochs_to_save:
             return None
         with foreign_code(f"model {self.spec}"):
             metrics = evaluate(model, task, self.config.precision, self.processes)
-        if not isfinite(metrics["loss"]):
-            raise MemtoolError(
-                f"the loss is {metrics['loss']} after epoch {epoch}; try a lower --learning-rate"
-            )
+        for name, value in metrics.items():
+            if isinstance(value, float) and not abs(value) <= LARGEST:
+                raise MemtoolError(
+                    f"the {name} is {value} after epoch {epoch}; try a lower --learning-rate"
+                )
         return {"epoch": epoch, **metrics}
 
     def _task(self, device: torch.device, batch_size: int) -> Task:
@@ -231,6 +250,14 @@ class Run:
             "order_seed": self.config.order_seed,
             **metrics,
         }
+
+
+def _is_of_an_epoch(path: Path) -> bool:
+    """Whether a file is what a run keeps of one of its `epochs_to_save`."""
+    with suppress(MemtoolError):
+        training = read_metadata(path, "checkpoint")["training"]
+        return training.get("epoch") in training.get("saved_epochs", ())
+    return False
 
 
 @dataclass(frozen=True)

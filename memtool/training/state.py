@@ -53,6 +53,19 @@ class State:
         recorded = {"epoch": progress.epoch, "history": progress.history}
         save_tensors(self.path, "state", tensors, {"settings": self.settings, **recorded})
 
+    def check(self, resume: bool) -> None:
+        """Raise MemtoolError unless the file that is there is a state, and if the run is to
+        `resume`, one of a run with these settings."""
+        try:
+            metadata = read_metadata(self.path, "state")
+        except MemtoolError as error:
+            raise MemtoolError(
+                f"{error}; it is where the run keeps its state: remove or move it, or choose "
+                "another -o"
+            ) from error
+        if resume:
+            check_same(self.path, metadata["settings"], self.settings)
+
     def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
         """Restore `model` and `optimizer`; return the progress, which is none without a file.
 

@@ -8,8 +8,10 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 
 from memtool import MemtoolError, data
 
@@ -175,3 +177,13 @@ def test_damaged_files_give_one_clear_error_or_arrays(
             assert str(path) in str(error) and "\n" not in str(error) and len(str(error)) < 500
         else:
             assert len(found.test) == len(found.test.images) > 0
+
+
+@pytest.mark.parametrize("type_", [torch.bfloat16, torch.float8_e4m3fn])
+def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path, refused, type_) -> None:
+    labels = torch.arange(8) % 2
+    save_file(
+        {"images": torch.zeros(8, 4, 4).to(type_), "labels": labels}, tmp_path / "x.safetensors"
+    )
+    told = refused(tmp_path / "x.safetensors")
+    assert "images is of type " in told and "save it as float32" in told

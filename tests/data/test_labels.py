@@ -5,12 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from memtool import MemtoolError, data
 from memtool.data import LabelFile, NoiseKind
-from memtool.tensors import encoded
+from memtool.tensors import encoded, save_tensors
 
 
 @pytest.fixture(scope="module")
@@ -139,3 +140,18 @@ def test_what_is_no_label_file_is_refused(tmp_path: Path, kind, metadata, arrays
     save_file(arrays, path, encoded(kind, metadata))
     with pytest.raises(MemtoolError, match=f"^{path}: .*{told}"):
         LabelFile.load(path)
+
+
+def test_labels_of_a_type_that_numpy_does_not_have_are_refused(tmp_path: Path) -> None:
+    labels = {name: torch.zeros(2, dtype=torch.bfloat16) for name in ("given", "true")}
+    path = tmp_path / "x.safetensors"
+    save_tensors(path, "labels", labels, {"data": DATA, "noise": NOISE})
+    with pytest.raises(MemtoolError, match="x.safetensors: its labels are not int64"):
+        LabelFile.load(path)
+
+
+def test_labels_that_could_not_be_read_again_are_not_written(tmp_path: Path) -> None:
+    labels = LabelFile.true_labels(data.load("digits?mean=1e31"))
+    with pytest.raises(MemtoolError, match="no sensible 'mean' in 'data'"):
+        labels.save(tmp_path / "x.safetensors")
+    assert not list(tmp_path.iterdir())

@@ -15,8 +15,9 @@ GENERATOR = np.random.default_rng(0)
 COLORS = GENERATOR.integers(0, 256, (8, 10, 3), dtype=np.uint8)
 
 
-def png16(values: np.ndarray) -> bytes:
-    """A PNG file of 16 bits per value, (h, w) or (h, w, c), which PIL cannot write."""
+def png16(values: np.ndarray, key: tuple[int, ...] | None = None) -> bytes:
+    """A PNG file of 16 bits per value, (h, w) or (h, w, c), which PIL cannot write; pixels of the
+    color `key` are transparent."""
     kind = {1: 0, 2: 4, 3: 2, 4: 6}[np.atleast_3d(values).shape[2]]
     height, width = values.shape[:2]
     rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
@@ -27,6 +28,8 @@ def png16(values: np.ndarray) -> bytes:
 
     header = struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0)
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header)
+    if key:
+        start += chunk(b"tRNS", struct.pack(f">{len(key)}H", *key))
     return start + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
@@ -147,15 +150,24 @@ def test_colors_of_16_bits_in_tiff(tmp_path: Path, folder, refused, caplog) -> N
     [
         (tiff16(values_up_to(4095, 8, 10), 0), "count from white"),
         (png16(values_up_to(65535, 8, 10, 4)), "transparent pixels and 16 bits"),
+        (png16(np.zeros((8, 10, 4), np.uint16)), "transparent pixels and 16 bits"),
+        (png16(np.full((8, 10, 2), 65534, np.uint16)), "transparent pixels and 16 bits"),
+        (png16(np.full((8, 10, 3), 300, np.uint16), (300,) * 3), "transparent pixels and 16 bits"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 1 1\n", f"not one of {FORMATS[0]}, "),
         (b"<html>", "not one of PNG"),
         (b"", "not one of PNG"),
     ],
-    ids=["white is zero", "transparent", "eps", "html", "empty"],
+    ids=["white is zero", "transparent", "clear", "gray", "color key", "eps", "html", "empty"],
 )
 def test_files_that_cannot_be_read_say_why(folder, refused, content: bytes, told: str) -> None:
     told_of = refused(folder(a_png=content))
     assert told in told_of and "1 of 1 images cannot be read" in told_of
+
+
+def test_a_color_key_of_16_bits_that_no_pixel_has_means_nothing(folder) -> None:
+    values = np.full((8, 10, 3), 30_000, np.uint16)
+    keyed = data.load(folder(a_png=png16(values, (1, 2, 3)))).test.images
+    assert (keyed == keyed[0, 0, 0, 0]).all() and keyed.shape == (1, 3, 8, 10)
 
 
 def test_transparent_pixels_are_shown_on_white(folder, caplog) -> None:

@@ -177,6 +177,25 @@ def test_fewer_labels_than_images_are_refused(tmp_path: Path, refused) -> None:
     assert "mnist: has 20 images, but 18 labels" in refused("mnist", folder=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("height", "label", "told"),
+    [(28, 205, "205 is no label from 0 to 9"), (30, 0, "(1, 28, 28) to train and ")],
+)
+def test_files_of_something_else_are_refused(
+    tmp_path: Path, refused, height: int, label: int, told: str
+) -> None:
+    raw = tmp_path / "MNIST/raw"
+    raw.mkdir(parents=True)
+    for part, rows in (("train", 28), ("t10k", height)):
+        pixels, labels = np.zeros((20, rows, 28), np.uint8), np.full(20, label, np.uint8)
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(idx(pixels))
+        (raw / f"{part}-labels-idx1-ubyte").write_bytes(idx(labels))
+    assert f"mnist: its files in {tmp_path} are damaged" in (
+        line := refused("mnist", folder=tmp_path)
+    )
+    assert told in line
+
+
 def test_downloads_to_one_folder_wait_for_each_other(tmp_path: Path, monkeypatch, refused) -> None:
     fcntl = pytest.importorskip("fcntl")
     tried = []

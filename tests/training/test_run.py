@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 
@@ -506,3 +507,59 @@ def test_a_model_of_which_no_second_step_can_be_taken_is_told_in_one_line(run, t
     *_, last = result.stderr.splitlines()
     assert result.code == 1 and "net.py:Net" in last
     assert "Trying to backward through the graph a second time" in last
+
+
+def test_nothing_else_is_lost_where_a_run_keeps_its_state_or_its_epochs(train, tmp_path):
+    (tmp_path / "r").mkdir()
+    for path in (tmp_path / "r.state.safetensors", tmp_path / "r/epoch-0001.safetensors"):
+        train(tmp_path / "other", "--resume", "--save-at", "0")
+        path.write_bytes(content := (tmp_path / "other/r.safetensors").read_bytes())
+        for more in ((), ("--resume",), ("--dry-run",)):
+            result = train(tmp_path, "--save-at", "1", *more)
+            assert result.code == 1 and str(path) in result.stderr, result.stderr
+            assert "or choose another -o" in result.stderr and result.stderr.count("\n") == 1
+            assert path.read_bytes() == content
+        path.unlink()
+    assert {path.name for path in tmp_path.iterdir()} == {"r", "other"}
+
+
+def test_epochs_of_a_run_before_are_replaced(train, tmp_path, uninterrupted):
+    train(tmp_path, "--seed", 3)
+    (tmp_path / "r.safetensors").unlink()
+    assert train(tmp_path).code == 0
+    assert contents(tmp_path) == uninterrupted
+
+
+def test_a_dry_run_checks_the_state_that_is_to_be_resumed(train, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(run_module.Run, "finish", lambda *_: None)
+        train(tmp_path)
+    assert train(tmp_path, "--resume", "--dry-run").code == 0
+    result = train(tmp_path, "--resume", "--dry-run", "--seed", 9)
+    assert result.code == 1 and "seed was 0, is 9" in result.stderr
+
+
+def test_what_no_checkpoint_can_hold_is_told_before_the_work(run, tmp_path):
+    output = ("-o", tmp_path / "r.safetensors")
+    result = run("train", "--model", "digits-cnn", "--data", "digits?mean=1e31", *output)
+    assert result.code == 1 and "no sensible 'mean' in 'data'" in result.stderr
+    assert not result.stdout and not list(tmp_path.iterdir())
+
+
+LINEAR = """
+from torch import nn
+
+def make(num_classes=2):
+    return nn.Sequential(nn.Linear(4, 3), nn.Linear(3, num_classes))
+"""
+
+
+def test_a_test_loss_that_is_not_finite_is_told(run, tmp_path):
+    (tmp_path / "net.py").write_text(LINEAR)
+    train, test = np.random.default_rng(0).normal(size=(2, 40, 4)).astype(np.float32)
+    test[0] = 3e38
+    labels = {f"{part}_labels": np.arange(40) % 2 for part in ("train", "test")}
+    np.savez(tmp_path / "x.npz", train_features=train, test_features=test, **labels)
+    data = ("--model", f"{tmp_path}/net.py:make", "--data", tmp_path / "x.npz")
+    result = run("train", *data, "--epochs", 1, "-o", tmp_path / "r.safetensors", "-q")
+    assert result.code == 1 and "error: the test_loss is " in result.stderr
