@@ -20,7 +20,7 @@ MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
 def _percent(typed: list[str] | None) -> list[float] | None:
     """Noise ratios in percent; None if none were typed."""
-    return [round(100 * one, 10) for one in options.ratios(typed or [])] or None
+    return [100 * one for one in options.ratios(typed or [])] or None
 
 
 def _option(name: str, metavar: str, help: str) -> object:
@@ -173,6 +173,7 @@ def reproduce(
     from memtool import tables
     from memtool.files import check_writable, claimed
     from memtool.reproduction import (
+        TRIED,
         Record,
         findings_of,
         pending,
@@ -184,6 +185,7 @@ def reproduce(
         write_report,
     )
 
+    _check_folder(output)
     if data_dir:
         os.environ["MEMTOOL_DATA"] = str(data_dir)
     recipe = chosen_recipe(
@@ -209,8 +211,8 @@ def reproduce(
     check_writable(output / "steps.csv")
     with claimed(output / "steps.csv"):  # one process at a time
         record, at_once = Record(output / "steps.csv"), jobs or min(os.cpu_count() or 1, MOST_JOBS)
-        first = next(step for step in steps if step.words[0] == "train")
-        if not recipe.is_tried and not first.is_done(record.commands):
+        tried = [step for step in steps if step.name in TRIED]
+        if not recipe.is_tried and not all(step.is_done(record.commands) for step in tried):
             rehearse(recipe, output, main)
         write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
@@ -226,6 +228,18 @@ def reproduce(
                 for row in findings:
                     write(row)
         logger.info(str(write_report(output)))
+
+
+def _check_folder(output: Path) -> None:
+    """Raise a usage error for a name that the commands of steps would read as something else."""
+    for is_misread, told in (
+        (str(output).startswith("-"), "would be taken for an option"),
+        ("{ratio}" in str(output), "{ratio} would become the noise ratio"),
+    ):
+        if is_misread:
+            raise typer.BadParameter(
+                f"{output}: {told}; choose another name", param_hint="--output"
+            )
 
 
 def _print_commands(steps: Iterable[Step]) -> None:

@@ -59,10 +59,12 @@ def save(figure: Figure, stream: BinaryIO, format: str, options: Options = Optio
     """
     check_format(format)
     width, height = figure.get_size_inches()
-    if format == "png" and max(width, height) * SAVING["savefig.dpi"] >= MOST_PIXELS:
+    dpi = (SAVING | options.style)["savefig.dpi"]
+    dpi = figure.dpi if dpi == "figure" else dpi
+    if format == "png" and max(width, height) * dpi >= MOST_PIXELS:
         raise MemtoolError(
-            f"a figure of {width:.0f} x {height:.0f} inches is too large for a PNG; leave rows out "
-            "of the table, or write a PDF or an SVG"
+            f"a figure of {width:.0f} x {height:.0f} inches, with {dpi:g} pixels each, is too "
+            "large for a PNG; leave rows out of the table, or write a PDF or an SVG"
         )
     # LOOK is needed again, since matplotlib makes ticks only when it draws them.
     with matplotlib.rc_context(LOOK | SAVING | options.style), _undated():

@@ -9,6 +9,7 @@ from .recipes import chosen_recipe as chosen_recipe
 from .record import Record as Record
 from .record import findings_of as findings_of
 from .record import write_choices as write_choices
+from .rehearsal import TRIED as TRIED
 from .rehearsal import rehearse as rehearse
 from .report import write_report as write_report
 from .rules import FIGURES as FIGURES

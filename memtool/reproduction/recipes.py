@@ -19,7 +19,7 @@ MOST_RATIOS, MOST_SEEDS, MOST_EPOCHS = 100, 1000, 100_000
 CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
 GIVEN = {  # the options that the steps give each command themselves
     "train": "--model --data --labels --epochs --seed --order-seed --save-at --table --output -o",
-    "cka": "--reference --layers --output -o",
+    "cka": "--reference --layers --pairs --output -o",
     "stitch": "--at --seed --save --output -o",
 }
 
@@ -210,7 +210,13 @@ def _words(command: str, options: str) -> list[str]:
 
 
 def _plain(ratio: float) -> float:
-    """A whole number as an int, whose text has no point."""
+    """A ratio in percent to the digits that names of files have; a whole number as an int, whose
+    text has no point.
+
+    >>> _plain(7.000000000000001), _plain(33.333333)
+    (7, 33.3333)
+    """
+    ratio = float(f"{ratio:g}")
     return int(ratio) if ratio == int(ratio) else ratio
 
 

@@ -10,6 +10,9 @@ from memtool.reproduction.recipes import Recipe
 from memtool.reproduction.runner import Command, try_steps
 from memtool.reproduction.steps import steps_for
 
+# The steps whose commands a rehearsal tries.
+TRIED = ("train r0-s0", "cka r0-s0", "stitching r0-s0")
+
 
 def rehearse(recipe: Recipe, root: Path, command: Command) -> None:
     """Raise MemtoolError for what `command`, memtool with the given arguments, would refuse of the
@@ -18,13 +21,10 @@ def rehearse(recipe: Recipe, root: Path, command: Command) -> None:
     trial = recipe.but(ratios=(0,), seeds=1, saved=(), supplement=(0,))
     with tempfile.TemporaryDirectory(prefix="memtool-") as folder:
         steps = {step.name: step for step in steps_for(trial, Path(folder))}
-        train = steps["train r0-s0"]
+        train, *compared = (steps[name] for name in TRIED)
         # The last word counts, whatever the recipe's own options for train say.
         untrained = replace(train, words=(*train.words, "--epochs", "0", "--save-at", ""))
-        tried = [
-            replace(step, words=(*step.words, "--dry-run"), outputs=())
-            for step in (steps["cka r0-s0"], steps["stitching r0-s0"])
-        ]
+        tried = [replace(step, words=(*step.words, "--dry-run"), outputs=()) for step in compared]
         try:
             try_steps([steps["labels r0-s0"], untrained, *tried], command)
         except MemtoolError as error:

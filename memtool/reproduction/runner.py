@@ -58,7 +58,8 @@ def run_steps(
 
     A step runs once those that make its inputs are done; among the steps that can run, those that
     come first in `steps` go first. `command` runs memtool with the given arguments. `record` knows
-    by which command a file was made; one that was made by another command is removed first.
+    by which command a file was made; one that was made by another command is removed first. One
+    that it does not know, as after `make`, counts as made by the command that would make it now.
 
     Each step has a process of its own, forked from one that has already imported torch. Raises
     MemtoolError for a step that fails, with the last line that it wrote to stderr. However the
@@ -72,6 +73,8 @@ def run_steps(
             while ready := order.get_ready():
                 for place in ready:
                     if steps[place].is_done(record.commands):
+                        if str(steps[place].outputs[0]) not in record.commands:  # make made it
+                            record.keep(steps[place])
                         order.done(place)
                         yield Outcome(steps[place])
                     else:
@@ -185,8 +188,11 @@ def _execute(command: Command, arguments: list[str], log: Path, end: connection.
     Thread(target=end_with_parent, daemon=True).start()
     gc.freeze()  # a collection would write to, and so copy, all memory shared with the parent
     for path, stream in ((Path(os.devnull), sys.stdout), (log, sys.stderr)):
-        with open(path, "wb") as file:
-            os.dup2(file.fileno(), stream.fileno())
+        try:
+            with open(path, "wb") as file:
+                os.dup2(file.fileno(), stream.fileno())
+        except FileNotFoundError:  # whoever wanted the step has been stopped meanwhile
+            os._exit(1)
     try:
         command(arguments)
     finally:

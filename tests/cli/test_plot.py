@@ -159,3 +159,25 @@ def test_an_end_whose_record_is_no_record_is_refused(run, stitched, tmp_path, fi
     tensors.save_tensors(path, "checkpoint", tensors.load_tensors(source), metadata)
     result = run("info", path)
     assert result.code == 1 and f"no sensible '{field}' in 'training.front'" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "./x/../rows.csv", "link.csv"])
+def test_a_figure_never_replaces_its_table(run, tmp_path, name):
+    (tmp_path / "x").mkdir()
+    with tables.writer(list(training_rows()[0]), source := tmp_path / "rows.csv", None) as write:
+        for row in training_rows():
+            write(row)
+    (tmp_path / "link.csv").symlink_to(source)
+    content = source.read_bytes()
+    result = run("plot", "training", source, "-o", f"{tmp_path}/{name}")
+    assert result.code == 2 and "is a table that is drawn" in result.stderr
+    assert source.read_bytes() == content
+
+
+@pytest.mark.parametrize("dpi", ["1e9", "50000"])
+def test_a_style_of_too_many_pixels_is_told(run, tmp_path, dpi):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in training_rows()))
+    (tmp_path / "fine.mplstyle").write_text(f"savefig.dpi: {dpi}\n")
+    style = ("--style", tmp_path / "fine.mplstyle")
+    result = run("plot", tmp_path / "rows.jsonl", *style, "-o", tmp_path / "x.png")
+    assert result.code == 1 and "too large for a PNG" in result.stderr

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 
 from memtool.cli import main
-from memtool.cli.reproduce import _percent
 from memtool.files import claimed
 from memtool.reproduction import (
     RECIPES,
     Outcome,
     Recipe,
+    Record,
     Step,
     Study,
     chosen_recipe,
@@ -66,8 +66,12 @@ CHOICES = {
 }
 
 
-def test_ratios_in_percent_are_those_that_are_typed():
-    assert _percent(["7%,29%", "0.58"]) == [7, 29, 58]
+@pytest.mark.parametrize("name", ["./-x", "a{ratio}b"])
+def test_a_folder_that_steps_would_misread_is_refused(run, tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    result = run("reproduce", "digits", "-o", name)
+    assert result.code == 2 and "choose another name" in result.stderr
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("typed", CHOICES, ids=" ".join)
@@ -120,3 +124,18 @@ def test_a_folder_is_reproduced_by_one_process_at_a_time(run, tmp_path, one_step
         result = run("reproduce", "digits", "-o", tmp_path)
     assert result.code == 1
     assert "steps.csv" in result.stderr and "process" in result.stderr
+
+
+def test_options_are_tried_before_anything_in_a_finished_folder_is_removed(run, tmp_path):
+    record = Record(tmp_path / "steps.csv")
+    steps = steps_for(DIGITS.but(ratios=(0,), epochs=1), tmp_path)
+    made = [tmp_path / path for step in steps for path in step.outputs]
+    for path in made:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    for step in steps:
+        record.keep(step, seconds=1.0)
+    few = ("--ratios", "0", "--epochs", 1)
+    result = run("reproduce", "digits", "-o", tmp_path, *few, "--layers", "nosuch", "-q")
+    assert result.code == 1 and "no layer matches 'nosuch'" in result.stderr
+    assert all(path.exists() for path in made)

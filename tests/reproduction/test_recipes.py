@@ -119,6 +119,7 @@ def test_augmented_images_are_trained_on_for_the_epochs_of_memtool_train():
     [
         ("train", "--epochs 3", "--epochs"),
         ("cka", "--layers=fc", "--layers"),
+        ("cka", "--pairs all", "--pairs"),
         ("stitch", "-o x", "-o"),
     ],
 )

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -285,3 +286,13 @@ def test_what_a_step_warns_of_is_passed_on(tmp_path, record):
 @pytest.mark.parametrize("module", runner.PRELOAD)
 def test_what_is_imported_beforehand_exists(module):
     assert importlib.import_module(module)
+
+
+def test_what_make_has_made_is_on_record_afterwards(tmp_path, record):
+    made = step(tmp_path / "a")
+    (tmp_path / "a").touch()
+    assert [one.seconds for one in run_steps([made], 1, clock, record)] == [None]
+    known = Record(record.path).commands
+    assert made.is_done(known) and not replace(made, words=("--epochs", "5", *made.words)).is_done(
+        known
+    )
