@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from multiprocessing import connection
+from multiprocessing import connection, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -156,9 +156,22 @@ def _start(step: Step, command: Command, logs: Path) -> _Running:
     log = logs / step.name
     pipe, end = context.Pipe(duplex=False)
     process = context.Process(target=_execute, args=(command, step.arguments, log, end))
-    process.start()
+    with _uninterrupted():
+        process.start()
     end.close()
     return _Running(step, process, pipe, time.monotonic(), log)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Within the block, Ctrl-C has to wait. Processes that start in there, and those that they
+    start, never see it: it is this one that ends them then, in order."""
+    resource_tracker.ensure_running()  # which starts with the first process, and ends the block
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _ended(running: Mapping[int, _Running]) -> list[int]:

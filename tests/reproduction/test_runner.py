@@ -269,6 +269,45 @@ def test_steps_can_tidy_up_when_a_signal_ends_all_processes_at_once(tmp_path):
     assert (tmp_path / "tidied").exists()
 
 
+SLOW_TO_IMPORT = """
+import os, sys, time
+from pathlib import Path
+from memtool.reproduction import Record, Step, run_steps
+
+def command(arguments):
+    pass
+
+if __name__ == "__main__":
+    import slow
+    here = Path.cwd()
+    step = Step("x", ("-o", Path("x")), (), (Path("x"),), here)
+    try:
+        list(run_steps([step], 1, slow.command, Record(here / "steps.csv")))
+    except KeyboardInterrupt:
+        sys.exit(130)
+elif (parent := Path("parent")).exists():  # in the process that forks the steps
+    Path("importing").write_text("now")
+    time.sleep(2)
+else:
+    parent.touch()
+"""
+
+
+def test_ctrl_c_while_modules_are_imported_beforehand_is_told_by_nobody(tmp_path):
+    (tmp_path / "slow.py").write_text(SLOW_TO_IMPORT)
+    environment = os.environ | {"PYTHONPATH": str(Path(memtool.__file__).parents[1])}
+    parent = subprocess.Popen(
+        [sys.executable, "slow.py"],
+        env=environment,
+        cwd=tmp_path,
+        start_new_session=True,
+        stderr=subprocess.PIPE,
+    )
+    wait_for(tmp_path / "importing")
+    os.killpg(parent.pid, signal.SIGINT)
+    assert parent.communicate()[1] == b"" and parent.returncode == 130
+
+
 def is_running(pid):
     """Whether a process runs; one that has ended may be a zombie of nobody's."""
     try:
