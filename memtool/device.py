@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 class Precision(StrEnum):
-    """The precision of forward passes."""
+    """The precision of forward passes; that of Gram matrices too with `tf32`."""
 
     float32 = "float32"
     tf32 = "tf32"  # on CUDA, products of 10-bit mantissas; elsewhere the same as float32

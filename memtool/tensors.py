@@ -1,4 +1,4 @@
-"""Tensors and metadata in safetensors files: the only reader and writer of them.
+"""The files that memtool writes: tensors and metadata, in the format of safetensors.
 
 The metadata are sorted JSON under one key, `memtool`. There is only one key because safetensors
 writes several keys in random order, and equal runs are to give equal bytes. The JSON says the

@@ -17,7 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from memtool import MemtoolError
-from memtool.checkpoints.names import UNCOUNTED, first_few
+from memtool.checkpoints.names import UNCOUNTED
+from memtool.errors import some
 
 logger = logging.getLogger("memtool")
 
@@ -102,15 +103,15 @@ class Reading:
         for spelling, names in self.spellings.items():
             logger.info(
                 f"{path}: the names of {len(names)} tensors are those of {spelling} "
-                f"({first_few(names)}); read accordingly"
+                f"({some(names)}); read accordingly"
             )
         for name, same in self.shared.items():
             logger.info(f"{path}: {name} is the same tensor as {same}")
         if known := [name for name in self.beside if name not in self.others]:
-            logger.info(f"{path}: ignored {len(known)} tensors ({first_few(known)})")
+            logger.info(f"{path}: ignored {len(known)} tensors ({some(known)})")
         if self.others:
             logger.warning(
-                f"{path}: ignored {len(self.others)} tensors ({first_few(self.others)}); what they "
+                f"{path}: ignored {len(self.others)} tensors ({some(self.others)}); what they "
                 "do to the outputs of the network is left out"
             )
 

@@ -11,13 +11,12 @@ from memtool import MemtoolError
 from memtool.checkpoints import archives
 from memtool.checkpoints.archives import Archive
 from memtool.checkpoints.checkpoint import Checkpoint
-from memtool.checkpoints.names import first_few
 from memtool.checkpoints.network import load_weights
 from memtool.checkpoints.rebuilding import called, entries, is_array, is_module, is_tensor, tensor
 from memtool.checkpoints.recognition import identify
 from memtool.contents import is_pickle
 from memtool.data import Dataset
-from memtool.errors import one_line
+from memtool.errors import one_line, some
 from memtool.models import ModelSpec
 from memtool.shards import check_shard, check_whole, is_index, shards_of
 from memtool.tensors import save_tensors
@@ -110,7 +109,7 @@ def _tensors(path: Path, archive: Archive) -> dict[str, Tensor]:
     if is_module(content):
         logger.info(f"{path}: took the parameters and buffers of a whole {called(content)}")
     elif others := [str(key) for key in named if key not in tensors]:
-        logger.info(f"{path}: ignored {first_few(others)}, not tensors")
+        logger.info(f"{path}: ignored {some(others)}, not tensors")
     return {name: _tensor(path, name, value, archive) for name, value in tensors.items()}
 
 
@@ -126,7 +125,7 @@ def _where(keys: list[str], content: Any) -> str:
     where = f"under {'.'.join(keys)!r}" if keys else "in it"
     several = [repr(key) for key, value in (entries(content) or {}).items() if _has_tensors(value)]
     if several:
-        return f"{where}, but under {first_few(several)}; save a file of the one that is meant"
+        return f"{where}, but under {some(several)}; save a file of the one that is meant"
     return (
         f"{where}; it should be a model's state_dict(), or a dict that has one as "
         f"{', '.join(NESTED[:4])}, ..."
@@ -139,7 +138,7 @@ def _innermost(path: Path, content: Any) -> tuple[list[str], Any]:
     keys: list[str] = []
     while len(keys) < MAX_NESTED and (nested := _nested_keys(content)):
         if len(nested) > 1:
-            logger.info(f"{path}: used {nested[0]!r}, ignored {first_few(nested[1:])}")
+            logger.info(f"{path}: used {nested[0]!r}, ignored {some(nested[1:])}")
         elif nested[0] not in NESTED:
             logger.info(f"{path}: used {nested[0]!r}, in which alone there are named tensors")
         keys.append(str(nested[0]))

@@ -1,12 +1,13 @@
 """Names and shapes of tensors: what a model expects, and how those in a file differ from it."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import TYPE_CHECKING, TypeVar
 
 from memtool import models
+from memtool.errors import some
 from memtool.models import ModelSpec
 from memtool.tensors import Shape
 
@@ -96,7 +97,7 @@ def misfits(expected: Shapes, found: Shapes) -> str:
         ],
     }
     return "; ".join(
-        f"{len(keys)} {what} ({first_few(keys)})" for what, keys in problems.items() if keys
+        f"{len(keys)} {what} ({some(keys)})" for what, keys in problems.items() if keys
     )
 
 
@@ -108,12 +109,3 @@ def have_same_names(expected: Iterable[str], found: Iterable[str]) -> bool:
 def _counted(names: Iterable[str]) -> list[str]:
     """All names but those of counts of batches."""
     return [name for name in names if not name.endswith(UNCOUNTED)]
-
-
-def first_few(names: Sequence[str]) -> str:
-    """At most three of the names.
-
-    >>> first_few(["a", "b", "c", "d"])
-    'a, b, c, ...'
-    """
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])

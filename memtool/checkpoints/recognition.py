@@ -15,7 +15,6 @@ from memtool import MemtoolError, models
 from memtool.checkpoints.adapters import Ambiguous, Reading, read_names
 from memtool.checkpoints.names import (
     Shapes,
-    first_few,
     have_same_names,
     misfits,
     outline_of,
@@ -24,6 +23,7 @@ from memtool.checkpoints.names import (
 )
 from memtool.checkpoints.rewriting import Rewrite, rewriting
 from memtool.contents import check_regular
+from memtool.errors import some
 from memtool.models import ModelSpec
 from memtool.tensors import Shape
 
@@ -51,8 +51,7 @@ class Match:
     `names` maps the name of each tensor in the model to that in the file, and `shapes` to its
     shape. Where the library of the model reads another layout, `rewrite` makes the model's tensors
     of those that `names` gives. `known_by` says how the model is known: by `--model`, `config.json`
-    or `tensors`. `hints` are what the config says of the images: `mean` and `std`, and
-    `image_shape`, as far as it does.
+    or `tensors`.
     """
 
     spec: ModelSpec
@@ -239,7 +238,7 @@ def _recognized(shapes: Shapes, same: Mapping[str, str]) -> ModelSpec:
     if not specs:
         raise MemtoolError(
             f"memtool did not write it, and its {len(shapes)} tensors "
-            f"({first_few(list(shapes))}) are those of no model of ours or of torchvision; "
+            f"({some(list(shapes))}) are those of no model of ours or of torchvision; "
             "say what it holds: --model SPEC, as in --model timm:resnet18"
         )
     return specs[0]

@@ -1,6 +1,6 @@
 """CKA against the layers: a curve per epoch in a panel per run, or a curve per run of one epoch."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -21,7 +21,7 @@ from memtool.figures.curves import (
 from memtool.figures.layer_axis import LayerAxis, is_side
 from memtool.figures.options import LAST, Options
 from memtool.figures.rows import Rows, groups
-from memtool.figures.selection import of_epochs
+from memtool.figures.selection import few, of_epochs
 from memtool.figures.style import (
     COLUMN_WIDTH,
     PAGE_WIDTH,
@@ -74,7 +74,8 @@ def _panel_per_run(
         _draw_bounds(axes, runs[one], ceiling, axis)
         for epoch, style in styles.items():
             draw_layers(axes, by_epoch.get(epoch, ()), style, axis, ())
-    return finished(figure, panels, axis, ylabel, rows, ceiling, _graded(styles), "epoch")
+    listed = few(list(styles.values()), MOST_IN_LEGEND)
+    return finished(figure, panels, axis, ylabel, rows, ceiling, listed, "epoch")
 
 
 def _one_panel(rows: Rows, ceiling: Rows, axis: LayerAxis, ylabel: str, options: Options) -> Figure:
@@ -149,14 +150,6 @@ def epoch_styles(rows: Rows) -> dict[int, Style]:
         epoch: {"color": color, "label": str(epoch)}
         for epoch, color in zip(epochs, epoch_colors(len(epochs)), strict=True)
     }
-
-
-def _graded(styles: Mapping[int, Style]) -> list[Style]:
-    """The epochs that the legend lists: the first, the last and some between if they are many."""
-    every = list(styles.values())
-    number = min(MOST_IN_LEGEND, len(every))
-    last = max(1, number - 1)
-    return [every[round(i * (len(every) - 1) / last)] for i in range(number)]
 
 
 def _title(one: Run, style: Style) -> str:

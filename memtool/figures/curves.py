@@ -13,6 +13,7 @@ from memtool.errors import shortened
 from memtool.figures.colors import Style, noise_style
 from memtool.figures.letters import drawable
 from memtool.figures.rows import Rows, groups
+from memtool.figures.selection import few
 from memtool.figures.style import (
     CUT_COLORS,
     MOST_MARKERS,
@@ -224,8 +225,7 @@ def spread_legend(figure: Drawing) -> list[Artist]:
 def marked_epochs(rows: Rows) -> list[float]:
     """The epochs at which curves have markers: a few of them, evenly spread, in all panels."""
     there = sorted({row["epoch"] for row in rows})
-    places = np.linspace(0, len(there) - 1, min(MOST_MARKERS, len(there)))
-    return [there[round(place)] for place in places]
+    return list(few(there, MOST_MARKERS))
 
 
 def run(row: Row) -> Run:

@@ -1,13 +1,15 @@
 """The rows that one asks for: of some layers, noise ratios and epochs."""
 
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from memtool import MemtoolError
 from memtool.figures.options import LAST
 from memtool.figures.rows import Rows, groups, listed
 from memtool.figures.stages import marked
 from memtool.tables import Row
+
+T = TypeVar("T")
 
 
 def of_layers(rows: Rows, patterns: Sequence[str], column: str = "layer") -> list[Row]:
@@ -59,7 +61,7 @@ def of_epochs(rows: Rows, epochs: Sequence[int | str], run: Callable[[Row], Hash
     ]
 
 
-def few(values: Sequence[float], most: int) -> tuple[float, ...]:
+def few(values: Sequence[T], most: int) -> tuple[T, ...]:
     """At most so many of the values, evenly chosen, the first and the last among them.
 
     >>> few([5, 10, 15, 20], 3)

@@ -177,8 +177,8 @@ def add_title(figure: Figure, title: str) -> None:
 
 
 def whole_numbers() -> MaxNLocator:
-    """Ticks at a few round epochs."""
-    return MaxNLocator(5, integer=True, steps=[1, 2, 5, 10])
+    """Ticks at a few round epochs; at the epoch, if there is but one."""
+    return MaxNLocator(5, integer=True, steps=[1, 2, 5, 10], min_n_ticks=1)
 
 
 def unit_interval(panels: Sequence[Axes]) -> None:

@@ -28,8 +28,9 @@ class StitchSettings:
     """What is done at each cut: the directions, the stitching layer, its initialization and its
     training.
 
-    `memory`, in bytes, is what the activations kept of both networks may take, half of it each,
-    and the most that a flattened stitching layer may take while it is fitted. With `curve` there is
+    `memory`, in bytes, is what both networks may take, half of it each, for activations that are
+    kept and for forward passes; a flattened stitching layer may take as much while it is fitted.
+    With `curve` there is
     a row for every epoch, and for epoch 0, the initialization; else for the last one alone.
     """
 

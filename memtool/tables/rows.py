@@ -288,7 +288,8 @@ class FileRow(TypedDict):
 
     file: Annotated[str, Column("path of the file")]
     kind: Annotated[
-        str, Column("kind of the file: checkpoint, labels, state, or safetensors for any other", 18)
+        str,
+        Column("kind of the file: checkpoint, labels, state, cache, or safetensors for others", 18),
     ]
     model: Annotated[str | None, Column("model spec; empty if unknown", 1)]
     model_from: Annotated[
@@ -336,7 +337,7 @@ class FileRow(TypedDict):
     given_accuracy: Annotated[float | None, Column("accuracy on the given labels, in [0, 1]")]
     true_accuracy: Annotated[float | None, Column("accuracy on the true labels, in [0, 1]", 10)]
     mislabelled_accuracy: Annotated[float | None, Column("memorization, in [0, 1]")]
-    test_accuracy: Annotated[float, Column("accuracy on the test images, in [0, 1]")]
+    test_accuracy: Annotated[float | None, Column("accuracy on the test images, in [0, 1]")]
     computed_by: Annotated[
         str | None,
         Column("versions, number of threads and device, on which the last digits depend", 33),

@@ -62,3 +62,22 @@ def test_what_cannot_be_imported_leaves_collections_on(imported):
 
 def test_the_command_line_imports_pytorch_so():
     subprocess.run([sys.executable, "-c", CHECK], check=True)
+
+
+INTERRUPTED = """
+import sys
+
+class Interrupting:
+    def find_spec(self, name, *_):
+        if name == "memtool.cli":
+            raise KeyboardInterrupt
+
+sys.meta_path.insert(0, Interrupting())
+from memtool.__main__ import main
+main()
+"""
+
+
+def test_ctrl_c_while_the_command_line_is_imported_is_no_traceback():
+    result = subprocess.run([sys.executable, "-c", INTERRUPTED], capture_output=True)
+    assert (result.returncode, result.stdout, result.stderr) == (130, b"", b"")

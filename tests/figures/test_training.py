@@ -23,3 +23,11 @@ def test_training_without_noise_has_no_panel_for_memorization():
     figure = draw("training", training_rows(ratios=[0.0]))
     assert len(figure.axes) == len(TITLES) - 1
     assert not any("memorization" in title for title in titles(figure))
+
+
+def test_a_single_epoch_is_the_only_tick():
+    figure = draw("training", [row for row in training_rows() if row["epoch"] == EPOCHS[1]])
+    figure.draw_without_rendering()
+    axis = figure.axes[0].xaxis
+    low, high = axis.get_view_interval()
+    assert [tick for tick in axis.get_ticklocs() if low <= tick <= high] == [EPOCHS[1]]
