@@ -170,8 +170,13 @@ def save_tensors(
 
 
 def check_kept(path: Path, kind: str, metadata: Metadata) -> None:
-    """Raise MemtoolError if a file with these metadata could not be read again."""
-    check(path, kind, json.loads(json.dumps(metadata)))
+    """Raise MemtoolError if a file with these metadata could not be written, or not be read
+    again."""
+    try:
+        text = json.dumps(metadata, allow_nan=False)
+    except ValueError as error:
+        raise MemtoolError(f"{path}: its settings hold a number that is not finite") from error
+    check(path, kind, json.loads(text))
 
 
 def files_of(path: Path) -> list[Path]:

@@ -9,7 +9,6 @@ contains the specs of both parts.
 
 import hashlib
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
@@ -130,29 +129,18 @@ def _text(value: Any) -> str:
 
 def _value(text: str) -> Any:
     """`3`, `0.5`, `true` and `[1,2]` as JSON reads them, True and False as in Python; any text
-    that is not JSON, as NaN and Infinity are not, is a string."""
+    that is not JSON is a string."""
     try:
-        return _from_json(text.lower() if text in ("True", "False") else text)
+        return json.loads(text.lower() if text in ("True", "False") else text)
     except (ValueError, RecursionError):
         return text
-
-
-def _from_json(text: str) -> Any:
-    """Raises ValueError if the text is not JSON, or has numbers that are not finite."""
-    return json.loads(text, parse_constant=_finite, parse_float=_finite)
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(value := float(text)):
-        raise ValueError(f"{text} is not finite")
-    return value
 
 
 def _from_file(path: Path) -> ModelSpec:
     """The spec in a `FILE.json`."""
     check_regular(path)
     try:
-        return ModelSpec.from_json(_from_json(read_text(path)))
+        return ModelSpec.from_json(json.loads(read_text(path)))
     except OSError as error:
         raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError, MemtoolError) as error:

@@ -82,7 +82,8 @@ def run_steps(
             while waiting and len(running) < jobs:
                 place = heapq.heappop(waiting)
                 _prepare(steps[place], record)
-                running[place] = _start(steps[place], command, Path(logs))
+                with _uninterrupted():
+                    running[place] = _start(steps[place], command, Path(logs))
             for place in _ended(running):
                 outcome = running.pop(place).outcome()
                 record.keep(outcome.step, outcome.seconds, outcome.memory, outcome.warnings)
@@ -97,9 +98,11 @@ def try_steps(steps: Sequence[Step], command: Command) -> None:
     """
     with tempfile.TemporaryDirectory(prefix="memtool-") as logs:
         for step in steps:
-            running = _start(step, command, Path(logs))
-            with _stopping([running]):
-                running.outcome()
+            running: list[_Running] = []
+            with _stopping(running):
+                with _uninterrupted():
+                    running.append(_start(step, command, Path(logs)))
+                running[0].outcome()
 
 
 def _prepare(step: Step, record: Record) -> None:
@@ -156,8 +159,7 @@ def _start(step: Step, command: Command, logs: Path) -> _Running:
     log = logs / step.name
     pipe, end = context.Pipe(duplex=False)
     process = context.Process(target=_execute, args=(command, step.arguments, log, end))
-    with _uninterrupted():
-        process.start()
+    process.start()
     end.close()
     return _Running(step, process, pipe, time.monotonic(), log)
 

@@ -19,8 +19,6 @@ from memtool.models import ModelSpec
         ("torchvision:swin_t?window_size=[4,4]", "torchvision:swin_t", {"window_size": [4, 4]}),
         ("torchvision:googlenet?aux_logits=False", "torchvision:googlenet", {"aux_logits": False}),
         ("torchvision:alexnet?dropout=0.25", "torchvision:alexnet", {"dropout": 0.25}),
-        ("resnet18?width=Infinity", "resnet18", {"width": "Infinity"}),  # which is no JSON
-        ("resnet18?width=NaN&channels=1e999", "resnet18", {"width": "NaN", "channels": "1e999"}),
     ],
 )
 def test_a_spec_is_a_name_and_options_that_are_written_as_they_are_read(text, name, options):
@@ -35,15 +33,7 @@ def test_a_json_file_holds_a_spec(tmp_path):
     path.write_text(json.dumps(ModelSpec("resnet18", {"width": 16}).json()))
     assert models.parse(str(path)) == ModelSpec("resnet18", {"width": 16})
     assert models.parse(f"{path}?width=8") == ModelSpec("resnet18", {"width": 8})
-    not_finite = '{"name": "resnet18", "options": {"width": NaN}}'
-    for content in (
-        not_finite,
-        "{",
-        "[]",
-        '{"name": 3, "options": {}}',
-        '{"name": "resnet18"}',
-        "[" * 100_000,
-    ):
+    for content in ("{", "[]", '{"name": 3, "options": {}}', '{"name": "resnet18"}', "[" * 100_000):
         path.write_text(content)
         with pytest.raises(MemtoolError, match="spec.json: not a model spec, such as"):
             models.parse(str(path))

@@ -270,7 +270,7 @@ def test_steps_can_tidy_up_when_a_signal_ends_all_processes_at_once(tmp_path):
 
 
 SLOW_TO_IMPORT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
 from memtool.reproduction import Record, Step, run_steps
 
@@ -279,6 +279,7 @@ def command(arguments):
 
 if __name__ == "__main__":
     import slow
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # it may be ignored, as by nohup
     here = Path.cwd()
     step = Step("x", ("-o", Path("x")), (), (Path("x"),), here)
     try:

@@ -539,11 +539,29 @@ def test_a_dry_run_checks_the_state_that_is_to_be_resumed(train, tmp_path, monke
     assert result.code == 1 and "seed was 0, is 9" in result.stderr
 
 
-def test_what_no_checkpoint_can_hold_is_told_before_the_work(run, tmp_path):
-    output = ("-o", tmp_path / "r.safetensors")
-    result = run("train", "--model", "digits-cnn", "--data", "digits?mean=1e31", *output)
-    assert result.code == 1 and "no sensible 'mean' in 'data'" in result.stderr
-    assert not result.stdout and not list(tmp_path.iterdir())
+@pytest.mark.parametrize(
+    "model, data, told",
+    [
+        ("digits-cnn", "digits?mean=1e31", "no sensible 'mean' in 'data'"),
+        ("net.py:make?note=Infinity", "digits", "a number that is not finite"),
+    ],
+)
+def test_what_no_checkpoint_can_hold_is_told_before_the_work(
+    run, tmp_path, monkeypatch, model, data, told
+):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "net.py").write_text(NOTED)
+    result = run("train", "--model", model, "--data", data, "-o", "r.safetensors")
+    assert result.code == 1 and told in result.stderr and result.stderr.count("\n") == 1
+    assert not result.stdout and [path.name for path in tmp_path.iterdir()] == ["net.py"]
+
+
+NOTED = """
+from torch import nn
+
+def make(num_classes=10, note=0):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
 
 
 LINEAR = """
