@@ -66,10 +66,13 @@ def _selected(needs: Needs, rows: Rows) -> Rows:
 
 
 def _final(rows: Rows, key: Callable[[Row], Any]) -> list[Row]:
-    """The rows of the last epoch of each run; their epoch does not count any more."""
+    """The rows of the last epoch of each run; their epoch does not count any more. Raises Missing
+    if runs end at different epochs."""
     last: dict[Any, int] = {}
     for row in rows:
         last[key(row)] = max(row["epoch"], last.get(key(row), row["epoch"]))
+    if len(ends := sorted(set(last.values()))) > 1:
+        raise Missing(f"runs end at different epochs, from {ends[0]} to {ends[-1]}")
     return [{**row, "epoch": 0} for row in rows if row["epoch"] == last[key(row)]]
 
 

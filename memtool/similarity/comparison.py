@@ -118,7 +118,10 @@ def _tell(outcome: Outcome) -> None:
                 "the order of the images (it sees but some of them, or sorts them?): no CKA with it"
             )
         elif tensor in outcome.constant:
-            logger.warning(f"{path}: {named} is the same for all images: no CKA with it")
+            logger.warning(
+                f"{path}: {named} is the same for all images, or differs no more than by rounding: "
+                "no CKA with it"
+            )
         elif tensor in outcome.coincident:
             logger.warning(
                 f"{path}: {named} is the same for so many images that their median distance is 0: "

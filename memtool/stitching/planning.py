@@ -126,6 +126,8 @@ def connector_between(
     if chosen is Connector.conv1x1 and rank < 3:
         raise MemtoolError(f"{cannot} by a 1x1 convolution; use --connector linear")
     axes = channel_axes(front, back)
+    if axes is None and chosen is Connector.none and a == b:
+        return chosen  # as they are, whatever their axes count
     if axes is None:
         raise MemtoolError(
             f"{cannot}: which axis counts the channels is unclear; use --connector linear, which "

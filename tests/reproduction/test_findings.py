@@ -243,6 +243,10 @@ MISSING = {
         {"training": [{**row, "test_accuracy": None} for row in World().training()]},
         {"no test accuracy in the tables"},
     ),
+    "a run that ends earlier": (
+        {"training": [r for r in World().training() if (r["noise_ratio"], r["epoch"]) != (0.5, 8)]},
+        {"runs end at different epochs, from 4 to 8"},
+    ),
     "no second clean network": (
         {"cka": World(ceiling=None).cka()},
         {

@@ -41,6 +41,7 @@ def random(*shape: int, seed: int = 0) -> Tensor:
         ("linear", (3, 4), (2, 2, 2), False, "linear", 12 * 8 + 8),
         ("none", (8, 4, 4), (8, 4, 4), False, "none", 0),
         ("none", (8, 4, 4), (8, 2, 2), True, "none", 0),
+        ("none", (4, 6, 8), (4, 6, 8), False, "none", 0),  # whichever axis counts channels
     ],
 )
 @pytest.mark.parametrize("batch_norm", [False, True])
