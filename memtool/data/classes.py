@@ -94,11 +94,8 @@ def classes_of(parts: Sequence[Values], what: str) -> tuple[tuple[str, ...], lis
     if found.dtype.kind == "i":
         _check_numbers(found, what)
     names = found.astype(str).tolist()
-    order = (
-        np.argsort([int(name) for name in names])
-        if all(map(is_number, names))
-        else range(len(names))
-    )
+    are_numbers = all(map(is_number, names))
+    order = np.argsort([int(name) for name in names]) if are_numbers else range(len(names))
     ranks = np.argsort(order)
     labels = ranks[inverse.reshape(-1)].astype(np.int64)
     borders = np.cumsum([len(part) for part in parts])[:-1]

@@ -123,7 +123,7 @@ def _history(model: nn.Module, shape: tuple[int, ...], batch: int, gradients: bo
 
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
-    """Buffers and generators are as they were when the block ends."""
+    """Afterwards, buffers and generators are as they were before the block, however it ends."""
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with torch.random.fork_rng(devices=_cuda(model)):

@@ -242,7 +242,7 @@ def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
         found = list(tensors_in(model(_channels_last(images))))
     except Exception:  # whatever a model raises that asks for another format
         return False
-    return len(found) == len(expected) and all(map(nearly_equal, found, expected))
+    return _are_alike(found, expected)
 
 
 def put_channels_last(model: nn.Module, images: Tensor) -> bool:
@@ -250,7 +250,7 @@ def put_channels_last(model: nn.Module, images: Tensor) -> bool:
     gives other results then, in eval mode, or cannot be trained; whether that was done.
 
     `images` are as those of `takes_channels_last`: to lay out these alone changes nothing where
-    they have one channel. The model is then in training mode, its buffers as before.
+    they have one channel. The buffers of the model stay as they are.
     """
     with evaluating(model), torch.no_grad():
         expected = list(tensors_in(model(images.clone())))
@@ -258,15 +258,20 @@ def put_channels_last(model: nn.Module, images: Tensor) -> bool:
         model.to(memory_format=torch.channels_last)
         with evaluating(model), torch.no_grad():
             found = list(tensors_in(model(_channels_last(images))))
-        suits = len(found) == len(expected) and all(map(nearly_equal, found, expected))
-        with unchanged(model):
-            results = tensors_in(model.train()(_channels_last(images)))
-            _backward(model, *(result for result in results if result.requires_grad))
+        suits = _are_alike(found, expected)
+        if suits:
+            with unchanged(model):
+                results = tensors_in(model.train()(_channels_last(images)))
+                _backward(model, *(result for result in results if result.requires_grad))
     except Exception:  # whatever a model raises that asks for another format
         suits = False
     if not suits:
         model.to(memory_format=torch.contiguous_format)
     return suits
+
+
+def _are_alike(found: list[Tensor], expected: list[Tensor]) -> bool:
+    return len(found) == len(expected) and all(map(nearly_equal, found, expected))
 
 
 def _channels_last(images: Tensor) -> Tensor:

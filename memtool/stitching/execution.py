@@ -140,9 +140,8 @@ class Stitching:
         return torch.cat([self._logits(batch) for batch in batches])
 
     def _test_loss(self, logits: Tensor) -> float:
-        loss = functional.cross_entropy(
-            logits.cpu().double(), self.examples.test_labels.cpu()
-        ).item()
+        logits, labels = logits.cpu().double(), self.examples.test_labels.cpu()
+        loss = functional.cross_entropy(logits, labels).item()
         if not math.isfinite(loss):
             raise MemtoolError(
                 f"{self.front.checkpoint.path} at {self.front_layer!r} stitched to "

@@ -30,8 +30,8 @@ class StitchSettings:
 
     `memory`, in bytes, is what both networks may take, half of it each, for activations that are
     kept and for forward passes; a flattened stitching layer may take as much while it is fitted.
-    With `curve` there is
-    a row for every epoch, and for epoch 0, the initialization; else for the last one alone.
+    With `curve` there is a row for every epoch, and for epoch 0, the initialization; else for the
+    last one alone.
     """
 
     directions: tuple[Direction, ...]
