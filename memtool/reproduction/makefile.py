@@ -10,7 +10,8 @@ from memtool.reproduction.steps import variables
 
 HEAD = """\
 # Made by memtool reproduce --makefile: the same steps, for make -j N. Change what you like; make
-# does not see such changes by itself: remove what depends on them.
+# does not see such changes by itself. Once all is made, its last command does, and runs here what
+# depends on them; for make to do that, remove it.
 # Over several machines: make -j 8 MEMTOOL='srun -G1 memtool'
 MEMTOOL = memtool
 """
