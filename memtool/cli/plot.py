@@ -138,7 +138,6 @@ def plot(
       memtool cka stitched/*.safetensors r0.safetensors | memtool plot -o s.png
       memtool plot training.csv --terminal
     """
-    import os
     import sys
 
     from memtool import figures
@@ -162,7 +161,6 @@ def plot(
     if not output and not terminal:
         raise typer.BadParameter("name a file, or show the figure by --terminal", param_hint="-o")
     output = output or []
-    drawn = [os.stat(name) for name in names if os.path.exists(name)]
     for path in output:
         if path == Path("-"):
             raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
@@ -174,7 +172,8 @@ def plot(
                     f"{path}: {error}; a table ends in .csv, .tsv or .jsonl"
                 ) from error
         check_writable(path)
-        if path.exists() and any(os.path.samestat(path.stat(), one) for one in drawn):
+        drawn = [name for name in names if Path(name).exists()]
+        if path.exists() and any(map(path.samefile, drawn)):
             raise typer.BadParameter(f"{path}: is a table that is drawn", param_hint="-o")
     rows = [
         row for name in names or ["-"] for row in tables.read(None if name == "-" else Path(name))

@@ -17,7 +17,7 @@ RATIOS = (0, 5, 10, 15, 20, 25, 37.5, 50, 67.5)  # noise ratios of the paper, in
 WITH_WIDTH = ("cnn", "resnet18", "resnet34", "resnet50")
 MOST_RATIOS, MOST_SEEDS, MOST_EPOCHS = 100, 1000, 100_000
 CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
-GIVEN = {  # the options that the steps give each command themselves
+GIVEN = {  # the options that the steps give each command themselves, or need as they are
     "train": "--model --data --labels --epochs --seed --order-seed --save-at --table --output -o",
     "cka": "--reference --layers --pairs --output -o",
     "stitch": "--at --seed --save --output -o",

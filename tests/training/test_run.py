@@ -539,6 +539,14 @@ def test_a_dry_run_checks_the_state_that_is_to_be_resumed(train, tmp_path, monke
     assert result.code == 1 and "seed was 0, is 9" in result.stderr
 
 
+NOTED = """
+from torch import nn
+
+def make(num_classes=10, note=0):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
 @pytest.mark.parametrize(
     "model, data, told",
     [
@@ -554,14 +562,6 @@ def test_what_no_checkpoint_can_hold_is_told_before_the_work(
     result = run("train", "--model", model, "--data", data, "-o", "r.safetensors")
     assert result.code == 1 and told in result.stderr and result.stderr.count("\n") == 1
     assert not result.stdout and [path.name for path in tmp_path.iterdir()] == ["net.py"]
-
-
-NOTED = """
-from torch import nn
-
-def make(num_classes=10, note=0):
-    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
-"""
 
 
 LINEAR = """
