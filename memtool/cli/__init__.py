@@ -41,21 +41,14 @@ class Group(TyperGroup):
     """The one place where errors become messages and exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
-        try:
+        with _system_errors():
             with telling():
                 result = self._told(ctx)
             sys.stdout.flush()
             return result
-        except OSError as error:
-            if error.errno in (errno.EPIPE, errno.ENOSPC):
-                discard(sys.stdout)  # or Python would complain once more when it flushes it at exit
-            if error.errno == errno.EPIPE:  # whoever read our output has seen enough
-                raise typer.Exit(0) from None
-            place = "" if error.filename is None else f"{error.filename}: "
-            raise _failed(error, f"{place}{error.strerror or error}") from error
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        with _in_short():
+        with _system_errors(), _in_short():  # --help and --version are printed here
             return super().parse_args(ctx, args)
 
     def _told(self, ctx: Any) -> Any:
@@ -72,6 +65,21 @@ class Group(TyperGroup):
             if not is_first():  # all processes of a torchrun find the same
                 raise typer.Exit(error.exit_code) from error
             raise
+
+
+@contextmanager
+def _system_errors() -> Iterator[None]:
+    """Within the block, an error of the system becomes a message and an exit code; where stdout is
+    a closed pipe, none: whoever read it has seen enough."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.EPIPE, errno.ENOSPC):
+            discard(sys.stdout)  # or Python would complain once more when it flushes it at exit
+        if error.errno == errno.EPIPE:
+            raise typer.Exit(0) from None
+        place = "" if error.filename is None else f"{error.filename}: "
+        raise _failed(error, f"{place}{error.strerror or error}") from error
 
 
 NO_MEMORY = "no memory is left; choose a smaller --memory or --batch-size, or stop what else runs"

@@ -175,6 +175,7 @@ def reproduce(
     from memtool.reproduction import (
         TRIED,
         Record,
+        check_code,
         findings_of,
         pending,
         rehearse,
@@ -205,6 +206,7 @@ def reproduce(
         print(to_makefile(recipe, output, study), end="")
         return
     steps = steps_for(recipe, output)
+    check_code(recipe, steps)
     if dry_run:
         _print_commands(pending(steps, Record(output / "steps.csv").commands))
         return

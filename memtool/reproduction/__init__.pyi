@@ -10,6 +10,7 @@ from .record import Record as Record
 from .record import findings_of as findings_of
 from .record import write_choices as write_choices
 from .rehearsal import TRIED as TRIED
+from .rehearsal import check_code as check_code
 from .rehearsal import rehearse as rehearse
 from .report import write_report as write_report
 from .rules import FIGURES as FIGURES

@@ -37,8 +37,9 @@ def test_a_closed_pipe_ends_quietly(runs):
     assert done.stdout.startswith("file,") and done.stdout.count("\n") == 1
 
 
-def test_a_full_disk_is_an_error_of_one_line(runs):
-    done = shell(f"memtool info {runs.clean} > /dev/full")
+@pytest.mark.parametrize("arguments", ["info {}", "--version"])
+def test_a_full_disk_is_an_error_of_one_line(runs, arguments):
+    done = shell(f"memtool {arguments.format(runs.clean)} > /dev/full")
     assert done.returncode == 1
     assert done.stderr == "memtool: error: No space left on device\n"
 

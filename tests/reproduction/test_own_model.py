@@ -53,3 +53,7 @@ def test_it_is_reproduced(run, tmp_path, own):
     assert "train r0" not in result.stderr  # all was done
     assert len(read(tmp_path / "out/findings.csv")) > 10
     assert "<svg" in (tmp_path / "out/report.html").read_text()
+    (tmp_path / "net.py").write_text(NET.replace("x.sum(1) > 0", "x.sum(1) > 1"))
+    result = run("reproduce", *command, "--cuts", "all", "--save-at", 1)
+    assert result.code == 1 and result.stderr.count("\n") == 1
+    assert "r0-s0.safetensors: was not trained with net.py as it is now" in result.stderr
