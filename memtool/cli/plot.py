@@ -209,4 +209,4 @@ def _usage() -> Iterator[None]:
 
 
 def _format(path: Path) -> str:
-    return path.suffix.removeprefix(".")
+    return path.suffix.removeprefix(".").lower()

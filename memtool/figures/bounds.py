@@ -44,19 +44,24 @@ def _is_clean(row: Row) -> bool:
 def draw_ceiling(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = None) -> None:
     """Draw the CKA of second clean networks: the mean over all; one epoch alone is a level line."""
     found = curve(rows, x, "cka")
-    if len(found.x) == 1 and x == "epoch":
-        axes.axhline(found.mean[0], **CEILING)
-    elif found.x:
-        axes.plot(found.x, found.mean, **CEILING)
+    _draw(axes, found, CEILING, x)
     record(axes, found, "cka", str(CEILING["label"]), names)
 
 
 def draw_floor(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = None) -> None:
     """Draw the floor of the rows: the mean of `cka_null` over all at each x."""
     found = _mean_floor(rows, x)
-    if found.x:
-        axes.plot(found.x, found.mean, **FLOOR)
+    _draw(axes, found, FLOOR, x)
     record(axes, found, "cka_null", str(FLOOR["label"]), names)
+
+
+def _draw(axes: Axes, found: Curve, style: Style, x: str) -> None:
+    if len(found.x) == 1 and x == "epoch":
+        axes.axhline(found.mean[0], **style)
+    elif found.x:
+        # A line of one point would not be seen.
+        dash: Style = {"marker": "_", "markersize": 12} if len(found.x) == 1 else {}
+        axes.plot(found.x, found.mean, **style | dash)
 
 
 def _mean_floor(rows: Iterable[Row], x: str) -> Curve:

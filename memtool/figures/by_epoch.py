@@ -7,13 +7,15 @@ from memtool.figures.curves import (
     draw_runs,
     marked_epochs,
     require_epoch,
+    run,
     run_styles,
     runs_title,
     spread_legend,
 )
 from memtool.figures.layer_axis import one_per_tensor
-from memtool.figures.options import Options
+from memtool.figures.options import LAST, Options
 from memtool.figures.rows import Rows, groups
+from memtool.figures.selection import of_epochs
 from memtool.figures.style import finish, panel_grid, unit_interval, whole_numbers
 
 
@@ -24,11 +26,15 @@ def draw(rows: Rows, ceiling: Rows, ylabel: str, options: Options) -> Figure:
     epoch; the floor is the mean over the runs.
     """
     require_epoch([*rows, *ceiling])
+    if options.epochs:
+        shown = {row["epoch"] for row in rows}
+        among = [row for row in ceiling if row["epoch"] in shown]
+        ceiling = among or of_epochs(ceiling, [LAST], run)
     layers, highest = groups(rows, lambda row: row["layer"]), groups(ceiling, lambda r: r["layer"])
-    shown = one_per_tensor(rows)
+    names = one_per_tensor(rows)
     styles, marked = run_styles(rows), marked_epochs(rows)
-    figure, panels = panel_grid(shown, 4 if len(shown) <= 16 else 6, options.width)
-    for axes, layer in zip(panels, shown, strict=True):
+    figure, panels = panel_grid(names, 4 if len(names) <= 16 else 6, options.width)
+    for axes, layer in zip(panels, names, strict=True):
         draw_floor(axes, layers[layer], "epoch")
         draw_ceiling(axes, highest.get(layer, ()), "epoch")
         draw_runs(axes, layers[layer], "epoch", "cka", styles, marked)

@@ -18,7 +18,7 @@ from memtool.figures.curves import (
     runs_title,
     spread_legend,
 )
-from memtool.figures.layer_axis import LayerAxis, is_side
+from memtool.figures.layer_axis import LayerAxis, is_side, without_shortcuts
 from memtool.figures.options import LAST, Options
 from memtool.figures.rows import Rows, groups
 from memtool.figures.selection import few, of_epochs
@@ -47,7 +47,8 @@ def draw(rows: Rows, ceiling: Rows, ylabel: str, options: Options) -> Figure:
     is the floor.
     """
     axis = LayerAxis.of([*rows, *ceiling], options.marks)
-    rows, ceiling = axis.placed(rows), axis.placed(of_epochs(ceiling, [LAST], run))
+    ceiling = axis.placed(without_shortcuts(of_epochs(ceiling, [LAST], run)))
+    rows = axis.placed(rows)
     if several_epochs(rows):
         return _panel_per_run(rows, ceiling, axis, ylabel, options)
     return _one_panel(rows, ceiling, axis, ylabel, options)
@@ -64,7 +65,7 @@ def _panel_per_run(
     require_epoch(rows)
     if not options.epochs:
         epochs = doubling(sorted({row["epoch"] for row in rows}))
-        rows = [row for row in rows if row["epoch"] in epochs]
+        rows = of_epochs(rows, [*epochs, LAST], run)
     styles, runs = epoch_styles(rows), groups(rows, run)
     shown = run_styles(rows)
     titles = [_title(one, style) for one, style in shown.items()]
@@ -106,7 +107,7 @@ def finished(
     unit_interval(panels)
     figure.set_figheight(figure.get_figheight() + below)
     shortcuts = [SHORTCUTS] if any(map(is_side, axis.layers)) else []
-    lines = [*styles, *shortcuts, *styles_of_bounds(rows, ceiling)]
+    lines = [*styles, *shortcuts, *styles_of_bounds(without_shortcuts(rows), ceiling)]
     finish(figure, "layer", ylabel, lines, legend_title, spread_legend(figure))
     return figure
 
@@ -115,7 +116,7 @@ def draw_layers(
     axes: Axes, rows: Rows, style: Style, axis: LayerAxis, marked: Collection[float]
 ) -> None:
     """Draw CKA against the places of layers; those of shortcuts are dots of their own."""
-    main = curve([row for row in rows if not is_side(row["layer"])], "place", "cka")
+    main = curve(without_shortcuts(rows), "place", "cka")
     draw_curve(axes, main, "cka", style, marked, axis.layers)
     side = curve([row for row in rows if is_side(row["layer"])], "place", "cka")
     dots = {**style, **SIDE_MARK, "label": f"{style['label']}, shortcuts"}
@@ -123,9 +124,8 @@ def draw_layers(
 
 
 def _draw_bounds(axes: Axes, rows: Rows, ceiling: Rows, axis: LayerAxis) -> None:
-    main = [row for row in of_epochs(rows, [LAST], run) if not is_side(row["layer"])]
-    draw_floor(axes, main, "place", axis.layers)
-    draw_ceiling(axes, [row for row in ceiling if not is_side(row["layer"])], "place", axis.layers)
+    draw_floor(axes, without_shortcuts(of_epochs(rows, [LAST], run)), "place", axis.layers)
+    draw_ceiling(axes, ceiling, "place", axis.layers)
 
 
 def doubling(epochs: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from memtool.figures.style import (
     MOST_MARKERS,
     NOISE_RATIO,
     Drawing,
-    short_name,
+    short_names,
     styles_of,
 )
 from memtool.tables import Row
@@ -40,13 +40,6 @@ class Run(NamedTuple):
     noise: float | str
     noise_kind: str | None = None
     model: str | None = None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Each field as a legend has it."""
-        noise = self.noise
-        shown = short_name(noise) if isinstance(noise, str) else f"{100 * noise:g}"
-        return shown, *(part or "" for part in self[1:])
 
 
 class Curve(NamedTuple):
@@ -171,6 +164,8 @@ def draw_curve(
     """
     if not found.x:
         return
+    if len(found.x) == 1:  # a line of one point would not be seen
+        style, marked = {"marker": "o", "markersize": 3, **style}, None
     at = [i for i, x in enumerate(found.x) if marked is None or x in marked]
     axes.plot(found.x, found.mean, **style, markevery=at, clip_on=False)
     if any(found.spread) and style.get("linestyle") != "none":
@@ -231,7 +226,7 @@ def marked_epochs(rows: Rows) -> list[float]:
 def run(row: Row) -> Run:
     """The run that a row belongs to; runs that differ in seeds alone count as one."""
     ratio: float | None = row["noise_ratio"]
-    noise = str(row["checkpoint"]) if ratio is None else ratio
+    noise = str(row["checkpoint"]) if ratio is None else round(ratio, 9)
     # Without noise there is no kind of noise, but a row may name one all the same.
     kind = row.get("noise_kind") if ratio else None
     return Run(noise, kind, row.get("model"))
@@ -263,9 +258,10 @@ def _style(one: Run, runs: Sequence[Run]) -> Style:
 
 def _labels(runs: Sequence[Run]) -> list[str]:
     """Their noise, and as much of what they differ in as tells them apart."""
-    first, *rest = zip(*(one.names for one in runs), strict=True)
-    labels = list(first)
-    for names in rest:
+    files = [one.noise for one in runs if isinstance(one.noise, str)]
+    short = dict(zip(files, short_names(files), strict=True))
+    labels = [short.get(str(one.noise)) or f"{100 * float(one.noise):g}" for one in runs]
+    for names in zip(*(one[1:] for one in runs), strict=True):
         if len(set(labels)) < len(runs) and len(set(names)) > 1:
             labels = [f"{label}, {name or '-'}" for label, name in zip(labels, names, strict=True)]
     return labels

@@ -85,6 +85,11 @@ def recognize(rows: Rows) -> Kind:
         if any(map(similarity.is_stitched, selected)):
             return Kind.supplement
         return _of_cka(selected)
+    if len({frozenset(row) for row in rows}) > 1:
+        raise MemtoolError(
+            "no figure has room for all of these rows, whose columns differ: draw tables of one "
+            "kind, or name the figure to see which row does not belong there"
+        )
     raise MemtoolError(
         f"no figure for a table with the columns {listed(sorted(columns)) or '(none)'}; "
         f"the kinds are {', '.join(Kind)}: name one to see which columns it lacks"
@@ -175,10 +180,11 @@ def draw(kind: Kind | str, rows: Rows, options: Options = Options()) -> Figure:
     rows = choose(needs.select(rows), options)
     needs.check_conditions(rows, kind)
     with matplotlib.rc_context(LOOK | options.style):
-        matplotlib.rcParams["font.family"] = families(rows)
+        texts = [*rows, {"title": options.title}]
+        matplotlib.rcParams["font.family"] = families(texts)
         figure = draw_rows(rows, options)
         add_title(figure, options.title)
-        warn_of_escapes(figure, rows)
+        warn_of_escapes(figure, texts)
     return figure
 
 

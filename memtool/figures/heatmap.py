@@ -19,9 +19,16 @@ from memtool.figures.letters import drawable
 from memtool.figures.options import Options
 from memtool.figures.rows import Needs, Rows, groups, positions, usable
 from memtool.figures.selection import of_layers
-from memtool.figures.similarity import several_reference_layers
+from memtool.figures.similarity import networks, several_reference_layers
 from memtool.figures.stages import stage_ends, stage_of
-from memtool.figures.style import PAGE_WIDTH, Drawing, layer_ticks, names_length, short_name
+from memtool.figures.style import (
+    LINE_HEIGHT,
+    PAGE_WIDTH,
+    Drawing,
+    layer_ticks,
+    names_length,
+    wrapped,
+)
 from memtool.tables import CkaRow, Row
 
 NEEDS: Needs = Needs(
@@ -33,7 +40,6 @@ COLORBAR = 0.6  # inches
 MOST_VALUES = 8  # layers up to which there is room to write the values into the cells
 MOST_NAMED = 40  # layers up to which all are named, unless it is asked for
 NARROWEST = 0.5  # inches, of a panel whatever the width and the names
-LINE_HEIGHT = 0.11  # inches, of a name
 STAGE_LINE: Style = {"color": "white", "linewidth": 0.5, "alpha": 0.8}
 DIAGONAL: dict[str, Any] = {
     "facecolor": "none",
@@ -48,7 +54,7 @@ def choose(rows: Rows, options: Options) -> list[Row]:
 
     Raises MemtoolError for checkpoints of which corresponding layers alone are compared.
     """
-    for (checkpoint, reference), group in groups(rows, _networks).items():
+    for (checkpoint, reference), group in groups(rows, networks).items():
         if not several_reference_layers(group):
             raise MemtoolError(
                 f"{shortened(checkpoint, 100)}: its layers are compared with corresponding ones of "
@@ -56,10 +62,6 @@ def choose(rows: Rows, options: Options) -> list[Row]:
                 "them with memtool cka --pairs all, or draw another figure"
             )
     return of_layers(of_layers(rows, options.layers), options.layers, "reference_layer")
-
-
-def _networks(row: Row) -> tuple[str, str]:
-    return row["checkpoint"], row["reference"]
 
 
 def draw(rows: Rows, options: Options = Options()) -> Figure:
@@ -72,7 +74,7 @@ def draw(rows: Rows, options: Options = Options()) -> Figure:
     Raises MemtoolError if two rows are about the same cell, since nothing is averaged here.
     """
     usable(rows, "cka")
-    pairs = groups(rows, _networks)
+    pairs = groups(rows, networks)
     margin = 0.5 + names_length([*positions(rows, "layer"), *positions(rows, "reference_layer")])
     layers = max(len(positions(group, "layer")) for group in pairs.values())
     width = options.width or PAGE_WIDTH
@@ -81,11 +83,16 @@ def draw(rows: Rows, options: Options = Options()) -> Figure:
     figure, panels = _panels(len(pairs), side + margin, width)
     for axes, ((checkpoint, reference), group) in zip(panels, pairs.items(), strict=True):
         image = _draw_matrix(axes, group, side, options)
-        axes.set_xlabel(f"layer of {short_name(reference)}")
-        axes.set_ylabel(f"layer of {short_name(checkpoint)}")
+        letters = int(72 * side / (0.62 * 8))
+        axes.set_xlabel(wrapped(f"layer of {_shown(reference)}", letters))
+        axes.set_ylabel(wrapped(f"layer of {_shown(checkpoint)}", letters))
         _record(figure, group, f"{checkpoint}, {reference}" if len(pairs) > 1 else "")
     figure.colorbar(image, ax=panels, label="CKA", fraction=0.05)
     return figure
+
+
+def _shown(checkpoint: str) -> str:
+    return drawable(checkpoint.removesuffix(".safetensors"))
 
 
 def _record(figure: Drawing, rows: Rows, panel: str) -> None:
@@ -121,6 +128,8 @@ def _draw_matrix(axes: Axes, rows: Rows, side: float, options: Options) -> AxesI
     matrix = _matrix(rows)
     colors = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
     image = axes.imshow(matrix, cmap=colors, vmin=0, vmax=1, origin="lower")
+    if len(set(matrix.shape)) > 1:  # else names on the shorter side would have no room
+        axes.set_aspect("auto")
     layers, references = positions(rows, "layer"), positions(rows, "reference_layer")
     _name_layers(axes.xaxis, list(references), side, options)
     _name_layers(axes.yaxis, list(layers), side, options)

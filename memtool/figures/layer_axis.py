@@ -11,7 +11,7 @@ from memtool.figures.colors import Style
 from memtool.figures.letters import drawable
 from memtool.figures.rows import Rows, groups
 from memtool.figures.stages import stage_ends
-from memtool.figures.style import layer_ticks, names_length, room_for
+from memtool.figures.style import LINE_HEIGHT, layer_ticks, names_length, room_for
 from memtool.tables import Row
 
 # A shortcut runs beside the layers of its block, of which none depends on it.
@@ -75,8 +75,10 @@ class LayerAxis:
             if room_for(names, [place * pitch for place in named]):
                 axes.set_xticks(list(named), names)
                 return 0.0
-        every = max(1, round(0.1 * len(self.ends) / length))
-        shown = list(self.ends)[::-every][::-1]
+        shown: list[int] = []
+        for place in reversed(self.ends):
+            if not shown or (shown[0] - place) * pitch >= LINE_HEIGHT:
+                shown.insert(0, place)
         axes.set_xticks(shown, [drawable(self.ends[place]) for place in shown])
         axes.tick_params(axis="x", rotation=90)
         return names_length(self.ends.values())
@@ -101,3 +103,8 @@ def is_side(layer: str) -> bool:
     (True, False)
     """
     return SIDE.search(layer) is not None
+
+
+def without_shortcuts(rows: Iterable[Row]) -> list[Row]:
+    """The rows of the layers along the main path."""
+    return [row for row in rows if not is_side(row["layer"])]

@@ -39,9 +39,13 @@ def drawable(name: str) -> str:
     >>> drawable("layer\\n1")
     'layer\\\\n1'
     """
-    shown = name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}"
+    return with_escapes(name if len(name) <= LONGEST else f"…{name[1 - LONGEST :]}")
+
+
+def with_escapes(text: str) -> str:
+    """A text with escapes for the letters that the fonts that are set do not have."""
     chosen = tuple(matplotlib.rcParams["font.family"])
-    return "".join(c if _has_letter(chosen, c) else _escaped(c) for c in printable(shown))
+    return "".join(c if _has_letter(chosen, c) else _escaped(c) for c in printable(text))
 
 
 def warn_of_escapes(figure: Figure, rows: Rows) -> None:

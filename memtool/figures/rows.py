@@ -64,6 +64,13 @@ class Needs:
         """Raise MemtoolError, which names the figure's `kind`, if a column is missing."""
         present = common_columns(rows)
         if missing := [name for name in self.columns if name not in present]:
+            for number, row in enumerate(rows, 1):
+                lacks = [name for name in missing if name not in row]
+                if lacks and any(set(lacks) <= set(other) for other in rows):
+                    raise MemtoolError(
+                        f"{kind}: {getattr(row, 'place', f'row {number}')} has no column "
+                        f"{listed(lacks)}, which other rows have; leave out what is of another kind"
+                    )
             raise MemtoolError(
                 f"{kind}: the table has no column {', '.join(missing)} "
                 f"(it has {listed(sorted(present)) or 'no rows'})"
@@ -119,6 +126,30 @@ def groups(rows: Iterable[Row], key: Callable[[Row], Key]) -> dict[Key, list[Row
     for row in rows:
         result.setdefault(key(row), []).append(row)
     return result
+
+
+def in_order(
+    rows: Rows, network: Callable[[Row], Hashable], name: Callable[[Row], Any]
+) -> list[Row]:
+    """The rows by the `name` of their layer or cut, in the order of execution that the rows of each
+    `network` are in: those of one need not have all layers, and of these not all have values.
+
+    >>> rows = [{"of": "a", "layer": "conv"}, {"of": "a", "layer": "fc"}]
+    >>> rows += [{"of": "b", "layer": layer} for layer in ("conv", "bn", "fc")]
+    >>> ordered = in_order(rows, lambda row: row["of"], lambda row: row["layer"])
+    >>> [row["layer"] for row in ordered]
+    ['conv', 'conv', 'bn', 'fc', 'fc']
+    """
+    orders = {tuple(dict.fromkeys(map(name, group))) for group in groups(rows, network).values()}
+    merged: list[Any] = []
+    for order in sorted(orders, key=lambda order: (-len(order), order)):
+        place = 0
+        for one in order:
+            if one not in merged:
+                merged.insert(place, one)
+            place = merged.index(one) + 1
+    places = {one: place for place, one in enumerate(merged)}
+    return sorted(rows, key=lambda row: places[name(row)])
 
 
 def positions(rows: Iterable[Row], column: str) -> dict[str, int]:

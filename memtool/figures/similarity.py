@@ -11,7 +11,7 @@ from memtool.figures.bounds import without_ceiling
 from memtool.figures.curves import run
 from memtool.figures.layer_axis import one_per_tensor
 from memtool.figures.options import Options, XAxis
-from memtool.figures.rows import Needs, Rows, usable
+from memtool.figures.rows import Needs, Rows, in_order, usable
 from memtool.figures.selection import of_epochs, of_layers, of_ratios
 from memtool.tables import CkaRow, Row
 
@@ -123,6 +123,11 @@ def _of_runs(rows: Rows) -> list[Row]:
     return found
 
 
+def networks(row: Row) -> tuple[str, str]:
+    """Which networks a row compares."""
+    return row["checkpoint"], row["reference"]
+
+
 def check_corresponding(rows: Rows) -> None:
     """Raise MemtoolError if a layer is compared with several of one reference."""
     if several_reference_layers(rows):
@@ -133,6 +138,7 @@ def check_corresponding(rows: Rows) -> None:
 
 
 def _chosen(rows: Rows, options: Options) -> list[Row]:
+    rows = in_order(rows, networks, lambda row: row["layer"])
     rows, ceiling = without_ceiling(of_layers(rows, options.layers), _known_to_differ)
     rows = of_ratios(rows, options.ratios, lambda row: row["noise_ratio"])
     return [*of_epochs(rows, options.epochs, run), *ceiling]
@@ -160,12 +166,14 @@ def several_reference_layers(rows: Rows) -> bool:
 
 def _draw(rows: Rows, ylabel: str, options: Options) -> Figure:
     rows, ceiling = without_ceiling(usable(rows, "cka"), _known_to_differ)
-    x = options.x or _best_axis(rows)
+    x = options.x or _best_axis(rows, options)
+    if options.marks and x is XAxis.epoch:
+        raise MemtoolError("marks are lines between layers, which are not on an x axis of epochs")
     draw = by_layer.draw if x is XAxis.layer else by_epoch.draw
     return draw(rows, ceiling, ylabel, options)
 
 
-def _best_axis(rows: Rows) -> XAxis:
-    """Epochs for a few layers, if there are several."""
-    many = len(one_per_tensor(rows)) > MOST_PANELS
+def _best_axis(rows: Rows, options: Options) -> XAxis:
+    """Epochs for a few layers, if there are several, and none is to be marked."""
+    many = len(one_per_tensor(rows)) > MOST_PANELS or options.marks
     return XAxis.layer if many or not by_layer.several_epochs(rows) else XAxis.epoch

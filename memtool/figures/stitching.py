@@ -1,5 +1,6 @@
 """Figure 2: test accuracy of stitched models against the noise ratio or, for a few, the cut."""
 
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
@@ -21,7 +22,7 @@ from memtool.figures.curves import (
 )
 from memtool.figures.letters import drawable
 from memtool.figures.options import Options
-from memtool.figures.rows import Needs, Rows, groups, usable
+from memtool.figures.rows import Needs, Rows, groups, in_order, listed, usable
 from memtool.figures.selection import of_layers, of_ratios
 from memtool.figures.style import (
     CUT_COLORS,
@@ -32,6 +33,8 @@ from memtool.figures.style import (
     styles_of,
 )
 from memtool.tables import Row, StitchingRow
+
+logger = logging.getLogger("memtool")
 
 NEEDS: Needs = Needs(
     StitchingRow,
@@ -82,6 +85,7 @@ def choose(rows: Rows, options: Options) -> list[Row]:
             raise MemtoolError(
                 f"no direction {shortened(repr(row['direction']))}; there are {', '.join(TITLES)}"
             )
+    rows = in_order(rows, lambda row: (row["front"], row["back"], row["direction"]), cut_name)
     numbers = {cut: k for k, cut in enumerate(groups(rows, cut_name), 1)}
     rows = [{**row, "k": numbers[cut_name(row)]} for row in rows]
     rows = of_layers(rows, options.layers, "front_layer")
@@ -101,7 +105,7 @@ def draw(rows: Rows, options: Options = Options()) -> Figure:
     Raises MemtoolError if the noise ratio of a noisy network is not known, or no row has a control
     to subtract.
     """
-    rows = [row for row in rows if row["epoch"] in (None, row["epochs"])]
+    rows = [row for row in rows if row["epoch"] is None or row["epochs"] in (None, row["epoch"])]
     rows = usable(rows, "test_accuracy")
     rows = _with_curves(_net_of_control(rows) if options.net_of_control else rows)
     ratios, cuts = (len({row[column] for row in rows}) for column in ("percent", "k"))
@@ -164,6 +168,9 @@ def _net_of_control(rows: Rows) -> list[Row]:
         for row in rows
         if row["direction"] != "control" and row["control_accuracy"] is not None
     ]
+    without = {str(cut_name(row)): None for row in rows if row["control_accuracy"] is None}
+    if found and without:
+        logger.info(f"stitching: {listed(list(without))} left out where there is no control")
     if not found:
         raise MemtoolError(
             "no row has a control to subtract: stitch with --control, and keep the rows of the "

@@ -5,6 +5,7 @@ page, or the page.
 """
 
 import math
+import re
 import textwrap
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, TypeVar
@@ -20,9 +21,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, MultipleLocator
 
-from memtool.errors import printable
 from memtool.figures.colors import MARKERS, Style
-from memtool.figures.letters import drawable
+from memtool.figures.letters import drawable, with_escapes
 from memtool.figures.options import NARROWEST, WIDTHS
 from memtool.tables import PointRow
 
@@ -35,6 +35,7 @@ MOST_MARKERS = 6  # along a curve
 
 COLUMN_WIDTH, PAGE_WIDTH = WIDTHS["column"], WIDTHS["page"]
 HIGHEST = 2.6  # inches, of a panel
+LINE_HEIGHT = 0.11  # inches, of a name
 LOOK: dict[Any, Any] = {
     # First matplotlib's own, so that nobody's matplotlibrc changes a figure, nor starts LaTeX.
     **{name: value for name, value in matplotlib.rcParamsDefault.items() if name != "backend"},
@@ -94,9 +95,14 @@ def panel_grid(
     columns = min(columns, len(titles), int(inches / NARROWEST) if inches else columns)
     lines = math.ceil(len(titles) / columns)
     width = (inches or (COLUMN_WIDTH if columns == 1 else PAGE_WIDTH)) / columns
-    size = 8 if columns <= 4 else 6.5  # points; a letter is about 0.62 times as wide
-    shown = [_wrap(drawable(title or ""), int(72 * width / (0.62 * size))) for title in titles]
-    height = 0.2 + min(0.7 * width, HIGHEST) + 0.12 * max(title.count("\n") + 1 for title in shown)
+    size = _points(matplotlib.rcParams["axes.titlesize"]) * (1 if columns <= 4 else 0.8)  # points
+    # A letter is about 0.62 times as wide as it is high.
+    shown = [wrapped(drawable(title or ""), int(72 * width / (0.62 * size))) for title in titles]
+    height = (
+        0.2
+        + min(0.7 * width, HIGHEST)
+        + 0.015 * size * max(title.count("\n") + 1 for title in shown)
+    )
     figure = Drawing(figsize=(columns * width, lines * height), layout="constrained")
     grid = figure.subplots(lines, columns, sharex=True, sharey=sharey, squeeze=False).ravel()
     placed = {i: title for i, title in enumerate(titles) if title is not None}
@@ -133,8 +139,11 @@ def finish(
     if len(figure.axes) == 1:
         figure.axes[0].set(xlabel=x, ylabel=y)
     else:
-        figure.supxlabel(x)
-        figure.supylabel(y, y=(0.5 * panels + 0.1) / (panels + strip))  # the middle of the panels
+        size = _points(matplotlib.rcParams["axes.labelsize"])
+        figure.supxlabel(x, fontsize=size)
+        figure.supylabel(
+            y, fontsize=size, y=(0.5 * panels + 0.1) / (panels + strip)
+        )  # the middle of the panels
 
 
 def _points(size: str | float) -> float:
@@ -161,7 +170,7 @@ def add_title(figure: Figure, title: str) -> None:
     if not title:
         return
     size = _points(matplotlib.rcParams["font.size"]) / 8
-    lines = textwrap.wrap(printable(title), int(figure.get_figwidth() / (0.065 * size)))
+    lines = textwrap.wrap(with_escapes(title), int(figure.get_figwidth() / (0.065 * size)))
     strip = 0.05 + 0.14 * size * len(lines)  # inches
     height = figure.get_figheight() + strip
     figure.set_figheight(height)
@@ -224,19 +233,36 @@ def names_length(names: Iterable[str]) -> float:
     return 0.034 * max(len(drawable(name)) for name in names)
 
 
-def short_name(checkpoint: str) -> str:
-    """A file name that fits an axis label; its end is kept, which tells runs and epochs apart.
+def short_names(checkpoints: Sequence[str]) -> list[str]:
+    """File names that fit a legend: without the files and folders at their ends that all share, and
+    of what is left the ends, which tell runs and epochs apart; whole if they do not.
 
-    >>> short_name("runs/r25.safetensors")
-    'runs/r25'
-    >>> short_name("a/folder/of/experiments/r25/epoch-0004.safetensors")
-    '…of/experiments/r25/epoch-0004'
+    >>> short_names(["runs/r25.safetensors"])
+    ['runs/r25']
+    >>> short_names(["a/folder/of/experiments/r25/epoch-0004.safetensors"])
+    ['…of/experiments/r25/epoch-0004']
+    >>> short_names(["results/mixup/best.safetensors", "results/plain/best.safetensors"])
+    ['results/mixup', 'results/plain']
     """
-    name = drawable(checkpoint.removesuffix(".safetensors"))
-    return name if len(name) <= 30 else f"…{name[-29:]}"
+    parts = [name.removesuffix(".safetensors").split("/") for name in checkpoints]
+    while len(parts) > 1 and min(map(len, parts)) > 1 and len({one[-1] for one in parts}) == 1:
+        parts = [one[:-1] for one in parts]
+    whole = [drawable("/".join(one)) for one in parts]
+    short = [name if len(name) <= 30 else f"…{name[-29:]}" for name in whole]
+    return short if len(set(short)) == len(set(whole)) else whole
 
 
-def _wrap(title: str, width: int) -> str:
-    """The title in lines of at most `width` letters, broken after dots where that is possible."""
-    spaced = title.replace(".", ". ")  # textwrap breaks at spaces only
-    return textwrap.fill(spaced, width).replace(". ", ".")
+def wrapped(text: str, width: int) -> str:
+    """The text in lines of at most `width` letters, broken at spaces and after the dots and slashes
+    of names where that is possible.
+
+    >>> wrapped("CKA of layer1.0.conv1 at r = 67.5 %", 16).splitlines()
+    ['CKA of layer1.0.', 'conv1 at r =', '67.5 %']
+    """
+    parts = re.split(r"(?<=[./])(?![\d.]+ %)|(?<= )(?!%)", text)
+    lines = [""]
+    for part in parts:
+        if lines[-1] and len(lines[-1] + part.rstrip()) > width:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(cut for line in lines for cut in textwrap.wrap(line, width))

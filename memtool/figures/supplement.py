@@ -12,11 +12,11 @@ from memtool.figures.bounds import draw_floor
 from memtool.figures.by_layer import draw_layers, finished
 from memtool.figures.colors import Style
 from memtool.figures.curves import curve, cut_name
-from memtool.figures.layer_axis import LayerAxis, is_side
+from memtool.figures.layer_axis import LayerAxis, without_shortcuts
 from memtool.figures.options import SUPPLEMENTED, Options
-from memtool.figures.rows import Needs, Rows, groups, usable
+from memtool.figures.rows import Needs, Rows, groups, in_order, usable
 from memtool.figures.selection import few, of_layers, of_ratios
-from memtool.figures.similarity import check_corresponding, is_stitched
+from memtool.figures.similarity import check_corresponding, is_stitched, networks
 from memtool.figures.stitching import NOISY
 from memtool.figures.style import CUT_COLORS, panel_grid, styles_of
 from memtool.tables import CkaRow, Row
@@ -59,6 +59,7 @@ def choose(rows: Rows, options: Options) -> list[Row]:
             "supplement: no row is of a stitched model; make some with memtool stitch --save, and "
             "compare them with the clean model by memtool cka"
         )
+    rows = in_order(rows, networks, lambda row: row["reference_layer"])
     rows = of_layers(rows, options.layers, "reference_layer")
     if options.ratios:
         return of_ratios(rows, options.ratios, noisy_ratio)
@@ -88,7 +89,7 @@ def draw(rows: Rows, options: Options = Options()) -> Figure:
     networks alone, where the table has them, are drawn dashed beside the models made of them.
     """
     rows = [_at_reference_layer(row) for row in usable(rows, "cka")]
-    axis = LayerAxis.of(_in_order(rows), options.marks)
+    axis = LayerAxis.of(rows, options.marks)
     rows = axis.placed(rows)
     stitched, noisy = ([row for row in rows if is_stitched(row) is one] for one in (True, False))
     noisy = [row for row in noisy if row["noise_ratio"]]
@@ -98,7 +99,7 @@ def draw(rows: Rows, options: Options = Options()) -> Figure:
     figure, panels = panel_grid(*_laid_out(list(ends)), options.width)
     for axes, (key, group) in zip(panels, ends.items(), strict=True):
         alone = [row for row in noisy if row["noise_ratio"] in key]
-        draw_floor(axes, [row for row in group if not is_side(row["layer"])], "place", axis.layers)
+        draw_floor(axes, without_shortcuts(group), "place", axis.layers)
         draw_layers(axes, alone, NOISY, axis, ())
         for cut, found in groups(group, cut_name).items():
             _draw_cut(axes, found, styles[cut], axis)
@@ -119,14 +120,6 @@ def _at_reference_layer(row: Row) -> Row:
         same_as = None if same_as == STITCHING else same_as.partition(".")[2] or None
     layer, is_before = row["reference_layer"], row["layer"].startswith("front.")
     return {**row, "layer": layer, "same_as": same_as, "is_before": is_before}
-
-
-def _in_order(rows: Rows) -> list[Row]:
-    """The rows, those of networks first that are compared in most layers: a stitched model may
-    lack some."""
-    networks = groups(rows, lambda row: str(row["checkpoint"])).values()
-    most = sorted(networks, key=lambda group: -len(groups(group, lambda row: str(row["layer"]))))
-    return [row for group in most for row in group]
 
 
 def _ends(row: Row) -> Ends:

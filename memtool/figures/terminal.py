@@ -5,6 +5,7 @@ curves, colours and markers, but without bands and error bars.
 """
 
 import io
+import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
@@ -15,18 +16,20 @@ from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from rich.cells import cell_len
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from memtool.figures.letters import drawable
 from memtool.tables import shade
 
 LINES = 13  # of a panel of curves
 NARROWEST = 36  # characters, of such a panel
 MARKERS = dict(zip("os^Dv*Xp<>h.", "●■▲◆▼★✖⬟◀▶⬢•", strict=True))
 OPEN = dict(zip("os^Dv*Xp<>h", "○□△◇▽☆✕⬠◁▷⬡", strict=True))
-PATH, DASHED, RULE = "·", "-", "┊"
+PATHS = {"-": "·", ":": "┈"}
+DASHED, RULE = "-", "┊"
 SHADES = " ░▒▓█"
 DARKEST = 0.2  # luminance of colours that a black terminal shows
 
@@ -53,7 +56,7 @@ def _lines(figure: Figure, width: int, has_colors: bool) -> Iterator[Text]:
     panels = [axes for axes in figure.axes if axes.lines or axes.images]
     panels = [axes for axes in panels if not str(axes.get_label()).startswith("<colorbar")]
     are_heatmaps = any(axes.images for axes in panels)
-    yield from _titles(figure, [] if are_heatmaps else panels)
+    yield from _titles(figure, [] if are_heatmaps else panels, width)
     number = 1 if are_heatmaps else max(1, min(len(panels), width // NARROWEST))
     for first in range(0, len(panels), number):
         beside = [
@@ -67,10 +70,11 @@ def _lines(figure: Figure, width: int, has_colors: bool) -> Iterator[Text]:
     yield from [Text(""), *legend] if legend else []
 
 
-def _titles(figure: Figure, panels: Sequence[Axes]) -> Iterator[Text]:
+def _titles(figure: Figure, panels: Sequence[Axes], width: int) -> Iterator[Text]:
     """The title of the figure, and what its axes are."""
     labels = figure.get_supylabel(), figure.get_supxlabel()
-    yield from (Text(one.get_text()) for one in figure.texts if one.get_text() not in (*labels, ""))
+    for title in (one.get_text() for one in figure.texts):
+        yield from _wrapped(title, width) if title not in labels else ()
     for axes in panels[:1]:
         y, x = labels[0] or axes.get_ylabel(), labels[1] or axes.get_xlabel()
         yield Text(f"{y + ', by ' if y else 'by '}{x}")
@@ -85,8 +89,8 @@ def _side_by_side(parts: Sequence[Text], width: int) -> Text:
 
 
 def _panel(axes: Axes, width: int, has_colors: bool) -> Iterator[Text]:
-    if title := axes.get_title().replace("\n", ""):
-        yield Text(title[:width], "bold")
+    if axes.get_title() and (title := drawable(str(axes.get_label()))):
+        yield Text(set_cell_size(title, min(width, cell_len(title))), "bold")
     yield from _heatmap(axes, width, has_colors) if axes.images else _curves(axes, width)
 
 
@@ -161,7 +165,7 @@ def _path(line: Line2D) -> str:
     xs, _ = _data(line)
     if len(xs) == 2 and xs[0] == xs[1]:
         return RULE
-    return PATH if line.get_linestyle() == "-" else DASHED
+    return PATHS.get(str(line.get_linestyle()), DASHED)
 
 
 def _style(line: Line2D) -> Style:
@@ -194,15 +198,30 @@ def _heatmap(axes: Axes, width: int, has_colors: bool) -> Iterator[Text]:
     values: Any = np.ma.filled(np.ma.asarray(axes.images[0].get_array(), float), np.nan)
     ticks = zip(axes.get_yticks(), axes.get_yticklabels(), strict=True)
     names = {round(place): label.get_text() for place, label in ticks}
-    margin = max(map(len, names.values()), default=0)
-    size = max(1, min(4, (width - margin - 1) // values.shape[1]))
+    margin = min(max(map(cell_len, names.values()), default=0), width // 2)
+    columns = values.shape[1]
+    shown = min(columns, width - margin - 1)
+    size = min(4, (width - margin - 1) // shown)
     for layer in range(len(values) - 1, -1, -1):
-        line = Text(f"{names.get(layer, ''):>{margin}} ")
-        for value in values[layer, : width - margin - 1]:
+        name = names.get(layer, "")
+        line = Text(
+            " " * (margin - cell_len(name)) + set_cell_size(name, min(margin, cell_len(name))) + " "
+        )
+        for value in values[layer, :shown]:
             line.append_text(_cell(float(value), size, has_colors))
         yield line
-    yield Text(f"lines: {axes.get_ylabel()}, the first at the bottom")
-    yield Text(f"columns: {axes.get_xlabel()}, the first at the left")
+    place = "the first at the left" if shown == columns else f"the first {shown} of {columns}"
+    yield from _wrapped(f"lines: {_label(axes.yaxis)}, the first at the bottom", width)
+    yield from _wrapped(f"columns: {_label(axes.xaxis)}, {place}", width)
+
+
+def _label(axis: Axis) -> str:
+    """The label of an axis, which may be broken into lines."""
+    return axis.get_label_text().replace("\n", "")
+
+
+def _wrapped(text: str, width: int) -> Iterator[Text]:
+    yield from map(Text, textwrap.wrap(text, width))
 
 
 def _cell(value: float, size: int, has_colors: bool) -> Text:

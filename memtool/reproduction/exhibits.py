@@ -41,10 +41,11 @@ EXHIBITS = (
         "stitching",
         "Figure 2: stitching",
         "The front of one network runs into the back of another, with a layer between them that is "
-        "trained on clean labels. First: as long as a noisy front serves the clean back well (at "
-        "the dotted line), nothing was lost up to the cut. Then: what a clean front gives a noisy "
-        "back (dashed: the noisy network alone). Last, the control: what the layer between "
-        "repairs by itself. Only what goes beyond the control says something about a layer.",
+        "trained on clean labels. Noisy front, clean back: as long as the front serves the back "
+        "well (at the dotted line), nothing was lost up to the cut. Clean front, noisy back: what "
+        "the front gives the back (dashed: the noisy network alone). The control: what the layer "
+        "between repairs by itself. Only what goes beyond the control says something about a "
+        "layer.",
     ),
     Exhibit(
         ("stitching",),

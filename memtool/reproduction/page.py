@@ -55,7 +55,8 @@ footer { margin-top: 3rem; border-top: 1px solid #ccc; padding-top: .75rem; }
 }
 @media print {
   @page { margin: 15mm; }
-  body { max-width: none; padding: 0; font-size: 9.5pt; }
+  html { font-size: 9.5pt; }
+  body { max-width: none; padding: 0; }
   nav { display: none; }
   h2, h3, thead { break-after: avoid; }
   figure, tr, dt { break-inside: avoid; }

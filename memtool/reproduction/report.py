@@ -145,7 +145,7 @@ def _summary(findings: Sequence[FindingRow]) -> Markup:
     return element(
         "p",
         f"Of the {len(findings)} claims that follow from the paper, {counts[HOLDS]} hold here, "
-        f"{counts[FAILS]} do not, and {counts[UNDECIDED]} remain undecided.",
+        f"{counts[FAILS]} do not; undecided: {counts[UNDECIDED]}.",
     )
 
 

@@ -270,7 +270,7 @@ class StitchingRow(TypedDict):
 class PointRow(TypedDict):
     """One point of a figure, as it is drawn."""
 
-    panel: Annotated[str, Column("title of the panel; empty if there is one alone")]
+    panel: Annotated[str, Column("title of the panel; empty if it has none")]
     curve: Annotated[str, Column("what the legend calls the curve")]
     x: Annotated[
         str, Column("place on the x axis: an epoch, a noise ratio in percent, a layer or a cut")

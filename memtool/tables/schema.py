@@ -76,7 +76,8 @@ LONGEST = 5000  # letters; names are paths, or model specs of stitched models
 def checked(row_type: type, column: str, cell: Any) -> Any:
     """A cell as the column declares it: str, int, float or bool; None if it is empty.
 
-    Numbers may be text, and numbers of NumPy; NaN is an empty cell. Raises ValueError, which tells
+    Numbers may be text, and numbers of NumPy; NaN is an empty cell, and so are the texts `nan` and
+    `NA`, but in a column of names. Raises ValueError, which tells
     the cell in short, for anything else.
 
     >>> from memtool.tables import CkaRow, LayerRow
@@ -87,7 +88,10 @@ def checked(row_type: type, column: str, cell: Any) -> Any:
     ValueError: 'n/a' is no number
     """
     kind = _kinds_of(row_type)[column]
-    if cell is None or isinstance(cell, str) and not cell.strip():
+    nothing = ("",) if is_name(row_type, column) else ("", "nan", "na")
+    if cell is None or isinstance(cell, float) and math.isnan(cell):
+        return None
+    if isinstance(cell, str) and cell.strip().lower() in nothing:
         return None
     try:
         return CHECKS[kind](cell)
@@ -102,8 +106,6 @@ PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 def _number(cell: Any) -> int | float | None:
     if isinstance(cell, str):
         cell = cell.strip()
-        if cell.lower() in ("nan", "na"):
-            return None
         if not PLAIN_NUMBER.fullmatch(cell):
             comma = PLAIN_NUMBER.fullmatch(cell.replace(",", ".", 1))
             raise ValueError(

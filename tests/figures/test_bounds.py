@@ -77,3 +77,16 @@ def test_a_floor_of_zero_is_the_axis():
     rows = [row | {"cka_null": 0.0, "estimator": "unbiased"} for row in divergence_rows()]
     assert FLOOR not in legend_labels(draw("divergence", rows))
     assert FLOOR not in legend_labels(draw("divergence", divergence_rows()))
+
+
+def test_the_epochs_that_are_asked_for_hold_for_the_ceiling_too():
+    figure = draw("divergence", rows_with_bounds(), as_options(epochs="1,2", x="epoch"))
+    assert all(list(curves(axes)[CEILING].get_xdata()) == [1, 2] for axes in figure.axes)
+    last = draw("divergence", rows_with_bounds(epochs=[4]), as_options(epochs="1,2", x="epoch"))
+    assert all(list(curves(axes)[CEILING].get_xdata()) == [0, 1] for axes in last.axes)  # level
+
+
+def test_bounds_that_are_not_drawn_are_not_listed():
+    rows = [row | {"layer": f"layer1.downsample.{row['layer']}"} for row in rows_with_bounds()]
+    figure = draw("divergence", rows, as_options(x="layer", epochs="last"))
+    assert not {CEILING, FLOOR} & {*legend_labels(figure)}

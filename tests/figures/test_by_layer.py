@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from matplotlib.colors import to_rgb
 
+from memtool import MemtoolError
 from memtool.figures import as_options, draw
+from memtool.figures import points as figure_points
 from memtool.figures.by_layer import doubling
 from memtool.figures.layer_axis import LayerAxis, is_side, one_per_tensor
 
@@ -171,3 +173,59 @@ def test_one_epoch_has_one_panel_with_a_curve_per_ratio_marked_at_the_ends_of_st
     for line in lines.values():
         x = line.get_xdata(orig=False)
         assert [x[i] for i in line.get_markevery()] == ends
+
+
+def test_a_layer_without_a_value_at_first_keeps_its_place():
+    rows = divergence_rows()
+    rows = [
+        row | {"cka": None} if (row["layer"], row["epoch"]) == ("block2", 1) else row
+        for row in rows
+    ]
+    assert titles(draw("divergence", rows, as_options(x="epoch"))) == LAYERS
+    axes = draw("divergence", rows, as_options(x="layer")).axes[-1]
+    assert [label.get_text() for label in axes.get_xticklabels()] == LAYERS
+
+
+def test_a_single_layer_is_seen():
+    rows = [row | {"cka_null": 0.1} for row in divergence_rows()]
+    second = [
+        row | {"checkpoint": "again", "order_seed": 1} for row in rows if not row["noise_ratio"]
+    ]
+    figure = draw("divergence", rows + second, as_options(x="layer", layers="fc"))
+    for axes in figure.axes:
+        drawn = [line for line in axes.lines if len(line.get_xdata()) == 1]
+        assert len(drawn) == len(EPOCHS) + 2
+        assert all(line.get_marker() not in ("None", "") for line in drawn)
+
+
+def test_each_run_has_its_last_epoch():
+    rows = [
+        row
+        for row in convergence_rows(epochs=range(1, 21))
+        if row["noise_ratio"] or row["epoch"] < 11
+    ]
+    figure = draw("convergence", rows, as_options(x="layer"))
+    shown = {panel: set() for panel in ("r = 0 %", "r = 25 %")}
+    for point in figure_points(figure):
+        if point["panel"] in shown:
+            shown[point["panel"]].add(int(point["curve"]))
+    assert shown == {"r = 0 %": {1, 2, 4, 8, 10}, "r = 25 %": {1, 2, 4, 8, 16, 20}}
+
+
+def test_marks_call_for_layers_along_the_axis():
+    figure = draw("convergence", convergence_rows(), as_options(marks="block2"))
+    assert figure.get_supxlabel() == "layer"
+    with pytest.raises(MemtoolError, match="marks are lines between layers"):
+        draw("convergence", convergence_rows(), as_options(marks="block2", x="epoch"))
+    with pytest.raises(MemtoolError, match="no mark matches 'zzz'"):
+        draw("convergence", convergence_rows(), as_options(marks="zzz"))
+
+
+def test_names_of_marks_do_not_lie_over_each_other():
+    names = [f"layer{i // 30}.{i % 30}" for i in range(75)]
+    rows = [cka_row("fc", 0.5, 4, 0) | {"layer": name} for name in names]
+    figure = draw("convergence", rows, as_options(marks="layer1.*", width="column"))
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_xticklabels()]
+    assert len(boxes) > 3
+    assert not any(overlap(a, b) for a, b in itertools.pairwise(boxes))

@@ -11,6 +11,7 @@ from memtool.figures.style import Drawing
 
 from .examples import (
     EPOCHS,
+    LAYERS,
     bands,
     convergence_rows,
     curves,
@@ -167,3 +168,22 @@ def test_every_figure_knows_its_points(kind, rows):
     assert {p["n"] for p in found if p["measure"] == measured} == {1}
     assert any(point["measure"] == measured for point in found)
     assert points(Figure()) == []
+
+
+def test_checkpoints_of_equal_names_are_told_apart():
+    names = [f"results/{way}/checkpoints/resnet18_best_validation_accuracy" for way in ("a", "b")]
+    rows = [
+        row | {"noise_ratio": None, "checkpoint": f"{name}.safetensors"}
+        for name in names
+        for row in convergence_rows(epochs=[4])[: len(LAYERS)]
+    ]
+    assert legend_labels(draw("convergence", rows)) == ["results/a", "results/b"]
+
+
+def test_a_ratio_that_differs_in_its_last_digit_is_the_same():
+    rows = [
+        row | {"noise_ratio": 0.1 + 0.2, "reference_noise_ratio": 0.1 + 0.2}
+        for row in convergence_rows(epochs=[1])[:3]
+    ]
+    rows += [row | {"noise_ratio": 0.3, "reference_noise_ratio": 0.3, "epoch": 2} for row in rows]
+    assert legend_labels(draw("convergence", rows, as_options(x="epoch"))) == ["30"]

@@ -152,3 +152,25 @@ def test_layers_of_a_stitched_model_correspond_by_their_names_in_its_parts():
     names = {"conv1": "front.conv1", "block2": "front.block2", "fc": "back.block2"}
     rows = [row | {"layer": names[row["layer"]]} for row in pair_rows()]
     assert framed(draw("heatmap", rows).axes[0]) == [(0, 0), (1, 1), (1, 2)]
+
+
+def test_long_names_of_files_are_whole_and_within_the_figure():
+    long = "experiments/cifar10-resnet18/r50-seed0/epoch-0004.safetensors"
+    figure = draw("heatmap", pair_rows(long, [f"layer{i}" for i in range(60)]))
+    (axes, _) = figure.axes
+    assert axes.get_ylabel().replace("\n", "") == f"layer of {long.removesuffix('.safetensors')}"
+    figure.draw_without_rendering()
+    box, page = axes.yaxis.label.get_window_extent(), figure.bbox
+    assert page.y0 <= box.y0 and box.y1 <= page.y1 and page.x0 <= box.x0
+
+
+def test_names_have_room_on_the_shorter_side_too():
+    tall = [
+        row
+        for row in pair_rows(layers=[f"layer{i}" for i in range(60)])
+        if int(row["layer"][5:]) < 7
+    ]
+    figure = draw("heatmap", tall)
+    figure.draw_without_rendering()
+    boxes = [label.get_window_extent() for label in figure.axes[0].get_yticklabels()]
+    assert len(boxes) == 7 and not any(overlap(a, b) for a, b in itertools.pairwise(boxes))

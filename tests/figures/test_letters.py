@@ -10,10 +10,10 @@ from fontTools.fontBuilder import FontBuilder
 from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib import font_manager
 
-from memtool.figures import draw, letters, save
+from memtool.figures import as_options, draw, letters, save
 from memtool.figures.saving import FORMATS
 
-from .examples import QUICK, each_kind, pair_rows, titles
+from .examples import QUICK, each_kind, pair_rows, titles, training_rows
 
 LAYERS = ["层一", "كتلة", "bloc é", "🦊", "a\nb\x1b", "\udce9\udcff"]
 
@@ -110,3 +110,9 @@ def test_names_in_any_script_are_drawn_in_each_figure(no_fonts, kind, rows):
 def test_a_name_without_end_keeps_its_end():
     assert letters.drawable("a" * 5000 + "b") == "…" + "a" * 58 + "b"
     shown(pair_rows(layers=["x" * 4000, "fc"]))
+
+
+def test_a_title_has_the_letters_of_names(caplog, no_fonts):
+    figure = draw("training", training_rows(), as_options(title="\u0dc5 of $x$"))
+    assert figure.texts[-1].get_text() == "\\u0dc5 of $x$"
+    assert "no installed font has \u0dc5" in caplog.text

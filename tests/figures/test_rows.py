@@ -3,8 +3,11 @@
 import pytest
 
 from memtool import MemtoolError, tables
+from memtool.figures import Kind, draw, recognize
 from memtool.figures.drawing import FIGURES
-from memtool.figures.rows import Needs, groups, positions, usable
+from memtool.figures.rows import Needs, groups, in_order, positions, usable
+
+from .examples import TABLES
 
 NEEDS = Needs(
     tables.TrainingRow,
@@ -80,3 +83,28 @@ def test_groups_and_positions_keep_the_order_of_first_appearance():
     assert list(groups(rows, lambda row: row["layer"])) == ["conv1", "block2", "block1"]
     assert [len(group) for group in groups(rows, lambda row: row["layer"]).values()] == [2, 1, 1]
     assert positions(rows, "layer") == {"conv1": 0, "block2": 1, "block1": 2}
+
+
+def test_names_that_some_networks_lack_are_where_the_others_have_them():
+    orders = {
+        "a": ["stem", "block2", "fc"],
+        "b": ["stem", "block1", "block2"],
+        "c": ["pre", "stem"],
+    }
+    rows = [{"of": of, "layer": layer} for of, layers in orders.items() for layer in layers]
+    ordered = in_order(rows, lambda row: row["of"], lambda row: row["layer"])
+    assert list(dict.fromkeys(row["layer"] for row in ordered)) == [
+        *("pre", "stem", "block1", "block2", "fc"),
+    ]
+    assert sorted(map(str, ordered)) == sorted(map(str, rows))
+
+
+def test_a_table_of_another_kind_among_the_rows_is_told_by_its_line():
+    rows = [*TABLES[Kind.training], *TABLES[Kind.convergence]]
+    first = len(TABLES[Kind.training]) + 1
+    with pytest.raises(
+        MemtoolError, match=f"training: row {first} has no column loss, .*other rows"
+    ):
+        draw("training", rows)
+    with pytest.raises(MemtoolError, match="whose columns differ"):
+        recognize(rows)

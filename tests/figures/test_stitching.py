@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from memtool import MemtoolError
-from memtool.figures import Options, draw
+from memtool.figures import Options, as_options, draw
 
 from .examples import (
     LAYERS,
@@ -300,3 +300,28 @@ def test_the_numbers_behind_the_lines_are_on_record():
     assert (levels["noisy model"], levels["clean model"]) == (alone(0.25), alone(0))
     net = draw("stitching", with_control(stitch_rows()), Options(net_of_control=True))
     assert {p["measure"] for p in net.points} == {"test_accuracy - control_accuracy"}
+
+
+def test_cuts_are_numbered_in_order_of_execution_whatever_the_first_row_lacks():
+    rows = [
+        row
+        for row in stitch_rows()
+        if (row["front_layer"], row["front_noise_ratio"]) != ("block2", 0.1)
+    ]
+    assert legend_labels(draw("stitching", rows))[:3] == list(CUTS.values())
+
+
+def test_a_table_need_not_say_how_many_epochs_stitching_took():
+    rows = [{name: cell for name, cell in row.items() if name != "epochs"} for row in stitch_rows()]
+    rows = [row | {"epoch": 5} for row in rows]
+    assert legend_labels(draw("stitching", rows)) == legend_labels(draw("stitching", stitch_rows()))
+
+
+def test_a_cut_without_a_control_is_told(caplog):
+    rows = [
+        row | {"control_accuracy": None} if row["front_layer"] == "block2" else row
+        for row in with_control(stitch_rows())
+    ]
+    with caplog.at_level("INFO", "memtool"):
+        draw("stitching", rows, as_options(net_of_control=True))
+    assert caplog.messages == ["stitching: block2 left out where there is no control"]

@@ -6,9 +6,25 @@ import matplotlib
 import pytest
 
 from memtool.figures import as_options, draw
-from memtool.figures.style import LOOK, PAGE_WIDTH, finish, panel_grid, short_name, styles_of
+from memtool.figures.style import (
+    LOOK,
+    PAGE_WIDTH,
+    finish,
+    panel_grid,
+    short_names,
+    styles_of,
+    wrapped,
+)
 
-from .examples import EPOCHS, cka_row, each_kind, legend_labels, overlap, titles
+from .examples import (
+    EPOCHS,
+    cka_row,
+    convergence_rows,
+    each_kind,
+    legend_labels,
+    overlap,
+    titles,
+)
 
 
 def test_many_long_layer_names_wrap_without_a_loss():
@@ -23,10 +39,9 @@ def test_many_long_layer_names_wrap_without_a_loss():
 
 
 def test_names_of_checkpoints_keep_their_end_and_fit_a_label():
-    assert short_name("runs/r25.safetensors") == "runs/r25"
-    assert short_name("a" * 30 + ".safetensors") == "a" * 30
-    assert short_name("folder/" * 9 + "epoch-0004.safetensors").endswith("/epoch-0004")
-    assert len(short_name("folder/" * 9 + "epoch-0004.safetensors")) == 30
+    assert short_names(["a" * 30 + ".safetensors"]) == ["a" * 30]
+    (name,) = short_names(["folder/" * 9 + "epoch-0004.safetensors"])
+    assert name.endswith("/epoch-0004") and len(name) == 30
 
 
 def test_neighbouring_styles_differ_and_no_shade_is_too_light():
@@ -69,3 +84,17 @@ def test_a_figure_is_as_wide_as_one_says_and_has_its_title_on_top(kind, rows):
     legends = boxes[: len(figure.legends)]
     assert not any(overlap(a, b) for a in legends for b in boxes[len(legends) :])
     assert box.y1 <= figure.bbox.y1 and box.x0 >= 0 and box.x1 <= figure.bbox.x1
+
+
+def test_a_style_sets_the_sizes_of_titles_and_labels(tmp_path):
+    style = tmp_path / "big.mplstyle"
+    style.write_text("axes.titlesize: 14\naxes.labelsize: 12\n")
+    figure = draw("convergence", convergence_rows(), as_options(style=style, x="epoch"))
+    assert {axes.title.get_fontsize() for axes in figure.axes} == {14}
+    assert {figure._supxlabel.get_fontsize(), figure._supylabel.get_fontsize()} == {12}
+
+
+def test_numbers_are_not_broken():
+    for width in range(8, 40):
+        lines = wrapped("front of r = 5 %, back of r = 67.5 %", width).splitlines()
+        assert any("67.5 %" in line for line in lines) and max(map(len, lines)) <= width

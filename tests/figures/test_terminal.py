@@ -1,6 +1,7 @@
 """Figures drawn with letters."""
 
 import pytest
+from rich.cells import cell_len
 
 from memtool.figures import Options, as_text, draw
 from memtool.figures.terminal import MARKERS as LETTERS
@@ -64,7 +65,7 @@ def test_panels_stand_beside_each_other_where_there_is_room():
     narrow, wide = (lines_of("stitching", stitch_rows(), width=width) for width in (40, 160))
     assert len(narrow) > 2 * len(wide)
     assert "noisy front, clean back" in wide[1] and "own back (control)" in wide[1]
-    assert any("-- clean model" in line for line in wide)
+    assert any("┈┈ clean model" in line for line in wide)
 
 
 def test_a_heatmap_has_a_line_per_layer_the_first_at_the_bottom():
@@ -94,3 +95,27 @@ def test_a_title_is_shown():
     lines = lines_of("convergence", convergence_rows(), title="All [bold]runs[/]")
     assert lines[0] == "All [bold]runs[/]"
     assert len(TABLES) > 5
+
+
+def test_what_a_heatmap_has_no_room_for_is_told():
+    rows = pair_rows(layers=[f"layer{i}" for i in range(75)])
+    lines = lines_of("heatmap", rows, width=80)
+    assert "columns: layer of r0, the first 70 of 75" in lines
+    names = pair_rows(layers=[f"a.very.long.name.of.a.layer{i}" for i in range(3)])
+    lines = lines_of("heatmap", names, width=40)
+    assert "░" in lines[0]  # .2 and more
+    assert "the first at the bottom" in " ".join(lines) and "the first at the left" in " ".join(
+        lines
+    )
+
+
+def test_wide_letters_take_two_cells():
+    lines = lines_of("heatmap", pair_rows(layers=["⚡⚡a", "bcdef"]), width=40)
+    assert cell_len(lines[0]) == cell_len(lines[1])
+
+
+def test_titles_are_whole():
+    title = "Many words, of which none may be lost, however narrow the terminal is"
+    assert " ".join(lines_of("training", training_rows(), width=40, title=title)[:2]) == title
+    lines = lines_of("supplement", supplement_rows(ratios=[0.675], cuts=[1]), width=200)
+    assert "front of r = 67.5 %, clean back" in lines[1]

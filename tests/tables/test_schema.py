@@ -28,6 +28,11 @@ def test_the_types_of_columns():
         ("cka", None, None),
         ("epoch", "4.0", 4),
         ("layer", 3, "3"),
+        ("layer", "NA", "NA"),
+        ("same_as", "NA", None),
+        ("same_as", "nan", None),
+        ("same_as", float("nan"), None),
+        ("front_noise_ratio", "NaN", None),
     ],
 )
 def test_a_cell_is_what_its_column_says(column, cell, expected):
