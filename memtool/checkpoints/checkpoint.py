@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     from memtool.checkpoints.network import Network
     from memtool.data import Dataset
-    from memtool.layers import Footprint, Layer
+    from memtool.layers import Footprint, Layer, Trace
 
 logger = logging.getLogger("memtool")
 
@@ -304,7 +304,7 @@ class Checkpoint:
             str(self.path),
         )
 
-    def trace(self, image_shape: tuple[int, ...]) -> "list[Layer]":
+    def trace(self, image_shape: tuple[int, ...]) -> "Trace":
         """The layers of the model for images of `image_shape`, (channels, height, width), or for
         vectors, (features,).
 
@@ -314,7 +314,7 @@ class Checkpoint:
         """
         import torch
 
-        from memtool.layers import first_tensor, trace
+        from memtool.layers import first_tensor, traced
 
         def output(result: object) -> "torch.Tensor | None":
             logits = models.logits_of(result, self.classes)
@@ -323,14 +323,14 @@ class Checkpoint:
         if not self._is_small(image_shape):
             with suppress(Exception):  # whatever a model raises that needs real tensors
                 model = self.skeleton().to("meta")
-                return trace(model, torch.zeros(2, *image_shape, device="meta"), output)
+                return traced(model, torch.zeros(2, *image_shape, device="meta"), output)
         with models.foreign_code(
             f"{self.told} does not take {told_shape(image_shape)}{self._hint(image_shape)}"
         ):
             # No zeros, of which a model that looks at values, to mask tokens or choose an expert,
             # may make something else than of images.
             noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
-            return trace(self.model(), noise, output)
+            return traced(self.model(), noise, output)
 
     def footprint(self) -> "Footprint":
         """What a forward pass of the network takes in memory, for images of `image_shape`. As
@@ -368,12 +368,13 @@ def recorded_model(path: Path, metadata: Metadata) -> ModelSpec:
 def trace_all(
     checkpoints: Sequence[Checkpoint], image_size: int | None = None
 ) -> "list[list[Layer]]":
-    """The layers of each checkpoint's model; equal models are traced only once.
+    """The layers of each checkpoint's model; models that are equal but for their weights are traced
+    only once, unless they look at values on their way, and so may go another.
 
     The images have the shape that is on record, or `image_size` pixels in height and width. Raises
     MemtoolError for a checkpoint whose tensors are not those of its model.
     """
-    known: dict[str, list[Layer]] = {}
+    known: dict[str, Trace] = {}
     result = []
     for checkpoint in checkpoints:
         shape = checkpoint.image_shape
@@ -384,9 +385,9 @@ def trace_all(
         if image_size:
             shape = (shape[0], image_size, image_size)
         key = _model_key(checkpoint, shape)
-        if key not in known:
+        if key not in known or known[key].reads_values:
             known[key] = checkpoint.trace(shape)
-        result.append(known[key])
+        result.append(known[key].layers)
     return result
 
 

@@ -14,4 +14,6 @@ from .layer import select as select
 from .layer import tensors_in as tensors_in
 from .layer import told_names as told_names
 from .ordering import out_of_order as out_of_order
+from .tracing import Trace as Trace
 from .tracing import trace as trace
+from .tracing import traced as traced

@@ -15,6 +15,9 @@ from torch.utils._pytree import tree_iter
 # Operations that are not elementwise, and leave each element in its place all the same.
 COPIES = {torch.ops.aten.clone, torch.ops.aten.copy_, torch.ops.aten._to_copy}
 
+# Tags of operations whose result, or its shape, Python may go by.
+VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
 # A tensor's layout: its memory, shape and strides. Views of one memory have different layouts.
 Layout = tuple[int, tuple[int, ...], tuple[int, ...]]
 
@@ -27,6 +30,9 @@ class DataFlow(TorchDispatchMode):
     memory. Nodes are numbered in the order of their computation, so that parents have lower
     numbers. What depends on no `source` has no node.
 
+    `reads_values` says whether an operation gave Python a value (`.item()`, `if` on a tensor), or a
+    shape that depends on values: with other weights, the model may go another way.
+
     Beside that, layouts are grouped: two are in one group if elementwise operations lead from one
     to the other, so that their axes mean the same.
     """
@@ -34,6 +40,7 @@ class DataFlow(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.parents: list[set[int]] = []
+        self.reads_values = False
         self._nodes: dict[int, int] = {}
         self._kept: list[Any] = []  # memory that is freed could be given to another tensor
         self._group_of: dict[Layout, Layout] = {}
@@ -65,6 +72,7 @@ class DataFlow(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        self.reads_values |= not VALUES.isdisjoint(func.tags)
         read = list(tensors((args, kwargs)))
         written = list(tensors(_written(func, args, kwargs or {})))
         memories = {_memory(tensor) for tensor in read}

@@ -172,10 +172,28 @@ def observed(
 
     def look(name: str, module: nn.Module, output: Any) -> None:
         if name in wanted and (tensor := first_tensor(output)) is not None:
-            see(name, tensor)
+            with _own_mode():
+                see(name, _plain(tensor))
 
     with watching(model, look, wanted):
         yield
+
+
+@contextmanager
+def _own_mode() -> Iterator[None]:
+    """Within the block, no inference mode, in which part of a model may run: what is made there
+    could be changed nowhere else."""
+    if torch.is_inference_mode_enabled():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+    else:
+        yield
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """The tensor as all operations take it: dense, and none of inference mode."""
+    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return dense.clone() if dense.is_inference() else dense
 
 
 class _Reached(Exception):
@@ -194,6 +212,8 @@ def run_to(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[st
 
     def see(name: str, module: nn.Module, output: Any) -> None:
         if name in layers and (tensor := first_tensor(output)) is not None:
+            with _own_mode():
+                tensor = _plain(tensor)
             # A copy, unless nothing runs that could change it in place.
             found[name] = tensor if len(found) + 1 == len(layers) else tensor.clone()
             if len(found) == len(layers):

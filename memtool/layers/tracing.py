@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +33,17 @@ CHANNELS_FIRST = (
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
 
+_Value = tuple[int, int | None]
+
+
+class Trace(NamedTuple):
+    """The layers of a model in order of execution; `reads_values` says that with other weights they
+    may be others, since the model has looked at values on its way."""
+
+    layers: list[Layer]
+    reads_values: bool
+
+
 @dataclass(frozen=True)
 class _Seen:
     """A layer's output as it appeared. `value` is the same for all layers that gave one tensor,
@@ -40,7 +51,7 @@ class _Seen:
 
     name: str
     module: nn.Module
-    value: tuple[int, int]
+    value: "_Value"
     shape: torch.Size
     dtype: torch.dtype
     layout: Layout
@@ -64,11 +75,16 @@ def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> li
     2 Flatten (144,) True
     3 Linear (10,) False
     """
+    return traced(model, images, output).layers
+
+
+def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> Trace:
+    """What `trace` finds, and whether it holds whatever the weights are."""
     with evaluating(model), torch.no_grad():
-        seen, cuts, axes = _observed_pass(model, images, output)
+        seen, cuts, axes, flow = _observed_pass(model, images, output)
         more = _shapes(model, torch.cat([images, images[:1]]))
     bare = {module: name for name, module in model.named_modules()}
-    same: dict[tuple[int, int], list[tuple[str, str]]] = defaultdict(list)
+    same: dict[_Value, list[tuple[str, str]]] = defaultdict(list)
     for one in seen:
         same[one.value].append((bare[one.module], one.name))
     outermost = {value: _outermost(names) for value, names in same.items()}
@@ -89,26 +105,30 @@ def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> li
                 dtype=one.dtype,
             )
         )
-    return layers
+    return Trace(layers, flow.reads_values)
 
 
 def _observed_pass(
     model: nn.Module, images: Tensor, output: Output
-) -> tuple[list[_Seen], set[int], "_ChannelAxes"]:
-    """What the layers gave in order of execution, the nodes that are cuts, and what the modules
-    take for channels."""
+) -> tuple[list[_Seen], set[int], "_ChannelAxes", DataFlow]:
+    """What the layers gave in order of execution, the nodes that are cuts, what the modules take
+    for channels, and what is computed from what."""
     seen: list[_Seen] = []
-    passed: dict[tuple[int, int], tuple[int, int]] = {}
+    passed: dict[_Value, _Value] = {}
     kept: list[Tensor] = []  # while a tensor is there, no other gets its identity
     flow = DataFlow()
     axes = _ChannelAxes(flow)
+
+    def identity(tensor: Tensor) -> _Value:
+        """Which tensor it is, and with which content: a change in place makes another."""
+        return id(tensor), flow.node(tensor)
 
     def see(name: str, module: nn.Module, result: Any) -> Any:
         tensor = first_tensor(result)
         if tensor is None:
             return None
         axes.learn(module, tensor)
-        value = _identity(tensor)
+        value = identity(tensor)
         while value in passed:
             value = passed[value]
         # The layer is a cut only if what it returns is what the model goes on with: not the tensor
@@ -118,7 +138,7 @@ def _observed_pass(
         replaced = with_first(result, copy := tensor.clone())
         if replaced is not None:
             tensor = copy
-            passed[_identity(tensor)] = value
+            passed[identity(tensor)] = value
             kept.append(tensor)
         node = None if replaced is None else flow.node(tensor)
         shape, dtype = tensor.shape, tensor.dtype
@@ -133,15 +153,10 @@ def _observed_pass(
         raise MemtoolError(f"{type(model).__name__} returns no tensor")
     last = flow.node(result)
     nodes = set() if last is None else dominators(flow.parents, last, source)
-    final = passed.get(_identity(result), _identity(result))
+    final = passed.get(identity(result), identity(result))
     # Nothing comes after the layers whose output is the model's own.
     cuts = {one.node for one in seen if one.node in nodes and one.value != final}
-    return seen, cuts, axes
-
-
-def _identity(tensor: Tensor) -> tuple[int, int]:
-    """Which tensor it is, and after how many changes in place."""
-    return id(tensor), tensor._version
+    return seen, cuts, axes, flow
 
 
 def _shapes(model: nn.Module, images: Tensor) -> dict[str, torch.Size]:

@@ -279,7 +279,7 @@ def features(activation: Tensor, channels_last: bool = False) -> Tensor:
     order of the features is not that of (c, h, w) then, and no Gram matrix depends on it.
     """
     if activation.is_complex():
-        activation = torch.view_as_real(activation)
+        activation = torch.view_as_real(activation.resolve_conj())
     if not activation.is_floating_point():
         activation = activation.float()
     if channels_last and activation.ndim == 4:

@@ -166,7 +166,8 @@ class Sweep:
             key = files, tuple(layer.name for layer in own_cut)
             if key not in done:
                 stitching = Stitching(direction, between, own_cut, self.settings)
-                with foreign_code(f"{files[0]} stitched to {files[1]}"):
+                place = "=".join(dict.fromkeys(key[1]))
+                with foreign_code(f"{files[0]} stitched to {files[1]} at {place}"):
                     done[key] = list(stitching.rows())
                 if self.folder:
                     path = self._path(files, own_cut)

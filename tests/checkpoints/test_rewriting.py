@@ -52,7 +52,7 @@ def test_convnext_in_its_authors_layout(run, tmp_path, caplog, prefix):
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
     assert "in another layout; rewritten as timm does when it loads them" in caplog.text
-    assert checkpoint.trace((3, 32, 32))[-1].shape == (5,)
+    assert checkpoint.trace((3, 32, 32)).layers[-1].shape == (5,)
     output = tmp_path / "converted.safetensors"
     assert run("convert", path, "--model", text, "-o", output).code == 0
     assert all(torch.equal(value, state[key]) for key, value in load_file(output).items())

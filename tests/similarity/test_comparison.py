@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 import memtool
+from memtool import models
 from memtool.checkpoints.checkpoint import Checkpoint
-from memtool.data.datasets import load
+from memtool.data.datasets import load, normalize
 from memtool.tensors import load_tensors, read_metadata, save_tensors
 
 ROOT = Path(memtool.__file__).parents[1]
@@ -517,3 +518,97 @@ def test_a_second_clean_network_is_told_from_the_first(run, runs, tmp_path):
     assert (row["seed"], row["order_seed"]) == ("0", "")
     assert (row["reference_seed"], row["reference_order_seed"]) == ("0", "7")
     assert rows(run("info", path, "--format", "csv").stdout)[0]["order_seed"] == "7"
+
+
+GATED = """
+import torch
+from torch import nn
+
+class Gated(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.linear, self.alpha = nn.Linear(16, 16), nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        return x if self.alpha.item() == 0 else x + self.alpha * self.linear(x).tanh()
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.gate = nn.Linear(64, 16), Gated()
+        self.next, self.fc = Gated(), nn.Linear(16, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.next(self.gate(self.stem(images.flatten(1)).relu())).relu())
+"""
+
+
+def test_a_network_that_goes_by_its_weights_has_layers_of_its_own(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(GATED)
+    torch.manual_seed(0)
+    model = models.build(models.parse("net.py:Net"))
+    save_file(model.state_dict(), "closed.safetensors")
+    torch.nn.init.constant_(model.next.alpha, 0.8)
+    torch.nn.init.constant_(model.gate.alpha, 0.5)
+    save_file(model.state_dict(), "open.safetensors")
+    files = ("closed.safetensors", "open.safetensors")
+    found = {}
+    for one, other in (files, files[::-1]):
+        command = ("cka", one, other, "--model", "net.py:Net", "--data", "digits")
+        result = run(*command, "--pairs", "all", "--layers", "gate,next")
+        assert "no activations" not in result.stderr
+        found[one] = values(result)
+    assert found[files[0]] == {
+        (b, a): pytest.approx(value, abs=1e-12) for (a, b), value in found[files[1]].items()
+    }
+    assert found[files[0]]["gate", "gate"] != found[files[0]]["gate", "next"]
+    assert found[files[0]]["gate", "next"] == found[files[0]]["next", "next"]  # closed: one tensor
+
+
+PECULIAR = """
+import torch
+from torch import nn
+
+class Conjugate(nn.Module):
+    def forward(self, x):
+        return torch.fft.rfft2(x).conj()
+
+class Sparse(nn.Module):
+    def forward(self, x):
+        return x.to_sparse()
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conjugate, self.sparse = Conjugate(), Sparse()
+        self.frozen, self.fc = nn.Linear(80, 20), nn.Linear(20, num_classes)
+
+    def forward(self, images):
+        z = self.conjugate(images)
+        with torch.inference_mode(not self.training):
+            x = self.frozen(torch.cat([z.real.flatten(1), z.imag.flatten(1)], 1))
+        return self.fc(self.sparse(x.relu().clone()).to_dense())
+"""
+
+
+def test_conjugated_sparse_and_inference_tensors_are_compared(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(PECULIAR)
+    found, digits = [], load("digits")
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = models.build(models.parse("net.py:Net")).double()
+        save_file(model.state_dict(), f"{seed}.safetensors")
+        images = normalize(torch.from_numpy(digits.test.images), digits.mean, digits.std)
+        z = torch.fft.rfft2(images.double()).conj()
+        parts = torch.cat([z.real.flatten(1), z.imag.flatten(1)], 1)
+        frozen = model.frozen(parts).detach()
+        found.append({"conjugate": parts, "frozen": frozen, "sparse": frozen.relu()})
+    command = ("0.safetensors", "1.safetensors", "--model", "net.py:Net", "--data", "digits")
+    result = values(run("cka", *command))
+    for layer in found[0]:
+        expected = float(memtool.cka(*(one[layer] for one in found)))
+        assert result[layer, layer] == pytest.approx(expected, abs=1e-5), layer
+    stitched = run("stitch", *command, "--at", "frozen,sparse", "--epochs", 1)
+    assert stitched.code == 0, stitched.stderr

@@ -128,7 +128,7 @@ def test_activations_of_every_type_resume_the_network_itself(run, tmp_path, memo
 @pytest.mark.parametrize("name", ["block1", "block4"])
 def test_the_memory_of_a_training_step_is_what_lives_at_once_in_one(runs, name):
     checkpoint = Checkpoint.open(runs.clean)
-    cut = next(one for one in checkpoint.trace((1, 8, 8)) if one.name == name)
+    cut = next(one for one in checkpoint.trace((1, 8, 8)).layers if one.name == name)
     layer = StitchingLayer(Connector.conv1x1, cut.shape, cut.shape)
     step = step_footprint((checkpoint, checkpoint), (cut, cut), layer)
     examples = Examples.of(data.load("digits"), torch.device("cpu"))
