@@ -1,7 +1,7 @@
 """memtool shows where in a neural network memorization lives.
 
     memtool.cka(x, y), memtool.CKA()     CKA of tensors, at once or batch by batch
-    memtool.load(path)                   a checkpoint as a torch module with its normalization
+    memtool.load(path)                   a network: its module, `.model`, and its normalization
     memtool.dataset(spec)                images and labels
     memtool.trace(module, images)        layers, their shapes, which of them are cuts
     memtool.read_table(path)             the rows of a table, as a pandas frame if pandas is there

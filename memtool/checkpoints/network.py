@@ -66,7 +66,7 @@ class Network:
 
     def normalized(self, images: Tensor) -> Tensor:
         """uint8 images (n, channels, height, width) as the float32 that the model takes."""
-        result = normalize(images, self.mean, self.std)
+        result = normalize(torch.as_tensor(images), self.mean, self.std)
         return result.contiguous(memory_format=self.memory_format) if self.memory_format else result
 
     def fastest(self, images: Tensor) -> "Network":

@@ -196,20 +196,22 @@ def read_array(stream: IO[bytes]) -> NDArray[Any]:
 
 
 def _bytes(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Images]:
-    """The images of all splits as uint8: whole numbers in 0..255 as they are, floats in [0, 1]
-    times 255."""
+    """The images of all splits as uint8: whole numbers in 0..255 as they are, floats in [0, 1] and
+    truth values times 255."""
     if all(array.dtype == np.uint8 for array in arrays.values()):
         return dict(arrays)
     for name, array in arrays.items():
         _check_range(array, f"{path}: {name}")
-    floats = all(array.dtype.kind == "f" for array in arrays.values())
-    if floats and max(array.max() for array in arrays.values()) <= 1:
+    highest = {name: array.max() for name, array in arrays.items()}
+    floats = all(array.dtype.kind in "bf" for array in arrays.values())
+    if floats and max(highest.values()) <= 1:
         return {name: _rounded(array, scale=255) for name, array in arrays.items()}
     for name, array in arrays.items():
         if not all((array[part] == np.rint(array[part])).all() for part in _parts(array)):
+            above = max(highest, key=lambda other: float(highest[other]))
             raise MemtoolError(
-                f"{path}: {name} has fractions and values above 1; "
-                "save them as uint8, or as floats in [0, 1]"
+                f"{path}: {name} has fractions, and {above} values up to {highest[above]:g}; "
+                "save all as uint8, or as floats in [0, 1]"
             )
     return {name: _rounded(array) for name, array in arrays.items()}
 
@@ -231,7 +233,7 @@ def _parts(array: NDArray[Any]) -> list[slice]:
 
 def _check_range(array: NDArray[Any], what: str) -> None:
     """Raise MemtoolError unless all values are numbers in 0..255."""
-    if array.dtype.kind not in "uif" or not array.size:
+    if array.dtype.kind not in "buif" or not array.size:
         raise MemtoolError(f"{what} is {array.dtype} {array.shape}, not uint8 or float")
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 255):

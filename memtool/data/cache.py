@@ -1,10 +1,10 @@
 """Decoded images that outgrow memory: they are kept in a file and mapped into memory.
 
 The file is in `cache_folder()`. Its name is a fingerprint of the listing: the images' paths within
-their folder, sizes and times of modification, their order and labels, the options that change
-pixels, and the version of Pillow. So a folder in which something changes gets another file; the old
-one is left, and may be removed at any time. (An image that is changed without a change of its size
-and time is not seen.)
+their folder, sizes and times of modification, the bytes of a few, their order and labels, the
+options that change pixels, and the version of Pillow. So a folder in which something changes gets
+another file; the old one is left, and may be removed at any time. (An image that is changed without
+a change of its size and time is seen only if it is one of the few.)
 
 It is in the format of safetensors: `images`, uint8 (n, c, h, w), `checksums`, the CRC-32 of each,
 uint32 (n,), and, as metadata, what would else need a pass over all images. It is whole or absent:
@@ -50,6 +50,7 @@ logger = logging.getLogger("memtool")
 VERSION = 1
 START = 2**20  # bytes before the first image: the header, written last, and spaces
 KIND = "cache"
+FEW = 32  # images, at most, whose bytes tell a folder from another one
 MEASURED = ("mean", "std", "fingerprint")
 
 
@@ -119,6 +120,9 @@ def _key(paths: Sequence[str], labels: Sequence[Labels], options: Options) -> st
             stat = os.stat(path)
             size, time = stat.st_size, stat.st_mtime_ns
         digest.update(os.fsencode(f"{path[len(root) :]}\0{size} {time}\n"))
+    for path in paths[:: len(paths) // FEW + 1]:  # archives may give all images one size and time
+        with suppress(OSError):
+            digest.update(Path(path).read_bytes())
     return digest.hexdigest()[:32]
 
 

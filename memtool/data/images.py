@@ -17,7 +17,7 @@ from memtool import MemtoolError
 from memtool.data.listing import Images
 from memtool.data.pictures import Picture, Remark, read
 from memtool.data.resizing import fitted
-from memtool.data.spec import Options
+from memtool.data.spec import Options, with_options
 from memtool.device import machine_memory
 from memtool.progress import Advance
 
@@ -213,6 +213,11 @@ class _Album:
         found = next(depth for depth in DEPTHS if peak < 2**depth)
         if bits is not None and peak >= 2**bits:
             raise MemtoolError(f"{name}: has values up to {peak}, which need more than {bits} bits")
+        if bits is None and found < DEPTHS[-1] and self.options.is_part:
+            raise MemtoolError(
+                f"{name}: its images have more than 8 bits per value, and part of them does not "
+                f"tell how many; say so: {with_options(name, bits=found)!r}, if it is {found}"
+            )
         top = 2 ** (bits or found) - 1
         if top < 65535 and Remark.high_bytes in self.told:
             raise MemtoolError(

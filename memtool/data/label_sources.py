@@ -10,6 +10,7 @@ import io
 import logging
 import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
@@ -36,7 +37,7 @@ ARRAYS, PYTORCH, TABLES = (
 )
 SUFFIXES = (*ARRAYS, *PYTORCH, *TABLES)
 OF_OTHERS = set(SUFFIXES) - {".safetensors"}  # certainly no label files of memtool's
-FRACTION = re.compile(r"(?<=\d)\.0*$")  # that spreadsheets add to whole numbers
+DECIMAL = re.compile(r"-?\d+\.\d*([eE][+-]?\d{1,2})?")  # so some write whole numbers, too
 SHARE = 16  # labels as text take some ten times their memory
 WHOLE = ""  # the key of a file that holds a single array
 
@@ -290,10 +291,14 @@ def _columns(path: Path, n: int) -> Arrays:
     Of n + 1 rows, the first is a header."""
     content = path.read_bytes()
     text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    delimiter = max(",;\t ", key=first.strip().count)
-    lines = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True)
-    rows = [[cell.strip() for cell in line] for line in lines if any(cell.strip() for cell in line)]
+    text = re.sub(r"\A[\r\n]*(#[ \t]+)?|(\r?\n[ \t]*)+\Z", "", text)  # # begins savetxt's headers
+    lines = csv.reader(
+        io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True
+    )
+    # A line of one empty cell, such as `""`, is that of an example without a label.
+    rows = [[cell.strip() for cell in line] for line in lines if line]
+    while rows and len(rows[-1]) > 1 and not any(rows[-1]):  # as spreadsheets end
+        rows.pop()
     if len(rows) not in (n, n + 1):
         raise MemtoolError(
             f"{path}: has {len(rows)} rows, the data set has {n} training examples (one row for "
@@ -308,4 +313,25 @@ def _columns(path: Path, n: int) -> Arrays:
     if len(set(names)) < len(names):
         raise MemtoolError(f"{path}: two of its columns have one name ({', '.join(names)})")
     columns = zip(names, zip(*rows, strict=True), strict=True)
-    return {name: np.array([FRACTION.sub("", cell) for cell in cells]) for name, cells in columns}
+    return {name: np.array([_whole(cell) for cell in cells]) for name, cells in columns}
+
+
+def _delimiter(text: str) -> str:
+    """What stands between cells: in the first line, which may be a header, as often as in the last;
+    else what is most frequent in that."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    first, last = Counter(lines[0]), Counter(lines[-1])
+    alike = (mark for mark in ",;\t " if first[mark] == last[mark] > 0)
+    return next(alike, max(",;\t", key=last.__getitem__))
+
+
+def _whole(cell: str) -> str:
+    """A whole number that is written with a fraction of zeros as its digits alone; other text as it
+    is.
+
+    >>> _whole("3.0"), _whole("1.000e+01"), _whole("3.5"), _whole("v1.0")
+    ('3', '10', '3.5', 'v1.0')
+    """
+    if DECIMAL.fullmatch(cell) and (number := float(cell)).is_integer():
+        return str(int(number))
+    return cell

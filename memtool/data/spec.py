@@ -80,6 +80,11 @@ class Options:
         """Whether images are resized as timm does it, not to the middle square alone."""
         return any(getattr(self, name) is not None for name in RESIZING)
 
+    @property
+    def is_part(self) -> bool:
+        """Whether only some of the images there are may be taken."""
+        return self.samples is not None or self.samples_train is not None
+
 
 def parse(spec: str) -> tuple[str, Options]:
     """The source in a data set spec and its options.

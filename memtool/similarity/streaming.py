@@ -1,7 +1,10 @@
 """CKA of tensors, without files or models: `cka` of two, `CKA` of many that come in batches."""
 
+import math
 from collections.abc import Sequence
+from enum import StrEnum
 from itertools import accumulate, product
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +19,7 @@ from memtool.similarity.recorder import PairSums, Recorder, Visit, features
 from memtool.similarity.settings import Estimator, Kernel
 from memtool.similarity.tiles import TileRecorder
 
+Choice = TypeVar("Choice", bound=StrEnum)
 Layers = list[Tensor]  # activations (n, ...) of the same n examples
 
 
@@ -41,21 +45,32 @@ class CKA:
         kernel: Kernel | str = Kernel.linear,
         bandwidth: float = 1.0,
     ) -> None:
-        estimator = Estimator(estimator).canonical
+        estimator = _one_of(Estimator, estimator).canonical
         self.estimator = Estimator.exact if estimator is Estimator.auto else estimator
-        self.kernel, self.bandwidth = Kernel(kernel), bandwidth
+        self.kernel, self.bandwidth = _one_of(Kernel, kernel), bandwidth
         self.n = 0
         self._batches = 0
         self._sums: PairSums | None = None  # of minibatch, once sigma is known
         self._kept: list[tuple[Layers, Layers]] = []  # batches that are not in the sums
+        self._widths: list[list[int]] = []  # features of each layer of either side
 
     def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
-        """Take in a batch: for each layer a tensor (n, ...), the same n examples in all.
+        """Take in a batch: for each layer a tensor (n, ...), or an array of NumPy, the same n
+        examples in all.
 
-        Batches may differ in size. Raises MemtoolError if the numbers of examples differ, or if a
-        batch has fewer than the four that unbiased HSIC needs, for `minibatch`.
+        Batches may differ in size. Raises MemtoolError if the numbers of examples differ, if layers
+        are not those of the first batch, or if a batch has fewer than the four that unbiased HSIC
+        needs, for `minibatch`.
         """
+        xs, ys = _layers(xs), _layers(ys)
         n = _examples([*xs, *ys])
+        widths = [[math.prod(layer.shape[1:]) for layer in side] for side in (xs, ys)]
+        self._widths = self._widths or widths
+        if widths != self._widths:
+            raise MemtoolError(
+                f"the layers of this batch have {widths} features, those of the first "
+                f"{self._widths}; give the same layers in each"
+            )
         is_minibatch = self.estimator is Estimator.minibatch
         if is_minibatch and n < MINIMUM:
             raise MemtoolError(
@@ -129,6 +144,7 @@ def cka(
     (1.0, 0.745356)
     """
     stream = CKA(estimator, kernel, bandwidth)
+    x, y = _layers([x, y])
     n = _examples([x, y])
     check_examples(stream.estimator, n)
     batches = [([x[a:b]], [y[a:b]]) for a, b in even_batches(n, batch_size)]
@@ -138,6 +154,23 @@ def cka(
     for xs, ys in batches:
         stream.update(xs, ys)
     return stream.compute()[0, 0]
+
+
+def _one_of(choices: type[Choice], name: Choice | str) -> Choice:
+    """The member of that name; raises MemtoolError if there is none."""
+    if name not in set(choices):
+        kind = choices.__name__.lower()
+        raise MemtoolError(f"no {kind} {str(name)!r}; there are {', '.join(choices)}")
+    return choices(name)
+
+
+def _layers(side: Sequence[Tensor]) -> Layers:
+    """The tensors of a list, which may be arrays; raises MemtoolError for anything but a list."""
+    if not isinstance(side, list | tuple):
+        raise MemtoolError(
+            f"give a list of tensors, one for each layer, not a {type(side).__name__}"
+        )
+    return [torch.as_tensor(layer) for layer in side]
 
 
 def _examples(layers: Sequence[Tensor]) -> int:

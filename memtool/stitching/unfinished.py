@@ -9,7 +9,7 @@ from typing import Any, TextIO
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
-from memtool.files import replacing
+from memtool.files import claimed, replacing
 from memtool.tables import StitchingRow, checked, columns
 from memtool.tensors import files_of
 
@@ -50,7 +50,8 @@ class Unfinished:
         """Begin a sweep or, with `resume`, go on with one that was stopped. Nothing is kept if the
         table is None, a pipe or a device, beside which there is no place.
 
-        Raises MemtoolError if the file is of a sweep with other settings or other networks.
+        Raises MemtoolError if the file is of a sweep with other settings or other networks, and if
+        another process writes the table.
         """
         if table is None or table.exists() and not table.is_file():
             yield Unfinished()
@@ -58,18 +59,19 @@ class Unfinished:
         path = table.with_name(f"{table.name}.partial")
         digests = {str(network.path): _digest(network.path) for network in networks}
         header = {**settings, "networks": digests, "columns": list(columns(StitchingRow))}
-        rows = _rows_in(path, header, rows_per_cut) if resume and path.exists() else []
-        with replacing(path) as temporary:
-            lines = [json.dumps(content) + "\n" for content in (header, *rows)]
-            temporary.write_text("".join(lines), encoding="utf-8")
-        with open(path, "a", encoding="utf-8") as file:
-            unfinished = Unfinished(rows, file)
-            try:
-                yield unfinished
-                unfinished.is_empty = True
-            finally:
-                if unfinished.is_empty:
-                    path.unlink()
+        with claimed(table):  # or one that begins meanwhile would take the rows of this one away
+            rows = _rows_in(path, header, rows_per_cut) if resume and path.exists() else []
+            with replacing(path) as temporary:
+                lines = [json.dumps(content) + "\n" for content in (header, *rows)]
+                temporary.write_text("".join(lines), encoding="utf-8")
+            with open(path, "a", encoding="utf-8") as file:
+                unfinished = Unfinished(rows, file)
+                try:
+                    yield unfinished
+                    unfinished.is_empty = True
+                finally:
+                    if unfinished.is_empty:
+                        path.unlink(missing_ok=True)
 
 
 def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[StitchingRow]:

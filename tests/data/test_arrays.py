@@ -65,7 +65,6 @@ def test_arrays_that_are_split(tmp_path: Path, saved) -> None:
         (PIXELS - np.float32(1), LABELS, "values from -1"),
         (PIXELS * np.float32(np.nan), LABELS, "values from nan"),
         (PIXELS / 100, LABELS, "fractions"),
-        (PIXELS > 9, LABELS, "is bool"),
         (PIXELS, LABELS[:5], "6 images, 5 labels"),
         (PIXELS[:0], LABELS[:0], "0 images"),
     ],
@@ -187,3 +186,15 @@ def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path, refused, typ
     )
     told = refused(tmp_path / "x.safetensors")
     assert "images is of type " in told and "save it as float32" in told
+
+
+def test_truth_values_are_black_and_white(saved, tmp_path):
+    found = data.load(str(saved(tmp_path / "x.npz", images=PIXELS > 9, labels=LABELS)))
+    np.testing.assert_array_equal(np.unique(found.test.images), np.unique(255 * (PIXELS > 9)))
+
+
+def test_the_array_that_does_not_fit_the_others_is_named(saved, refused, tmp_path):
+    arrays = {"train_images": PIXELS / np.float32(PIXELS.max()), "test_images": PIXELS}
+    labels = {"train_labels": LABELS, "test_labels": LABELS}
+    told = refused(saved(tmp_path / "x.npz", **arrays, **labels))
+    assert "train_images has fractions, and test_images values up to" in told

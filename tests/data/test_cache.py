@@ -351,3 +351,17 @@ def test_the_cache_is_in_the_users_cache_by_default(tmp_path: Path, photos: Path
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     data.load(f"folder:{photos}", memory=MEMORY)
     assert len(kept(tmp_path / "xdg/memtool")) == 1
+
+
+def test_folders_that_differ_in_nothing_but_pixels_are_told_apart(
+    cache: Path, tmp_path: Path
+) -> None:
+    for number, name in enumerate(("one", "other")):
+        for place in ("train/a", "train/b", "test/a", "test/b"):
+            (tmp_path / name / place).mkdir(parents=True)
+            file = tmp_path / name / place / "0.ppm"
+            Image.fromarray(np.full((8, 8, 3), number, np.uint8)).save(file)
+            os.utime(file, (0, 0))
+        data.load(f"folder:{tmp_path / name}", memory=100)
+    found = data.load(f"folder:{tmp_path / 'other'}", memory=100)
+    assert len(kept(cache)) == 2 and found.train.images.min() == 1

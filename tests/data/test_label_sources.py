@@ -226,3 +226,24 @@ def test_archives_too_large_for_labels_are_refused_unread(tmp_path, monkeypatch)
     np.savez_compressed(tmp_path / "labels.npz", labels=np.zeros(2000, np.int64))
     with pytest.raises(MemtoolError, match=r"labels.npz: takes 0 MiB, and labels are read from at"):
         found(tmp_path / "labels.npz")
+
+
+@pytest.mark.parametrize("header", ["0", "label"])
+@pytest.mark.parametrize("missing", [0, 20, 59])
+def test_an_empty_label_is_told_and_moves_no_others(tmp_path, header, missing):
+    lines = [header, *map(str, GIVEN)]
+    lines[1 + missing] = '""'
+    (tmp_path / "y.csv").write_text("\n".join(lines) + "\n")
+    with pytest.raises(MemtoolError, match=f"that of example {missing} is empty"):
+        found(tmp_path / "y.csv")
+
+
+@pytest.mark.parametrize("options", [{}, {"fmt": "%d", "header": "labels"}, {"fmt": "%.3e"}])
+def test_what_numpy_writes_as_text(tmp_path, options):
+    np.savetxt(tmp_path / "y.txt", GIVEN, **options)
+    assert found(tmp_path / "y.txt")[0] == "y.txt"
+
+
+def test_a_header_of_several_words(tmp_path):
+    (tmp_path / "y.csv").write_text("noisy labels\n" + rows(GIVEN))
+    assert found(tmp_path / "y.csv") == ("y.csv", "noisy labels")

@@ -259,3 +259,11 @@ def test_files_are_known_by_their_content(folder) -> None:
     path = Path(spec.removeprefix("folder:")) / "x/a.png"
     Image.fromarray(COLORS).save(path, format="BMP")
     assert (data.load(spec).test.images[0] == COLORS.transpose(2, 0, 1)).all()
+
+
+def test_part_of_deep_images_does_not_tell_their_bits(folder, refused) -> None:
+    spec = folder(a_png=png16(values_up_to(900, 8, 10)), b_png=png16(values_up_to(4000, 8, 10)))
+    assert "part of them does not tell how many; say so: '" in refused(f"{spec}?samples=1")
+    whole = data.load(spec).test.images
+    part = data.load(f"{spec}?samples=1&bits=12").test.images
+    assert any(np.array_equal(part[0], one) for one in whole)

@@ -441,3 +441,38 @@ def test_no_synchronization_on_cuda(estimator):
         torch.cuda.set_sync_debug_mode("default")
     expected = cka(x.cpu(), y.cpu(), estimator, batch_size=64).item()
     assert stream.compute().item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_arrays_of_numpy_are_taken():
+    x, y = torch.randn(20, 4), torch.randn(20, 3)
+    assert cka(x.numpy(), y.numpy()) == cka(x, y)
+    stream = CKA()
+    stream.update([x.numpy()], [y])
+    assert stream.compute()[0, 0] == cka(x, y, "minibatch")
+
+
+@pytest.mark.parametrize(
+    ("xs", "told"),
+    [
+        (torch.randn(5, 4), "a list of tensors, one for each layer, not a Tensor"),
+        ({"a": torch.randn(5, 4)}, "not a dict"),
+        (
+            [torch.randn(5, 6)],
+            r"have \[\[6\], \[4\]\] features, those of the first \[\[4\], \[4\]\]",
+        ),
+        ([torch.randn(5, 4)] * 2, "give the same layers in each"),
+    ],
+)
+@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
+def test_other_layers_than_before_are_refused(xs, told, estimator):
+    stream = CKA(estimator)
+    stream.update([torch.randn(5, 4)], [torch.randn(5, 4)])
+    with pytest.raises(MemtoolError, match=told):
+        stream.update(xs, [torch.randn(5, 4)])
+
+
+def test_an_estimator_that_there_is_not_is_told():
+    with pytest.raises(MemtoolError, match="no estimator 'foo'; there are auto, exact"):
+        CKA("foo")
+    with pytest.raises(MemtoolError, match="no kernel 'poly'; there are linear, rbf"):
+        cka(torch.ones(5, 1), torch.ones(5, 1), kernel="poly")

@@ -1,6 +1,9 @@
 """The rows of a sweep that was stopped."""
 
 import json
+import os
+import subprocess
+import sys
 
 import pytest
 
@@ -88,3 +91,22 @@ def test_nothing_is_kept_beside_what_is_no_file(tmp_path, networks, table, monke
         unfinished.keep(row(0))
         assert unfinished.rows == []
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_rows_of_a_sweep_at_work_are_not_taken_away(tmp_path, networks):
+    table = tmp_path / "t.csv"
+    begin = (
+        "import sys; from pathlib import Path\n"
+        "from memtool import MemtoolError\n"
+        "from memtool.stitching.unfinished import Unfinished\n"
+        "try:\n"
+        "    with Unfinished.beside(Path(sys.argv[1]), {}, [], 3, resume=False): print('began')\n"
+        "except MemtoolError as error: print(error)\n"
+    )
+    with Unfinished.beside(table, SETTINGS, networks, 3, resume=False) as unfinished:
+        unfinished.keep(row(0))
+        command = [sys.executable, "-c", begin, str(table)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        assert f"process {os.getpid()} on" in done.stdout
+        lines = table.with_name("t.csv.partial").read_text().splitlines()
+        assert json.loads(lines[-1]) == row(0)
