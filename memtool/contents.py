@@ -7,15 +7,18 @@ nothing is read but the beginning of a file and the table of contents of an arch
 
 import errno
 import fnmatch
+import json
 import os
 import re
+import shlex
 import string
 import tarfile
 import zipfile
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from memtool import MemtoolError
 from memtool.errors import some
@@ -95,7 +98,9 @@ def described(path: Path, weights: bool = True) -> str | None:
     if not weights and content.way_out in (PYTORCH, CONVERT):
         return content.what
     target = f"{os.path.splitext(path)[0]}.safetensors"
-    way_out = content.way_out.replace("{path}", str(path)).replace("{target}", target)
+    way_out = content.way_out.replace("'{path}'", repr(str(path)))  # in Python; else for a shell
+    for name, file in (("{path}", str(path)), ("{target}", target)):
+        way_out = way_out.replace(name, shlex.quote(file))
     return f"{content.what}; {way_out}"
 
 
@@ -139,9 +144,20 @@ def limited(file: IO[bytes], most: int) -> bytes:
 
 
 def read_text(path: Path) -> str:
-    """A text file of at most MAX_TEXT bytes. Raises OSError if it is larger."""
+    """A text file of at most MAX_TEXT bytes. Raises OSError if it is larger, and MemtoolError for a
+    pipe or a device."""
+    check_regular(path)
     with open(path, "rb") as file:
-        return limited(file, MAX_TEXT).decode("utf-8")
+        return limited(file, MAX_TEXT).decode("utf-8-sig")
+
+
+def read_json(path: Path, pairs: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:
+    """The JSON in a file, read as by `read_text`; ValueError for anything else, however it is
+    broken. `pairs` is json's `object_pairs_hook`."""
+    try:
+        return json.loads(read_text(path), object_pairs_hook=pairs)
+    except RecursionError as error:
+        raise ValueError("it is nested absurdly deep") from error
 
 
 def _recognized(path: Path) -> Content | None:

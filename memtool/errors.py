@@ -61,9 +61,10 @@ def printable(text: str) -> str:
 
 
 def some(names: Sequence[str]) -> str:
-    """At most three of the names.
+    """At most three of the names, as far as a line has room for them.
 
-    >>> some(["a", "b", "c", "d"])
-    'a, b, c, ...'
+    >>> some(["a", "b\\n", "c", "d"])
+    'a, b\\\\n, c, ...'
     """
-    return ", ".join([*names[:3], *(["..."] if len(names) > 3 else [])])
+    shown = [printable(shortened(name, 200)) for name in names[:3]]
+    return ", ".join([*shown, *(["..."] if len(names) > 3 else [])])

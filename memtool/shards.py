@@ -1,17 +1,15 @@
 """Weights in several files, shards, of which an index (`model.safetensors.index.json`) says which
 has which tensors; transformers and accelerate write them."""
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError
-from memtool.contents import check_regular, described
+from memtool.contents import described, read_json
 from memtool.errors import shortened, some
 
-MAX_INDEX = 32 * 2**20  # bytes; a hundred are enough for a tensor
 MAX_NAME = 255  # bytes, in most file systems
 PART = re.compile(r"(?P<stem>.+)-(?P<part>\d+)-of-(?P<parts>\d+)(?P<suffix>\.\w+)")
 
@@ -51,12 +49,8 @@ def _is_name(text: str) -> bool:
 
 def _weight_map(path: Path) -> dict[str, str]:
     """The name of the file for each name of a tensor."""
-    check_regular(path)
     try:
-        if path.stat().st_size > MAX_INDEX:
-            raise MemtoolError(f"{path}: is absurdly large for an index of shards")
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_unique)
-        match content:
+        match read_json(path, _unique):
             case {"weight_map": dict(files)} if files and all(
                 isinstance(file, str) for file in files.values()
             ):
@@ -66,7 +60,7 @@ def _weight_map(path: Path) -> dict[str, str]:
         raise MemtoolError(f"{path}: no such file") from error
     except OSError as error:
         raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         told = described(path)
         if told and not told.startswith("JSON"):
             raise MemtoolError(f"{path}: is {told}") from error

@@ -176,7 +176,7 @@ def check_kept(path: Path, kind: str, metadata: Metadata) -> None:
         text = json.dumps(metadata, allow_nan=False)
     except ValueError as error:
         raise MemtoolError(f"{path}: its settings hold a number that is not finite") from error
-    check(path, kind, json.loads(text))
+    check(path, kind, _decoded(path, text))
 
 
 def files_of(path: Path) -> list[Path]:

@@ -12,7 +12,14 @@ from safetensors.torch import save_file
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
-from memtool.tensors import find_metadata, load_tensors, read_metadata, save_tensors, stored_tensors
+from memtool.tensors import (
+    check_kept,
+    find_metadata,
+    load_tensors,
+    read_metadata,
+    save_tensors,
+    stored_tensors,
+)
 
 
 def crafted(path: Path, header: object, body: bytes = b"", length: int | None = None) -> Path:
@@ -189,3 +196,9 @@ def test_tensors_in_one_memory_are_written_separately(tmp_path):
     found = load_tensors(tmp_path / "x.safetensors")
     assert found.keys() == tensors.keys()
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
+
+
+def test_what_could_not_be_read_again_is_not_written(tmp_path):
+    long = {"model": {"name": "x" * 60_000_000, "options": {}}, "data": {}, "training": {}}
+    with pytest.raises(MemtoolError, match="its memtool metadata is absurdly large"):
+        check_kept(tmp_path / "x.safetensors", "checkpoint", long)

@@ -257,9 +257,10 @@ def _groups(expected: Sequence[str], found: Sequence[str]) -> dict[Tokens, _Grou
     for name in expected:
         for one in _spelled(name):
             spelled.setdefault(_unwrapped(one.tokens), []).append(one)
+    longest = max(map(len, spelled), default=0)
     groups: dict[Tokens, _Group] = {}
     for key in found:
-        for prefix, (name, match) in _counterparts(key, spelled).items():
+        for prefix, (name, match) in _counterparts(key, spelled, longest).items():
             group = groups.setdefault(prefix, {})
             if name not in group or match.cost < group[name].cost:
                 group[name] = match
@@ -282,13 +283,14 @@ def _unwrapped(tokens: Tokens) -> Tokens:
 
 
 def _counterparts(
-    key: str, spelled: Mapping[Tokens, Sequence[_Spelled]]
+    key: str, spelled: Mapping[Tokens, Sequence[_Spelled]], longest: int
 ) -> dict[Tokens, tuple[str, _Found]]:
-    """The name in the model that a name in the file may be, for each prefix that it may have."""
+    """The name in the model that a name in the file may be, for each prefix that it may have.
+    `longest` is the number of tokens of the longest in `spelled`."""
     tokens = tuple(key.split("."))
     core = _unwrapped(tokens)
     best: dict[Tokens, tuple[str, _Found]] = {}
-    for start in range(len(core) + 1):
+    for start in range(max(0, len(core) - longest), len(core) + 1):
         for one in spelled.get(core[start:], ()):
             if (aligned := _aligned(one.tokens, tokens)) is None:
                 continue

@@ -188,10 +188,16 @@ class Checkpoint:
         others; a note says so, and which ones are taken where none are known. Raises MemtoolError
         if they are not those of as many channels as the images have.
         """
-        if "fingerprint" in self.data:
-            return self
         options = {"mean": dataset.options.mean, "std": dataset.options.std}
         given = {name: values for name, values in options.items() if values}
+        if "fingerprint" in self.data:
+            for name, values in given.items():
+                if values != self.data.get(name, values):
+                    logger.warning(
+                        f"{self.path}: was trained with the {name} {self.data[name]}, which is "
+                        f"taken, not the {values} that {dataset.name} says"
+                    )
+            return self
         self._log_statistics(given, dataset)
         data = dataset.metadata() | self.data | given
         self._check_channels(data["mean"], dataset)
@@ -201,8 +207,9 @@ class Checkpoint:
         """Raise MemtoolError unless `mean` has a number for each channel of the images."""
         channels = dataset.image_shape[0]
         if len(mean) != channels:
-            gray = channels == 1 and len(mean) == 3
+            gray = channels == 1 and len(mean) == 3 == self.image_shape[0]
             hint = " (gray ones get 3 channels by --data '...?channels=3')" if gray else ""
+            hint = hint or "; say by which: --data '...?mean=M,...&std=S,...'"
             raise MemtoolError(
                 f"{self.path}: its images are normalized by {len(mean)} means, those of "
                 f"{dataset.name} have channels: {channels}{hint}"

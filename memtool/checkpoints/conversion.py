@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ NESTED = (
     *("params", "module", "state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema"),
 )
 MAX_NESTED = 10  # dicts in dicts
+PREPARATION = ("mean", "std", "preprocessing")  # of images, in the metadata
 
 
 def convert(
@@ -47,7 +49,11 @@ def convert(
     """
     checkpoint, tensors = _read(path, model, trust)
     if dataset_for:
-        checkpoint = checkpoint.with_dataset(dataset_for(checkpoint))
+        dataset = dataset_for(checkpoint)
+        # What is known of the normalization is kept; what else is on record is replaced.
+        data = {key: checkpoint.data[key] for key in PREPARATION if key in checkpoint.data}
+        checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, "data": data})
+        checkpoint = checkpoint.with_dataset(dataset)
     network = checkpoint.skeleton()
     load_weights(network, tensors, path)
     save_tensors(output, "checkpoint", network.state_dict(), checkpoint.metadata)

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ logger = logging.getLogger("memtool")
 
 # The names of tensors that normalization layers and swin keep beside their parameters.
 BUFFERS = ("running_mean", "running_var", "num_batches_tracked", "relative_coords_table")
-TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16", "BOOL": "bool"}
+TYPES = {"F": "float", "BF": "bfloat", "I": "int", "U": "uint", "C": "complex"}
 
 
 def file_rows(paths: Sequence[Path], model: ModelSpec | None) -> Iterator[FileRow]:
@@ -105,8 +106,14 @@ def _count_parameters(stored: Mapping[str, Stored]) -> int:
 
 
 def _type(dtype: str) -> str:
-    """A type of safetensors, such as F32, as PyTorch names it."""
-    return TYPES.get(dtype, dtype.lower().replace("i", "int"))
+    """A type of safetensors as PyTorch names it.
+
+    >>> _type("F32"), _type("U8"), _type("F8_E4M3"), _type("BOOL")
+    ('float32', 'uint8', 'float8_e4m3fn', 'bool')
+    """
+    found = re.fullmatch(r"([A-Z]+)(\d.*)", dtype)
+    name = TYPES.get(found[1], found[1]) + found[2] if found else dtype
+    return name.lower() + "fn" * name.endswith("E4M3")
 
 
 def _joined(values: Sequence[Any] | None, separator: str) -> str | None:

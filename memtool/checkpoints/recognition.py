@@ -3,7 +3,6 @@
 Everything here works on names and shapes, as a file's header gives them: no weights are read.
 """
 
-import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -22,8 +21,8 @@ from memtool.checkpoints.names import (
     shapes_of,
 )
 from memtool.checkpoints.rewriting import Rewrite, rewriting
-from memtool.contents import check_regular
-from memtool.errors import some
+from memtool.contents import read_json
+from memtool.errors import shortened, some
 from memtool.models import ModelSpec
 from memtool.tensors import Shape
 
@@ -41,7 +40,6 @@ IMAGE_SIZES = (
 )
 # Options whose value no single size tells, and the values to try.
 TRIED = {"aux_logits": (False,), "image_size": IMAGE_SIZES, "img_size": IMAGE_SIZES}
-MAX_CONFIG = 1_000_000  # bytes
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,12 @@ def _match(shapes: Shapes, same: Mapping[str, str], model: ModelSpec | None, pat
         return _match_named(path, shapes, same, model, "--model")
     config = json_beside(path, "config.json")
     if named := _named_by(config):
-        match = _match_named(path, shapes, same, named, "config.json")
+        try:
+            match = _match_named(path, shapes, same, named, "config.json")
+        except MemtoolError as error:
+            raise MemtoolError(
+                f"{error} (the config.json beside it says that model; --model SPEC says another)"
+            ) from error
         logger.info(f"{path}: recognized as {named.name} by the config.json beside it")
         return match
     spec = _recognized(shapes, same)
@@ -115,7 +118,11 @@ def _match_named(
     if not _fits(spec, found) and (other := rewriting(spec, shapes, complete_from_shapes)):
         other.log(path)
         return Match(other.spec, other.names, other.shapes, known_by, other.rewrite)
-    _check_fit(spec, outline_of(spec, found).shapes, found)
+    try:
+        _check_fit(spec, outline_of(spec, found).shapes, found)
+    except MemtoolError as error:
+        beside = f"; it has {some(reading.others)} besides" if reading.others else ""
+        raise MemtoolError(f"{error}{beside}") from error
     reading.log(path)
     return Match(spec, reading.names, found, known_by)
 
@@ -200,14 +207,15 @@ def _read_off(spec: ModelSpec, option: str, shapes: Shapes) -> int | None:
 
 
 def json_beside(path: Path, name: str) -> dict[str, Any]:
-    """The content of a JSON file beside `path`; empty if there is none to be read."""
+    """The JSON object in a file beside `path`; empty if there is none, or, with a warning, if it
+    cannot be read."""
     file = path.with_name(name)
-    check_regular(file)
     try:
-        if file.stat().st_size > MAX_CONFIG:
-            return {}
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
+        config = read_json(file)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        logger.warning(f"{file}: is ignored, since it cannot be read ({shortened(error)})")
         return {}
     return config if isinstance(config, dict) else {}
 
@@ -220,6 +228,9 @@ def _named_by(config: Mapping[str, Any]) -> ModelSpec | None:
             options = dict(options) if isinstance(options, dict) else {}
             if isinstance(classes := config.get("num_classes"), int):
                 options.setdefault("num_classes", classes)
+            match config.get("pretrained_cfg"):
+                case {"fixed_input_size": True, "input_size": [_, int(height), int(width)]}:
+                    options.setdefault("img_size", [height, width])  # as timm does
             return ModelSpec(f"timm:{name}", options)
     return None
 
@@ -251,6 +262,11 @@ def _log_doubt(path: Path, spec: ModelSpec) -> None:
             f"{path}: its tensors do not show whether it was trained with transform_input; built "
             "without, which is wrong for weights from torchvision: pass --model "
             f"'{spec.name}?transform_input=true' for those"
+        )
+    if spec.name in ("resnet18", "resnet34", "resnet50"):
+        logger.info(
+            f"{path}: its tensors do not show whether it pools before its first block, as "
+            f"torchvision's networks do; {spec.name} does not"
         )
 
 

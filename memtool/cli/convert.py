@@ -46,10 +46,11 @@ def convert(
 ) -> None:
     """Convert foreign weights to a checkpoint
 
-    The weights are checked against the model, tensor by tensor, and written as float32 under the
-    names that they have in the model. Names with wrappers and layouts of other code are recognized,
-    and what stands beside the network is left aside, with a note. Only the tensors of a pickle are
-    read, those of a whole pickled module included: nothing in it runs, whatever else it holds.
+    The weights are checked against the model, tensor by tensor, and written under the names that
+    they have in the model, in its types (float32, as a rule). Names with wrappers and layouts of
+    other code are recognized, and what stands beside the network is left aside, with a note. Only
+    the tensors of a pickle are read, those of a whole pickled module included: nothing in it runs,
+    whatever else it holds.
 
     \b
     Examples:

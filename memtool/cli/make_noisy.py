@@ -112,6 +112,9 @@ def make_noisy(
             "several ratios need {ratio} in the name, as in 'r{ratio}.safetensors'", param_hint="-o"
         )
     options.check_file(output)
+    paths = {Path(str(output).replace("{ratio}", f"{100 * one:.10g}")): one for one in ratios}
+    for path in paths or [output]:
+        check_writable(path)
     spec = options.dataset_spec(dataset, image_size, split_at)
     set_ = options.load_data(spec, data_dir, memory, training=True)
     transition = _read_matrix(matrix, len(set_.classes)) if matrix else None
@@ -119,13 +122,9 @@ def make_noisy(
         made = {output: LabelFile.given_by(set_, source)}
     else:
         made = {
-            Path(str(output).replace("{ratio}", f"{100 * value:.10g}")): LabelFile.noisy(
-                set_, kind, value, seed, transition
-            )
-            for value in ratios
+            path: LabelFile.noisy(set_, kind, value, seed, transition)
+            for path, value in paths.items()
         }
-    for path in made:
-        check_writable(path)
     for path, labels in made.items():
         if dry_run:
             print(json.dumps({"output": str(path), "data": set_.name, **labels.metadata["noise"]}))
@@ -143,18 +142,20 @@ def _read_matrix(path: Path, classes: int) -> "Matrix":
     numbers separated by commas or spaces. Raises MemtoolError for any other file."""
     import numpy as np
 
-    from memtool.contents import check_regular, read_text
+    from memtool.contents import read_text
     from memtool.data import check_transition_matrix
 
-    check_regular(path)
     try:
         text = read_text(path).replace(",", " ")
+    except OSError as error:
+        raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:
+        raise MemtoolError(f"{path}: not a transition matrix: {error}") from error
+    try:
         if not text.strip():
             raise ValueError("it is empty")
         matrix = np.loadtxt(text.splitlines(), ndmin=2)
         check_transition_matrix(matrix, classes)
-    except OSError as error:
-        raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, MemtoolError) as error:
         raise MemtoolError(f"{path}: not a transition matrix: {error}") from error
     return matrix

@@ -296,7 +296,8 @@ def load_dataset(
     dataset = load_data(full, folder, memory, training=training)
     for other in others:
         other.warn_of_preparation(dataset)
-    _check_shape(checkpoint, dataset)
+    for one in (checkpoint, *others):
+        _check_shape(one, dataset)
     if training:
         _check_classes(checkpoint, dataset)
     if full == recorded and spec is None:
@@ -323,9 +324,11 @@ def _check_shape(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
 
     shape = tuple(checkpoint.data.get("image_shape") or dataset.image_shape)
     if dataset.image_shape != shape:
-        hint = ""
-        if len(shape) == 3 and dataset.image_shape[1:] == shape[1:] and shape[0] in (1, 3):
+        hint, others = "", dataset.image_shape
+        if len(shape) == 3 and others[1:] == shape[1:] and shape[0] in (1, 3):
             hint = f" (--data {with_options(dataset.name, channels=shape[0])!r} makes them so)"
+        elif len(shape) == 3 and others[:1] == shape[:1] and shape[1] == shape[2]:
+            hint = f" (--image-size {shape[1]} makes them so)"
         raise MemtoolError(
             f"{checkpoint.path}: takes {told_shape(shape)}, {dataset.name} has "
             f"{told_shape(dataset.image_shape)}{hint}"
@@ -334,10 +337,8 @@ def _check_shape(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
 
 def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
     """Raise MemtoolError if `checkpoint` is known to have another number of classes."""
-    classes = len(dataset.classes)
-    on_record = checkpoint.data.get("classes")
-    known = len(on_record) if on_record else checkpoint.spec.options.get("num_classes", classes)
-    if known != classes:
+    classes, known = len(dataset.classes), checkpoint.classes
+    if known not in (None, classes):
         raise MemtoolError(
             f"{checkpoint.path}: tells {known} classes apart, {dataset.name} has {classes}; "
             "name the data set that it was trained on (--data)"

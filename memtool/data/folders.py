@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.contents import check_regular, read_text
+from memtool.contents import read_text
 from memtool.data.listing import Labels, Listing
 from memtool.data.pictures import SUFFIXES
 
@@ -189,7 +189,6 @@ def _walk(folder: Path, skipped: Skipped, above: frozenset[str]) -> Iterator[str
 def _annotations(path: Path) -> dict[str, str]:
     """The class of each image that Tiny ImageNet's list of annotations names."""
     names: dict[str, str] = {}
-    check_regular(path)
     try:
         lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -60,6 +60,12 @@ def _build_from_factory(spec: ModelSpec) -> nn.Module:
             f"model {spec.name!r}: gives a {type(model).__name__}, not a torch.nn.Module whose "
             "layers run in Python"
         )
+    for key, value in model.state_dict().items():
+        if not isinstance(value, torch.Tensor):
+            raise MemtoolError(
+                f"model {spec.name!r}: keeps {key} in its state_dict, which is no tensor, and a "
+                "checkpoint holds tensors alone"
+            )
     if lazy := [name for name, parameter in model.named_parameters() if is_lazy(parameter)]:
         raise MemtoolError(
             f"model {spec.name!r}: {lazy[0]} gets its size from the first images; a checkpoint "

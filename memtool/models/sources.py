@@ -138,7 +138,7 @@ def _function_in(path: Path, source: bytes, wanted: str) -> "Factory":
     # A module of its own, under a name that no other has: dataclasses look theirs up, say.
     digest = hashlib.sha256(bytes(path.absolute()) + source).hexdigest()
     module = ModuleType(re.sub(r"\W", "_", f"{path.stem}_{digest[:16]}"))
-    module.__file__ = str(path)
+    module.__file__, module.__package__ = str(path), ""  # part of none
     sys.modules[module.__name__] = module
     try:
         exec(compile(source, path, "exec"), vars(module))
@@ -147,16 +147,24 @@ def _function_in(path: Path, source: bytes, wanted: str) -> "Factory":
         raise MemtoolError(f"{path}: cannot be run ({one_line(error)}){hint}") from error
     namespace = vars(module)
     if not callable(factory := namespace.get(wanted)):
-        callables = [key for key, value in namespace.items() if inspect.isfunction(value)]
+        callables = [
+            key
+            for key, value in namespace.items()
+            if inspect.isfunction(value)
+            or inspect.isclass(value)
+            and value.__module__ == module.__name__
+        ]
         nearest = get_close_matches(wanted, callables, n=3) or callables[:3]
         raise MemtoolError(
-            f"{path}: has no function {wanted!r}; it has: {', '.join(nearest) or 'none'}"
+            f"{path}: has no function or class {wanted!r}; it has: {', '.join(nearest) or 'none'}"
         )
     return typing.cast("Factory", factory)
 
 
 def _hint(path: Path, error: Exception) -> str:
     """How a module is found that is missing, but lies in a folder around the file of code."""
+    if isinstance(error, ImportError) and "relative import" in str(error):
+        return "; the file is run by itself, as no part of a package: import by whole names"
     name = (getattr(error, "name", None) or "").partition(".")[0]
     if name and isinstance(error, ModuleNotFoundError):
         for folder in path.absolute().parents:

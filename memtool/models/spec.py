@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError, specs
-from memtool.contents import check_regular, read_text
+from memtool.contents import check_regular, read_json
 
 STITCHED = "stitched"
 
@@ -138,15 +138,17 @@ def _value(text: str) -> Any:
 
 def _from_file(path: Path) -> ModelSpec:
     """The spec in a `FILE.json`."""
-    check_regular(path)
+    wanted = f'{path}: not a model spec, such as {{"name": "resnet18", "options": {{"width": 16}}}}'
     try:
-        return ModelSpec.from_json(json.loads(read_text(path)))
+        content = read_json(path)
     except OSError as error:
         raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError, MemtoolError) as error:
-        raise MemtoolError(
-            f'{path}: not a model spec, such as {{"name": "resnet18", "options": {{"width": 16}}}}'
-        ) from error
+    except ValueError as error:
+        raise MemtoolError(wanted) from error
+    try:
+        return ModelSpec.from_json(content)
+    except MemtoolError as error:
+        raise MemtoolError(wanted) from error
 
 
 def code_file(name: str) -> Path | None:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError, __version__, figures, tables
-from memtool.contents import read_text
+from memtool.contents import read_json
 from memtool.errors import shortened, some
 from memtool.files import replacing
 from memtool.reproduction.exhibits import EXHIBITS, Exhibit
@@ -128,8 +128,8 @@ def _record(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        record = json.loads(read_text(path))
-    except (ValueError, RecursionError, OSError) as error:
+        record = read_json(path)
+    except (ValueError, OSError) as error:
         raise MemtoolError(f"{path}: cannot be read as JSON ({shortened(error)})") from error
     if not isinstance(record, dict):
         raise MemtoolError(f"{path}: holds no JSON object")

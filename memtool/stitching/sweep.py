@@ -64,7 +64,8 @@ class Sweep:
                 if keepers.setdefault(path, files) != files:
                     raise MemtoolError(
                         f"{path}: would be the stitched model of {' and '.join(map(str, files))} "
-                        f"and of {' and '.join(map(str, keepers[path]))}; stitch them one by one"
+                        f"and of {' and '.join(map(str, keepers[path]))}; stitch them one by one, "
+                        "each with a folder of its own (--save)"
                     )
 
     def _check_steps(self, device: torch.device, examples: int) -> None:

@@ -315,3 +315,10 @@ def test_what_save_model_leaves_out_is_found_by_the_header(tmp_path, caplog, wei
     save_file(kept, path, {**removed, "format": "pt"})
     for model in (None, SPEC):
         assert_equal(Checkpoint.open(path, model).model().state_dict(), weights)
+
+
+def test_a_name_of_a_million_tokens_costs_no_more_than_to_read_it():
+    name = ".".join("x" * 1_000_000)
+    assert read_names(["fc.weight"], [f"{name}.fc.weight"]).names == {
+        "fc.weight": f"{name}.fc.weight"
+    }

@@ -211,3 +211,15 @@ def test_what_is_ignored_in_a_pickle_is_said(run, tmp_path, weights):
     result = run("convert", source, "-o", target)
     assert f"{source}: used 'state_dict', ignored model_ema\n" in result.stderr
     assert f"{source}: ignored best, not tensors\n" in result.stderr
+
+
+def test_another_data_set_takes_the_place_of_that_on_record(run, tmp_path, weights, folder):
+    torch.save(weights, tmp_path / "old.pt")
+    spec = f"folder:{folder}"
+    for source, data in (("old.pt", spec), ("1.safetensors", f"{spec}?mean=0.5,0.5,0.5")):
+        target = tmp_path / f"{1 + (source != 'old.pt')}.safetensors"
+        result = run("convert", tmp_path / source, "-o", target, "--data", data)
+        assert result.code == 0, result.stderr
+    first, second = (read_metadata(tmp_path / f"{i}.safetensors")["data"] for i in (1, 2))
+    assert second["name"] == f"{spec}?mean=0.5,0.5,0.5" and second["mean"] == [0.5] * 3
+    assert second["std"] == first["std"] and second["fingerprint"] == first["fingerprint"]

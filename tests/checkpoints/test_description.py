@@ -17,12 +17,15 @@ def test_the_row_of_a_file_counts_its_parameters_without_buffers(tmp_path):
         "half": torch.zeros(5, dtype=torch.float16),
         "norm.running_mean": torch.zeros(7),
         "norm.num_batches_tracked": torch.tensor(0),
+        "mask": torch.zeros(2, dtype=torch.bool),
+        "image": torch.zeros(2, dtype=torch.uint8),
+        "eighth": torch.zeros(2).to(torch.float8_e5m2),
     }
     save_tensors(path, "other", tensors, {})
     (row,) = file_rows([path], None)
     assert (row["kind"], row["model"], row["model_from"]) == ("other", None, None)
-    assert (row["parameters"], row["tensors"]) == (17, 4)
-    assert row["types"] == "float16 float32 int64"
+    assert (row["parameters"], row["tensors"]) == (19, 7)
+    assert row["types"] == "bool float16 float32 float8_e5m2 int64 uint8"
     assert row["bytes"] == path.stat().st_size
 
 

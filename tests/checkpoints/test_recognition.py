@@ -153,10 +153,44 @@ def test_a_config_beside_the_file_names_a_timm_model(run, vit):
      json.dumps({"architecture": 3})],
     ids=["half", "list", "deep", "of transformers", "of another type"],
 )  # fmt: skip
-def test_a_config_that_names_no_timm_model_is_as_none(vit, config):
+def test_a_config_that_names_no_timm_model_is_as_none(vit, config, caplog):
     vit.with_name("config.json").write_text(config)
     with pytest.raises(MemtoolError, match="those of no model of ours or of torchvision"):
         Checkpoint.open(vit)
+    is_told = "config.json: is ignored, since it cannot be read" in caplog.text
+    assert is_told == (config[:2] in ("{", "[["))
+
+
+def test_a_large_config_that_begins_with_a_mark_of_utf_8_is_read(vit):
+    labels = {str(number): "a class" for number in range(60_000)}
+    content = json.dumps({**CONFIG, "id2label": labels})
+    vit.with_name("config.json").write_text(content, encoding="utf-8-sig")
+    assert Checkpoint.open(vit).data["mean"] == [0.5, 0.4, 0.3]
+
+
+def test_a_config_of_other_weights_is_told(vit):
+    vit.with_name("config.json").write_text(json.dumps({**CONFIG, "num_classes": 7}))
+    with pytest.raises(
+        MemtoolError, match=r"head.* \(the config.json beside it says that model; --m"
+    ):
+        Checkpoint.open(vit)
+
+
+def test_a_size_that_the_network_insists_on_is_that_of_the_config(vit):
+    about = {**CONFIG["pretrained_cfg"], "fixed_input_size": True}
+    config = {**CONFIG, "model_args": {"depth": 1}, "pretrained_cfg": about}
+    vit.with_name("config.json").write_text(json.dumps(config))
+    assert Checkpoint.open(vit).spec.options["img_size"] == [32, 32]
+
+
+def test_parts_that_are_not_of_the_model_are_named(tmp_path):
+    found = tensors_of("resnet18?width=4")
+    found = {f"backbone.{name}": tensor for name, tensor in found.items() if name[:3] != "fc."}
+    path = saved(tmp_path / "r.safetensors", {**found, "head.weight": torch.zeros(10, 32)})
+    with pytest.raises(
+        MemtoolError, match=r"2 missing \(fc.weight, fc.bias\); it has head.weight be"
+    ):
+        Checkpoint.open(path, models.parse("resnet18?width=4"))
 
 
 @pytest.mark.parametrize(

@@ -96,3 +96,21 @@ def test_a_checkpoint_without_a_data_set_asks_for_one() -> None:
         options.load_dataset(None, unknown, None, "4GiB")
     found = options.load_dataset("digits", unknown, None, "4GiB", samples=30)
     assert (found.name, len(found.test)) == ("digits?samples=30", 30)
+
+
+def test_every_checkpoint_gets_images_of_its_own_shape(folder_run: Path, run, runs) -> None:
+    for files in ((runs.clean, folder_run), (folder_run, runs.clean)):
+        result = run("cka", *files, "--layers", "block1", "--data", "digits")
+        assert result.code == 1 and result.stderr.count("\n") == 1
+        assert f"{folder_run}: takes" in result.stderr and "'digits?channels=3'" in result.stderr
+    sized = run("cka", runs.clean, runs.clean, "--data", "digits?image_size=6")
+    assert "(1, 6, 6) (--image-size 8 makes them so)" in sized.stderr
+
+
+def test_a_normalization_that_is_not_taken_is_told(runs, run) -> None:
+    command = ("cka", runs.clean, runs.clean, "--layers", "fc", "--data", "digits?mean=0.5&std=0.5")
+    result = run(*command)
+    assert (
+        result.code == 0 and result.stderr.count("r0.safetensors: was trained with the mean") == 1
+    )
+    assert "which is taken, not the [0.5] that digits?mean=0.5&std=0.5 says" in result.stderr

@@ -116,3 +116,19 @@ def test_what_is_wrapped_around_a_model_is_taken_off(tmp_path, name):
 def test_a_scripted_model_is_refused(tmp_path):
     with pytest.raises(MemtoolError, match="gives a RecursiveScriptModule, not a torch.nn.Module"):
         models.build(models.parse(f"{factories(tmp_path)}:scripted"))
+
+
+def test_a_model_that_keeps_more_than_tensors_is_refused(tmp_path):
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n"
+        "class Net(nn.Linear):\n"
+        "    def __init__(self): super().__init__(64, 10)\n"
+        "    def get_extra_state(self): return {'a': 1}\n"
+        "    def set_extra_state(self, state): pass\n"
+    )
+    spec = models.parse(f"{tmp_path}/net.py:Net")
+    for build in (models.build, models.skeleton):
+        with pytest.raises(
+            MemtoolError, match="keeps _extra_state in its state_dict, which is no t"
+        ):
+            build(spec)

@@ -112,7 +112,7 @@ def test_a_factory_of_ones_own_is_called_with_the_options_typed(own):
 
 
 def test_what_goes_wrong_in_ones_own_factory_is_told_in_a_line(own, tmp_path):
-    with pytest.raises(MemtoolError, match="net.py: has no function 'mak'; it has: make"):
+    with pytest.raises(MemtoolError, match="net.py: has no function or class 'mak'; it has: make"):
         models.parse("net.py:mak")
     with pytest.raises(MemtoolError, match="gives a int, not a torch.nn.Module"):
         models.build(models.parse("net.py:number"))
@@ -210,3 +210,12 @@ def test_a_function_of_ones_own_says_nothing_of_its_images_by_its_name(own, tmp_
 @pytest.mark.parametrize("name", models.OURS)
 def test_our_networks_are_built_by_their_names(name):
     assert isinstance(models.build(models.parse(f"{name}?num_classes=3")), nn.Module)
+
+
+def test_classes_of_a_file_are_named_too_and_a_relative_import_is_explained(tmp_path):
+    (tmp_path / "net.py").write_text("from torch import nn\nclass Net(nn.Identity): pass\n")
+    with pytest.raises(MemtoolError, match="no function or class 'net'; it has: Net$"):
+        models.build(models.parse(f"{tmp_path}/net.py:net"))
+    (tmp_path / "other.py").write_text("from .net import Net\n")
+    with pytest.raises(MemtoolError, match="no part of a package: import by whole names"):
+        models.build(models.parse(f"{tmp_path}/other.py:Net"))
