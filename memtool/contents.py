@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from memtool import MemtoolError
-from memtool.errors import some
+from memtool.errors import some, told_size
 
 START = 1024  # bytes that are looked at
 MAX_RATIO = 100  # an archive that unpacks to more than so many times its size is a trap
@@ -139,7 +139,7 @@ def limited(file: IO[bytes], most: int) -> bytes:
         parts.append(part)
         read += len(part)
     if max(size, read) > most:
-        raise OSError(errno.EFBIG, f"it is larger than {most / 2**20:,.0f} MiB")
+        raise OSError(errno.EFBIG, f"it is larger than {told_size(most)}")
     return b"".join(parts)
 
 

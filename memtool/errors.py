@@ -60,11 +60,34 @@ def printable(text: str) -> str:
     return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
 
 
-def some(names: Sequence[str]) -> str:
-    """At most three of the names, as far as a line has room for them.
+def some(names: Sequence[str], most: int = 3) -> str:
+    """At most so many of the names, as far as a line has room for them.
 
     >>> some(["a", "b\\n", "c", "d"])
     'a, b\\\\n, c, ...'
     """
-    shown = [printable(shortened(name, 200)) for name in names[:3]]
-    return ", ".join([*shown, *(["..."] if len(names) > 3 else [])])
+    shown = [printable(shortened(name, 200)) for name in names[:most]]
+    return ", ".join([*shown, *(["..."] if len(names) > most else [])])
+
+
+def told_names(names: Sequence[str], most: int = 5) -> str:
+    """The first of some names, and how many more there are.
+
+    >>> told_names(["a", "b", "c"], most=2)
+    'a, b and 1 more'
+    """
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{', '.join(names[:most])}{more}"
+
+
+UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
+
+
+def told_size(size: int) -> str:
+    """A number of bytes in the unit that suits it.
+
+    >>> told_size(5 * 2**28), told_size(300 * 2**20), told_size(1500)
+    ('1.2 GiB', '0.3 GiB', '1.5 KiB')
+    """
+    unit, of_bytes = next((u, b) for u, b in UNITS.items() if size >= b / 10 or b == 2**10)
+    return f"{size / of_bytes:,.1f} {unit}"

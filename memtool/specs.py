@@ -61,6 +61,20 @@ def matches(name: str, pattern: str) -> bool:
     return pattern in ("all", name) or fnmatchcase(name, pattern)
 
 
+PARTS = ("front.", "back.")  # what the names of a stitched model's layers begin with
+
+
+def without_parts(layer: str) -> str:
+    """The name that a layer of a stitched model has in the network that it comes from.
+
+    >>> without_parts("back.conv1"), without_parts("front.back.conv1"), without_parts("conv1")
+    ('conv1', 'conv1', 'conv1')
+    """
+    while layer.startswith(PARTS):
+        layer = layer.partition(".")[2]
+    return layer
+
+
 def encoded(text: str) -> str:
     """A key or a value, percent-encoded, for `join` to write and `parse` to read.
 

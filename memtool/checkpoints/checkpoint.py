@@ -13,8 +13,8 @@ from memtool import MemtoolError, models
 from memtool.checkpoints.names import renamed
 from memtool.checkpoints.preprocessing import told_by
 from memtool.checkpoints.provenance import Provenance
-from memtool.checkpoints.recognition import Match, checked_skeleton, identify, json_beside
-from memtool.checkpoints.rewriting import Rewrite
+from memtool.checkpoints.recognition import checked_skeleton, identify, json_beside
+from memtool.checkpoints.rewriting import Match, Rewrite
 from memtool.data import RESIZING, told_shape
 from memtool.models import ModelSpec
 from memtool.shards import check_whole

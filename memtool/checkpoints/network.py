@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.checkpoints.names import misfits, shapes_of, tied_names
 from memtool.data import normalize
-from memtool.layers import told_names
+from memtool.errors import told_names
 from memtool.models import described, logits_of, takes_channels_last
 
 logger = logging.getLogger("memtool")

@@ -5,7 +5,7 @@ Everything here works on names and shapes, as a file's header gives them: no wei
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +20,7 @@ from memtool.checkpoints.names import (
     renamed,
     shapes_of,
 )
-from memtool.checkpoints.rewriting import Rewrite, rewriting
+from memtool.checkpoints.rewriting import Match, rewriting
 from memtool.contents import read_json
 from memtool.errors import shortened, some
 from memtool.models import ModelSpec
@@ -40,23 +40,6 @@ IMAGE_SIZES = (
 )
 # Options whose value no single size tells, and the values to try.
 TRIED = {"aux_logits": (False,), "image_size": IMAGE_SIZES, "img_size": IMAGE_SIZES}
-
-
-@dataclass(frozen=True)
-class Match:
-    """The model whose tensors a file holds.
-
-    `names` maps the name of each tensor in the model to that in the file, and `shapes` to its
-    shape. Where the library of the model reads another layout, `rewrite` makes the model's tensors
-    of those that `names` gives. `known_by` says how the model is known: by `--model`, `config.json`
-    or `tensors`.
-    """
-
-    spec: ModelSpec
-    names: Mapping[str, str]
-    shapes: Shapes
-    known_by: str
-    rewrite: Rewrite | None = None
 
 
 def identify(
@@ -115,9 +98,14 @@ def _match_named(
     spec = complete_from_shapes(spec, renamed(shapes, reading.names))
     reading = _read(spec, shapes, same)
     found = renamed(shapes, reading.names)
-    if not _fits(spec, found) and (other := rewriting(spec, shapes, complete_from_shapes)):
-        other.log(path)
-        return Match(other.spec, other.names, other.shapes, known_by, other.rewrite)
+    if not _fits(spec, found) and (
+        other := rewriting(spec, shapes, complete_from_shapes, known_by)
+    ):
+        logger.info(
+            f"{path}: has the tensors of {other.spec.name} in another layout; rewritten as timm "
+            "does when it loads them"
+        )
+        return other
     try:
         _check_fit(spec, outline_of(spec, found).shapes, found)
     except MemtoolError as error:

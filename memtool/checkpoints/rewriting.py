@@ -1,11 +1,9 @@
 """Layouts that timm reads although they are not its model's: it rewrites names and tensors when it
 loads weights, and so does memtool, with the very function that timm has for the model."""
 
-import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from memtool import MemtoolError, models
@@ -17,35 +15,32 @@ from memtool.tensors import Shape
 if TYPE_CHECKING:
     import torch
 
-logger = logging.getLogger("memtool")
-
 Rewrite = Callable[[Mapping[str, "torch.Tensor"]], dict[str, "torch.Tensor"]]
 
 
 @dataclass(frozen=True)
-class Rewriting:
-    """A model of timm's whose tensors `rewrite` makes of those in a file.
+class Match:
+    """The model whose tensors a file holds.
 
-    `names` maps the names that `rewrite` takes to those in the file; `shapes` are those of what it
-    makes, by the names in the model.
+    `names` maps the name of each tensor in the model to that in the file, and `shapes` to its
+    shape. Where the library of the model reads another layout, `rewrite` makes the model's tensors
+    of those that `names` gives. `known_by` says how the model is known: by `--model`, `config.json`
+    or `tensors`.
     """
 
     spec: ModelSpec
     names: Mapping[str, str]
     shapes: Shapes
-    rewrite: Rewrite
-
-    def log(self, path: Path) -> None:
-        """Log what is done, for the file at `path`."""
-        logger.info(
-            f"{path}: has the tensors of {self.spec.name} in another layout; rewritten as timm "
-            "does when it loads them"
-        )
+    known_by: str
+    rewrite: Rewrite | None = None
 
 
 def rewriting(
-    spec: ModelSpec, shapes: Shapes, complete: Callable[[ModelSpec, Shapes], ModelSpec]
-) -> Rewriting | None:
+    spec: ModelSpec,
+    shapes: Shapes,
+    complete: Callable[[ModelSpec, Shapes], ModelSpec],
+    known_by: str,
+) -> Match | None:
     """How timm would make the tensors of its model of those in a file with these shapes; None if it
     would not, or if the model is not timm's.
 
@@ -65,7 +60,7 @@ def rewriting(
         rewrite, result = _shapes_made(completed, stored) or made
         if not misfits(outline_of(completed, stored).shapes, result):
             _refuse_resampling(completed, stored, result)
-            return Rewriting(completed, names, result, rewrite)
+            return Match(completed, names, result, known_by, rewrite)
     return None
 
 

@@ -137,7 +137,6 @@ def cka(
 
     from memtool import tables
     from memtool.device import choose, processes
-    from memtool.files import check_writable
     from memtool.similarity import CkaSettings, compare, make_plan, selections
 
     if not references:
@@ -150,13 +149,10 @@ def cka(
     settings = CkaSettings(
         pairs, estimator, kernel, bandwidth, precision, batch_size, seed, options.size(memory)
     )
-    path = options.output_path(output)
-    if path:
-        tables.format_of(path, table_format)
-        check_writable(path)
+    path = options.checked_output(output, table_format)
     where = choose(device)
-    opened = options.open_checkpoints(options.named_models(checkpoints), model, trust=trust)
-    others = options.open_checkpoints(references, model_reference or model, trust=trust)
+    opened = options.open_checkpoints(options.named_models(checkpoints), model, trust)
+    others = options.open_checkpoints(references, model_reference or model, trust)
     set_ = options.load_dataset(
         dataset,
         others[-1],

@@ -55,18 +55,12 @@ def info(
     """
     from memtool import tables
     from memtool.checkpoints import file_rows, layer_rows
-    from memtool.files import check_writable
 
-    path = options.output_path(output)
-    if path:
-        tables.format_of(path, table_format)
-        check_writable(path)
+    path = options.checked_output(output, table_format)
     rows: list[tables.LayerRow] | list[tables.FileRow]
     if layers:
-        checkpoints = options.open_checkpoints(files, model, trust=trust)
+        checkpoints = options.open_checkpoints(files, model, trust)
         rows = list(layer_rows(checkpoints, image_size))
     else:
         rows = list(file_rows(files, options.model_spec(model)))
-    with tables.writer(tables.LayerRow if layers else tables.FileRow, path, table_format) as write:
-        for row in rows:
-            write(row)
+    options.write(rows, tables.LayerRow if layers else tables.FileRow, path, table_format)

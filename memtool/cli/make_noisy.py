@@ -8,7 +8,7 @@ import typer
 from memtool import MemtoolError
 from memtool.cli import app, options
 from memtool.cli.console import logger
-from memtool.data import NoiseKind
+from memtool.data import NoiseKind, with_options
 
 if TYPE_CHECKING:
     from memtool.data import Matrix
@@ -115,7 +115,7 @@ def make_noisy(
     paths = {Path(str(output).replace("{ratio}", f"{100 * one:.10g}")): one for one in ratios}
     for path in paths or [output]:
         check_writable(path)
-    spec = options.dataset_spec(dataset, image_size, split_at)
+    spec = with_options(dataset, image_size=image_size, split_at=split_at)
     set_ = options.load_data(spec, data_dir, memory, training=True)
     transition = _read_matrix(matrix, len(set_.classes)) if matrix else None
     if source is not None:

@@ -172,9 +172,16 @@ DryRun = Annotated[
 ]
 
 
-def output_path(path: Path | None) -> Path | None:
-    """`-` means stdout, as None does."""
-    return None if path == Path("-") else path
+def checked_output(path: Path | None, chosen: Format | None) -> Path | None:
+    """Where rows go, None for stdout, as `-` is; checked before the work. Raises MemtoolError if
+    the file cannot be written, or its suffix says no format."""
+    from memtool.files import check_writable
+
+    if path is None or path == Path("-"):
+        return None
+    tables.format_of(path, chosen)
+    check_writable(path)
+    return path
 
 
 def comma_separated(values: list[str]) -> list[str]:
@@ -224,7 +231,7 @@ def named_models(paths: Sequence[Path]) -> list[Path]:
 
     found: list[Path] = []
     for path in paths:
-        if path.suffix.removeprefix(".") not in tables.Format.__members__:
+        if tables.format_by_suffix(path) is None:
             found.append(path)
             continue
         rows = tables.read(path, tables.StitchingRow)
@@ -236,23 +243,14 @@ def named_models(paths: Sequence[Path]) -> list[Path]:
 
 
 def open_checkpoints(
-    paths: Sequence[Path],
-    model: str | None = None,
-    last_model: str | None = None,
-    trust: bool = False,
+    paths: Sequence[Path], model: str | None = None, trust: bool = False
 ) -> "list[Checkpoint]":
-    """The checkpoints at `paths`, of the `model` typed, if any, and the last one of `last_model`,
-    if that was typed. Raises MemtoolError as `Checkpoint.open` does."""
+    """The checkpoints at `paths`, of the `model` typed, if any. Raises MemtoolError as
+    `Checkpoint.open` does."""
     from memtool.checkpoints import Checkpoint
 
     spec = model_spec(model)
-    specs = [spec] * (len(paths) - 1) + [model_spec(last_model) or spec]
-    return [Checkpoint.open(path, spec, trust) for path, spec in zip(paths, specs, strict=True)]
-
-
-def dataset_spec(spec: str, image_size: int | None = None, split_at: str | None = None) -> str:
-    """A data set spec with the flags as options of its own, so that they are recorded with it."""
-    return with_options(spec, image_size=image_size, split_at=split_at)
+    return [Checkpoint.open(path, spec, trust) for path in paths]
 
 
 def load_data(spec: str, folder: Path | None, memory: str, *, training: bool = False) -> "Dataset":

@@ -164,7 +164,7 @@ def plot(
     for path in output:
         if path == Path("-"):
             raise typer.BadParameter("-: name a file, whose suffix says what", param_hint="-o")
-        if _format(path) not in (*figures.FORMATS, "csv", "tsv", "jsonl"):
+        if not tables.format_by_suffix(path):
             try:
                 figures.check_format(_format(path))
             except MemtoolError as error:
@@ -183,7 +183,7 @@ def plot(
         figures.check_options(kind, options)
     figure = figures.draw(kind, rows, options)
     for path in output:
-        if _format(path) in figures.FORMATS:
+        if not tables.format_by_suffix(path):
             with replacing(path) as temporary, open(temporary, "wb") as stream:
                 figures.save(figure, stream, _format(path), options)
         else:

@@ -226,9 +226,7 @@ def reproduce(
                     logger.warning(f"{outcome.step.name}: {warning}")
         findings = findings_of(recipe, output)
         for path, chosen in ((output / "findings.csv", None), (None, table_format)):
-            with tables.writer(tables.FindingRow, path, chosen) as write:
-                for row in findings:
-                    write(row)
+            options.write(findings, tables.FindingRow, path, chosen)
         logger.info(str(write_report(output)))
 
 

@@ -142,7 +142,6 @@ def stitch(
 
     from memtool import tables
     from memtool.device import choose, processes
-    from memtool.files import check_writable
     from memtool.stitching import (
         Direction,
         StitchSettings,
@@ -155,12 +154,9 @@ def stitch(
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a front and a back", param_hint="FRONT")
-    path = options.output_path(output)
+    path = options.checked_output(output, table_format)
     if resume and path is None:
         raise typer.BadParameter("name the table (-o FILE)", param_hint="--resume")
-    if path:
-        tables.format_of(path, table_format)
-        check_writable(path)
     where = choose(device)
     settings = StitchSettings(
         directions=(
@@ -185,7 +181,8 @@ def stitch(
         memory=options.size(memory),
         curve=curve,
     )
-    opened = options.open_checkpoints(checkpoints, model, model_back, trust)
+    opened = options.open_checkpoints(checkpoints[:-1], model, trust)
+    opened += options.open_checkpoints(checkpoints[-1:], model_back or model, trust)
     set_ = options.load_dataset(
         dataset,
         opened[-1],

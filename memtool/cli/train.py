@@ -267,7 +267,7 @@ def train(
     import json
 
     from memtool import models, tables
-    from memtool.data import LabelFile
+    from memtool.data import LabelFile, with_options
     from memtool.device import choose, processes
     from memtool.files import check_writable, claimed
     from memtool.training import Run
@@ -276,15 +276,12 @@ def train(
         raise typer.BadParameter("pass --data, or --labels that know theirs", param_hint="--data")
     options.check_file(output)
     check_writable(output)
-    rows_to = options.output_path(rows_to)  # rows go to stdout anyway
-    if rows_to:
-        tables.format_of(rows_to, None)
-        check_writable(rows_to)
+    rows_to = options.checked_output(rows_to, None)  # rows go to stdout anyway
     spec = models.parse(model)
     where = choose(device)
     given = LabelFile.load(labels) if labels else None
     named = dataset or (given.metadata["data"]["name"] if given else "")
-    typed = options.dataset_spec(named, image_size, split_at)
+    typed = with_options(named, image_size=image_size, split_at=split_at)
     set_ = options.load_data(typed, data_dir, memory, training=True)
     if given and labels:
         given.check(labels, set_)

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.contents import check_regular, check_unpacked
+from memtool.contents import check_regular, check_unpacked, described
 from memtool.data.classes import classes_of, values
 from memtool.data.images import check_memory
 from memtool.data.listing import Images, Listing, Vectors
@@ -142,7 +142,8 @@ def _read_safetensors(path: Path, memory: int) -> dict[str, NDArray[Any]]:
     except FileNotFoundError as error:
         raise MemtoolError(f"{path}: no such file") from error
     except (OSError, SafetensorError, TypeError, ValueError, MemoryError) as error:
-        raise MemtoolError(f"{path}: cannot be read ({last_line(error)})") from error
+        told = described(path, weights=False) or last_line(error)
+        raise MemtoolError(f"{path}: cannot be read ({told})") from error
 
 
 def _size(stored: Any) -> int:
@@ -170,6 +171,9 @@ def _read_npz(path: Path, memory: int) -> dict[str, NDArray[Any]]:
         raise MemtoolError(f"{path}: no such file") from error
     except MemtoolError:
         raise
+    except zipfile.BadZipFile as error:
+        told = described(path, weights=False) or last_line(error)
+        raise MemtoolError(f"{path}: cannot be read ({told})") from error
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for broken files
         raise MemtoolError(f"{path}: cannot be read ({last_line(error)})") from error
 

@@ -41,6 +41,7 @@ from memtool.data.listing import Images, Labels, Vectors
 from memtool.data.sources import user_cache
 from memtool.data.spec import Options
 from memtool.data.statistics import CHUNK, channel_statistics, fingerprint
+from memtool.errors import told_size
 from memtool.files import claimed, replacing
 from memtool.progress import Advance, Progress
 from memtool.tensors import Metadata, encoded, opened, read_metadata
@@ -185,19 +186,15 @@ def _check_space(folder: Path, shape: Shape, spec: str) -> None:
     size, free = math.prod(shape), shutil.disk_usage(folder).free
     if _size(shape) > free:
         raise MemtoolError(
-            f"{spec}: its images take {_told(size)} decoded, more than --memory, and {folder} has "
-            f"{_told(free)} left for them; remove files of other data sets there, name a folder on "
-            "another disk (MEMTOOL_CACHE), or take smaller images or fewer (--image-size, "
-            "--samples)"
+            f"{spec}: its images take {told_size(size)} decoded, more than --memory, and {folder} "
+            f"has {told_size(free)} left for them; remove files of other data sets there, name a "
+            "folder on another disk (MEMTOOL_CACHE), or take smaller images or fewer "
+            "(--image-size, --samples)"
         )
     logger.info(
-        f"{spec}: its images take {_told(size)} decoded, more than --memory, and are decoded once "
-        f"into a file in {folder}"
+        f"{spec}: its images take {told_size(size)} decoded, more than --memory, and are decoded "
+        f"once into a file in {folder}"
     )
-
-
-def _told(size: int) -> str:
-    return f"{size / 2**30:,.1f} GiB" if size >= 2**30 else f"{size / 2**20:,.1f} MiB"
 
 
 def _write(

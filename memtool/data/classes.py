@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.data.listing import Labels
+from memtool.errors import some
 
 Values = NDArray[Any]  # one label per example as it is called, int64 or str, (n,)
 MAX_CLASSES = 100_000  # more are a mistake: row numbers, or what a regression predicts
@@ -118,5 +119,5 @@ def _check_numbers(found: NDArray[np.int64], what: str) -> None:
             "means unlabelled, leave those examples out)"
         )
     if found[-1] != len(found) - 1:
-        shown = ", ".join(map(str, found[:5])) + (", ..." if len(found) > 5 else "")
+        shown = some(found.astype(str).tolist(), 5)
         logger.info(f"{what} are {shown}: {len(found)} classes, of which these are the names")

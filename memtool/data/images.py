@@ -19,6 +19,7 @@ from memtool.data.pictures import Picture, Remark, read
 from memtool.data.resizing import fitted
 from memtool.data.spec import Options, with_options
 from memtool.device import machine_memory
+from memtool.errors import told_names, told_size
 from memtool.progress import Advance
 
 Item = TypeVar("Item")
@@ -35,14 +36,14 @@ def check_memory(size: int, what: str, memory: int | None = None) -> None:
     user has allowed, or than this machine has."""
     if memory is not None and size > memory:
         raise MemtoolError(
-            f"{what}: take {size / 2**30:,.2f} GiB, more than --memory ({memory / 2**30:,.2f} "
-            f"GiB); allow more (--memory {math.ceil(size / 2**30)}GiB), or take smaller images or "
+            f"{what}: take {told_size(size)}, more than --memory ({told_size(memory)}); "
+            f"allow more (--memory {math.ceil(size / 2**30)}GiB), or take smaller images or "
             "fewer of them"
         )
     machine = machine_memory()
     if size > machine:
         raise MemtoolError(
-            f"{what}: take {size / 2**30:,.1f} GiB, this machine has {machine / 2**30:,.1f}; take "
+            f"{what}: take {told_size(size)}, this machine has {told_size(machine)}; take "
             "smaller images or fewer of them (--image-size, --samples), or allow image files less "
             "(--memory), so that they are decoded into a file"
         )
@@ -190,10 +191,9 @@ class _Album:
     def finished(self, name: str) -> tuple[Images, list[str]]:
         """All images, and notes; raises MemtoolError if some cannot be read."""
         if self.broken or self.images is None:
-            more = f" and {len(self.broken) - 3} more" if len(self.broken) > 3 else ""
             raise MemtoolError(
                 f"{len(self.broken)} of {len(self.paths)} images cannot be read: "
-                f"{', '.join(self.broken[:3])}{more}"
+                f"{told_names(self.broken, 3)}"
             )
         if self.deep:
             self._place_deep(name, self.options.bits)

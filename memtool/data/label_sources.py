@@ -25,7 +25,7 @@ from memtool.contents import HARMLESS, check_regular, check_unpacked
 from memtool.data.classes import Values, is_number, values
 from memtool.data.listing import Labels
 from memtool.device import machine_memory
-from memtool.errors import last_line
+from memtool.errors import last_line, some, told_size
 
 logger = logging.getLogger("memtool")
 
@@ -118,10 +118,9 @@ def _no_class(
     valid = {*classes, *map(str, range(count))}
     wrong = next((name for name in called if name not in valid), called[0])
     example = np.flatnonzero(labels.astype(str) == wrong)[0]
-    shown = ", ".join(classes[:5]) + (", ..." if count > 5 else "")
     return MemtoolError(
-        f"{what}: that of example {example} is {wrong!r:.40}; it should be a class ({shown}), or, "
-        f"in all labels, the number of one (0 to {count - 1})"
+        f"{what}: that of example {example} is {wrong!r:.40}; it should be a class "
+        f"({some(classes, 5)}), or, in all labels, the number of one (0 to {count - 1})"
     )
 
 
@@ -174,8 +173,7 @@ def _numbering(array: NDArray[Any], n: int) -> bool | None:
 
 
 def _listed(arrays: Iterable[str]) -> str:
-    names = [name or "one array" for name in arrays]
-    return ", ".join(names[:12]) + (", ..." if len(names) > 12 else "") or "nothing"
+    return some([name or "one array" for name in arrays], 12) or "nothing"
 
 
 # --- Files ----------------------------------------------------------------------------------------
@@ -202,8 +200,8 @@ def _read(path: Path, n: int) -> Arrays:
 def _check_size(path: Path, size: int) -> None:
     if size > (most := machine_memory() // SHARE):
         raise MemtoolError(
-            f"{path}: takes {size / 2**20:,.0f} MiB, and labels are read from at most "
-            f"{most / 2**20:,.0f}, a {SHARE}th of the memory; save the labels alone"
+            f"{path}: takes {told_size(size)}, and labels are read from at most "
+            f"{told_size(most)}, a {SHARE}th of the memory; save the labels alone"
         )
 
 

@@ -189,8 +189,4 @@ def _output_of_torchvision() -> Iterator[None]:
 
 def _files(kind: Any) -> list[str]:
     """The files that one of torchvision's data sets is read from, relative to its folder."""
-    if hasattr(kind, "split_list"):
-        return [kind.split_list[part][1] for part in ("train", "test")]
-    if hasattr(kind, "resources"):
-        return [f"{kind.__name__}/raw/{name}" for name, _ in kind.resources]
-    return [kind.filename]
+    return [kind.filename] if hasattr(kind, "filename") else list(_checksums(kind))

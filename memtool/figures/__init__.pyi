@@ -1,3 +1,4 @@
+from .curves import cut_name as cut_name
 from .drawing import Kind as Kind
 from .drawing import check_options as check_options
 from .drawing import draw as draw

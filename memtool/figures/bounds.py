@@ -7,7 +7,6 @@ what does not fall below that has not diverged.
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 from matplotlib.axes import Axes
 
 from memtool.figures.colors import Style
@@ -65,14 +64,8 @@ def _draw(axes: Axes, found: Curve, style: Style, x: str) -> None:
 
 
 def _mean_floor(rows: Iterable[Row], x: str) -> Curve:
-    values = sorted(groups((r for r in rows if r["cka_null"] is not None), lambda r: r[x]).items())
-    floors = [[row["cka_null"] for row in group] for _, group in values]
-    return Curve(
-        [at for at, _ in values],
-        [float(np.mean(floor)) for floor in floors],
-        [float(np.std(floor, ddof=1)) if len(floor) > 1 else 0.0 for floor in floors],
-        [len(floor) for floor in floors],
-    )
+    present = groups((r for r in rows if r["cka_null"] is not None), lambda r: r[x])
+    return Curve.of({at: [row["cka_null"] for row in group] for at, group in present.items()})
 
 
 def styles_of_bounds(rows: Rows, ceiling: Rows) -> list[Style]:

@@ -50,6 +50,17 @@ class Curve(NamedTuple):
     spread: list[float]  # sample standard deviations; 0 for a single value
     n: list[int]  # numbers of values
 
+    @staticmethod
+    def of(points: Mapping[float, Sequence[float]]) -> "Curve":
+        """The means of the values at each x."""
+        values = [points[x] for x in sorted(points)]
+        return Curve(
+            sorted(points),
+            [float(np.mean(v)) for v in values],
+            [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values],
+            [len(v) for v in values],
+        )
+
 
 def curve(rows: Iterable[Row], x: str, y: str) -> Curve:
     """Column `y` against column `x`: rows that agree in `x` become one point.
@@ -63,14 +74,8 @@ def curve(rows: Iterable[Row], x: str, y: str) -> Curve:
     Curve(x=[1, 2], mean=[2.0, 0.5], spread=[0.7071067811865476, 0.0], n=[2, 1])
     """
     present = [row for row in rows if row[y] is not None]
-    points = sorted(groups(present, lambda row: row[x]).items())
-    values = [[row[y] for row in one_per_seed(group, y)] for _, group in points]
-    return Curve(
-        [at for at, _ in points],
-        [float(np.mean(v)) for v in values],
-        [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values],
-        [len(v) for v in values],
-    )
+    points = groups(present, lambda row: row[x]).items()
+    return Curve.of({at: [row[y] for row in one_per_seed(group, y)] for at, group in points})
 
 
 def one_per_seed(rows: Iterable[Row], y: str) -> list[Row]:

@@ -29,6 +29,7 @@ from memtool.figures.style import (
     names_length,
     wrapped,
 )
+from memtool.specs import without_parts
 from memtool.tables import CkaRow, Row
 
 NEEDS: Needs = Needs(
@@ -164,13 +165,13 @@ def _frames(layers: Mapping[str, int], references: Mapping[str, int]) -> PolyCol
     """A frame for each cell of corresponding layers, given the places of both on their axes; those
     of the parts of stitched models correspond by their names in these parts."""
     corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
-    by_name = {_bare(name): x for name, x in references.items()}
-    found = [(by_name[_bare(name)], y) for name, y in layers.items() if _bare(name) in by_name]
+    by_name = {without_parts(name): x for name, x in references.items()}
+    found = [
+        (by_name[without_parts(name)], y)
+        for name, y in layers.items()
+        if without_parts(name) in by_name
+    ]
     return PolyCollection([corners + cell for cell in found], **DIAGONAL)
-
-
-def _bare(layer: str) -> str:
-    return layer.removeprefix("front.").removeprefix("back.")
 
 
 def _matrix(rows: Rows) -> np.ndarray[Any, Any]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from memtool import MemtoolError, tables
-from memtool.errors import shortened
+from memtool.errors import shortened, some
 from memtool.tables import Row
 
 Rows = Sequence[Row]
@@ -97,8 +97,7 @@ def _values(rows: Rows, condition: str) -> list[str]:
 
 def listed(values: Sequence[str]) -> str:
     """The first of the values, each shortened: an error message has no room for all."""
-    shown = [shortened(value, 30) for value in values[:10]]
-    return ", ".join([*shown, *(["..."] if len(values) > 10 else [])])
+    return some([shortened(value, 30) for value in values], 10)
 
 
 def common_columns(rows: Rows) -> set[str]:

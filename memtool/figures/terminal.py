@@ -21,13 +21,14 @@ from rich.console import Console
 from rich.style import Style
 from rich.text import Text
 
+from memtool.figures import colors
 from memtool.figures.letters import drawable
 from memtool.tables import shade
 
 LINES = 13  # of a panel of curves
 NARROWEST = 36  # characters, of such a panel
-MARKERS = dict(zip("os^Dv*Xp<>h.", "●■▲◆▼★✖⬟◀▶⬢•", strict=True))
-OPEN = dict(zip("os^Dv*Xp<>h", "○□△◇▽☆✕⬠◁▷⬡", strict=True))
+MARKERS = dict(zip(f"{colors.MARKERS}.", "●■▲◆▼★✖⬟◀▶⬢•", strict=True))
+OPEN = dict(zip(colors.MARKERS, "○□△◇▽☆✕⬠◁▷⬡", strict=True))
 PATHS = {"-": "·", ":": "┈"}
 DASHED, RULE = "-", "┊"
 SHADES = " ░▒▓█"

@@ -1,6 +1,5 @@
 from .footprint import Footprint as Footprint
 from .footprint import footprint as footprint
-from .footprint import told_size as told_size
 from .footprint import unchanged as unchanged
 from .hooks import Back as Back
 from .hooks import evaluating as evaluating
@@ -10,9 +9,9 @@ from .hooks import watching as watching
 from .layer import Layer as Layer
 from .layer import axes_in_memory as axes_in_memory
 from .layer import first_tensor as first_tensor
+from .layer import parts_of as parts_of
 from .layer import select as select
 from .layer import tensors_in as tensors_in
-from .layer import told_names as told_names
 from .ordering import out_of_order as out_of_order
 from .tracing import Trace as Trace
 from .tracing import trace as trace

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memtool import MemtoolError
+from memtool.errors import told_size
 from memtool.layers.dataflow import tensors
 from memtool.layers.hooks import evaluating
 from memtool.layers.layer import tensors_in
 
-UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 # What a process takes for the examples, as a multiple of the tensors that live at once, since
 # convolutions copy their input and output into another layout, and freed memory is not whole again
 # at once. Measured on a CPU as the growth of the resident memory, in float32: resnet18 at 224
@@ -52,16 +52,6 @@ class Footprint:
                 "(--image-size)"
             )
         return (memory - self.fixed) // max(self.per_example, 1)
-
-
-def told_size(size: int) -> str:
-    """A number of bytes in the unit that suits it.
-
-    >>> told_size(5 * 2**28), told_size(300 * 2**20), told_size(1500)
-    ('1.2 GiB', '0.3 GiB', '1.5 KiB')
-    """
-    unit, of_bytes = next((u, b) for u, b in UNITS.items() if size >= b / 10 or b == 2**10)
-    return f"{size / of_bytes:,.1f} {unit}"
 
 
 def footprint(model: nn.Module, shape: tuple[int, ...], gradients: bool = False) -> Footprint:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError
+from memtool.errors import told_names
 from memtool.specs import matches
 
 logger = logging.getLogger("memtool")
@@ -45,15 +46,19 @@ def tensors_in(output: Any) -> Iterator[Tensor]:
     """The tensors in what a module returned: a tensor, or a tuple, list, dict or dataclass."""
     if isinstance(output, Tensor):
         yield output
-        return
-    if isinstance(output, Mapping):
-        parts: Iterable[Any] = output.values()
-    elif is_dataclass(output):
-        parts = (getattr(output, field.name) for field in fields(output))
-    else:
-        parts = output if isinstance(output, tuple | list) else ()
-    for part in parts:
+    for _, part in parts_of(output):
         yield from tensors_in(part)
+
+
+def parts_of(output: Any) -> Iterable[tuple[Any, Any]]:
+    """What a tuple, list, dict or dataclass consists of, by key, name or number."""
+    if isinstance(output, Mapping):
+        return output.items()
+    if is_dataclass(output) and not isinstance(output, type):
+        return ((field.name, getattr(output, field.name)) for field in fields(output))
+    if isinstance(output, tuple | list):
+        return zip(getattr(output, "_fields", range(len(output))), output, strict=True)
+    return ()
 
 
 def first_tensor(output: Any) -> Tensor | None:
@@ -153,13 +158,3 @@ def _check_pattern(
 def _matches(name: str, patterns: Iterable[str], prefixes: Iterable[str]) -> bool:
     names = {name, *(name.removeprefix(prefix) for prefix in prefixes)}
     return any(matches(one, pattern) for one in names for pattern in patterns)
-
-
-def told_names(names: Sequence[str], most: int = 5) -> str:
-    """The first of some names, and how many more there are.
-
-    >>> told_names(["a", "b", "c"], most=2)
-    'a, b and 1 more'
-    """
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"

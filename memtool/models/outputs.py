@@ -1,9 +1,8 @@
 """What classifiers return: the logits in it, and whether there are any."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import fields, is_dataclass
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.device import is_loss_of_process
 from memtool.errors import is_lack_of_memory, one_line, some
-from memtool.layers import evaluating, tensors_in, unchanged
+from memtool.layers import evaluating, parts_of, tensors_in, unchanged
 from memtool.models.building import build
 from memtool.models.spec import ModelSpec
 
@@ -47,15 +46,10 @@ def _found(result: Any, classes: int | None) -> tuple[str, Tensor] | None:
 
 def _parts(result: Any) -> Iterator[tuple[str, Any]]:
     """What a result consists of, by name; a tensor consists of itself."""
-    if isinstance(result, Mapping):
-        yield from ((str(key), value) for key, value in result.items())
-    elif is_dataclass(result) and not isinstance(result, type):
-        yield from ((field.name, getattr(result, field.name)) for field in fields(result))
-    elif isinstance(result, tuple | list):
-        names = getattr(result, "_fields", range(len(result)))
-        yield from ((str(name), value) for name, value in zip(names, result, strict=True))
-    elif isinstance(result, Tensor):
+    if isinstance(result, Tensor):
         yield "", result
+    elif parts := list(parts_of(result)):
+        yield from ((str(name), value) for name, value in parts)
     elif hasattr(result, "logits"):
         yield "logits", result.logits
 
@@ -231,47 +225,46 @@ def nearly_equal(a: Tensor, b: Tensor, rtol: float = 1e-3, atol: float = 1e-3) -
 
 
 @torch.no_grad()
-def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
-    """Whether a model in eval mode gives the same results with the channels of its images, a few
-    normalized ones (b, channels, height, width), last in memory.
+def takes_channels_last(model: nn.Module, images: Tensor, weights: bool = False) -> bool:
+    """Whether a model gives the same results, in eval mode, with the channels of its images, a few
+    normalized ones (b, channels, height, width), last in memory; with `weights`, those of its
+    weights too, which are laid out so afterwards.
 
     One that looks at strides, or calls `view` on the output of a convolution, say, does not.
     """
-    expected = list(tensors_in(model(images.clone())))
-    try:
-        found = list(tensors_in(model(_channels_last(images))))
-    except Exception:  # whatever a model raises that asks for another format
-        return False
-    return _are_alike(found, expected)
+    with evaluating(model):
+        expected = list(tensors_in(model(images.clone())))
+        try:
+            if weights:
+                model.to(memory_format=torch.channels_last)
+            found = list(tensors_in(model(_channels_last(images))))
+        except Exception:  # whatever a model raises that asks for another format
+            return False
+    return len(found) == len(expected) and all(map(nearly_equal, found, expected))
 
 
 def put_channels_last(model: nn.Module, images: Tensor) -> bool:
     """Lay out the weights of `model` with the channels last in memory, for training, unless it
-    gives other results then, in eval mode, or cannot be trained; whether that was done.
+    does not take them so, or cannot be trained then; whether that was done.
 
-    `images` are as those of `takes_channels_last`: to lay out these alone changes nothing where
-    they have one channel. The buffers of the model stay as they are.
+    To lay out the images alone changes nothing where they have one channel. The buffers of the
+    model stay as they are; it is in training mode afterwards.
     """
-    with evaluating(model), torch.no_grad():
-        expected = list(tensors_in(model(images.clone())))
-    try:
-        model.to(memory_format=torch.channels_last)
-        with evaluating(model), torch.no_grad():
-            found = list(tensors_in(model(_channels_last(images))))
-        suits = _are_alike(found, expected)
-        if suits:
-            with unchanged(model):
-                results = tensors_in(model.train()(_channels_last(images)))
-                _backward(model, *(result for result in results if result.requires_grad))
-    except Exception:  # whatever a model raises that asks for another format
-        suits = False
+    suits = takes_channels_last(model, images, weights=True) and _trains(model, images)
     if not suits:
         model.to(memory_format=torch.contiguous_format)
     return suits
 
 
-def _are_alike(found: list[Tensor], expected: list[Tensor]) -> bool:
-    return len(found) == len(expected) and all(map(nearly_equal, found, expected))
+def _trains(model: nn.Module, images: Tensor) -> bool:
+    """Whether a step of training goes through with the channels last."""
+    try:
+        with unchanged(model):
+            results = tensors_in(model.train()(_channels_last(images)))
+            _backward(model, *(result for result in results if result.requires_grad))
+    except Exception:  # whatever a model raises that asks for another format
+        return False
+    return True
 
 
 def _channels_last(images: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memtool.figures import Needs, same_run
+from memtool.figures import Needs, cut_name, same_run
 from memtool.reproduction.samples import Cell, Missing, Sample, sample
 from memtool.tables import CkaRow, Row, StitchingRow, TrainingRow
 
@@ -173,7 +173,7 @@ def drop(tables: Tables) -> Sample:
     found = sample(
         [
             (
-                Cell(row["front_seed"], row["front_noise_ratio"], _cut(row)),
+                Cell(row["front_seed"], row["front_noise_ratio"], str(cut_name(row))),
                 _difference(row["back_accuracy"], row["test_accuracy"]),
             )
             for row in _stitched(tables, "forward", "front")
@@ -200,7 +200,7 @@ def gain(tables: Tables) -> Sample:
     return sample(
         [
             (
-                Cell(row["back_seed"], row["back_noise_ratio"], _cut(row)),
+                Cell(row["back_seed"], row["back_noise_ratio"], str(cut_name(row))),
                 _difference(row["test_accuracy"], row["control_accuracy"]),
             )
             for row in rows
@@ -215,11 +215,6 @@ def _stitched(tables: Tables, direction: str, noisy: str) -> Iterator[Row]:
         known = row[f"{noisy}_noise_ratio"] is not None
         if known and row["direction"] == direction and row["epoch"] in (None, row["epochs"]):
             yield row
-
-
-def _cut(row: Row) -> str:
-    front, back = row["front_layer"], row["back_layer"]
-    return str(front) if front == back else f"{front} → {back}"
 
 
 def _difference(a: float | None, b: float | None) -> float | None:

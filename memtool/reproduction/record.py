@@ -65,7 +65,7 @@ def findings_of(recipe: Recipe, root: Path) -> list[FindingRow]:
     """The findings in the tables of a reproduction in the folder `root`."""
     rows = {
         kind: [row for path in paths for row in tables.read(root / path, ROWS[kind])]
-        for kind, paths in tables_of(recipe).items()
+        for kind, paths in tables_of(recipe.ratios, recipe.seeds, recipe.supplemented).items()
     }
     return measure_findings(rows["training"], rows["cka"] + rows["ceiling"], rows["stitching"])
 

@@ -14,7 +14,7 @@ from memtool.reproduction.exhibits import EXHIBITS, Exhibit
 from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED, measure_findings
 from memtool.reproduction.markup import Markup, element, inline, joined
 from memtool.reproduction.page import page
-from memtool.reproduction.recipes import MOST_RATIOS, MOST_SEEDS, Recipe
+from memtool.reproduction.recipes import MOST_RATIOS, MOST_SEEDS
 from memtool.reproduction.steps import ROWS, tables_of
 from memtool.tables import FindingRow, Row, StepRow
 from memtool.tensors import read_metadata
@@ -25,7 +25,7 @@ PAPER = (
     "Model Stitching, UniReps 2024"
 )
 # The files of each kind of tables, of which there is one per run.
-KINDS = {
+GLOBS = {
     "training": "training-r*.csv",
     "cka": "cka-r*.csv",
     "ceiling": "cka-ceiling-*.csv",  # of the second clean network
@@ -68,7 +68,7 @@ def write_report(folder: Path) -> Path:
 def report(folder: Path) -> str:
     """The page. What is not in the folder is left out, and the page says so."""
     record = _record(folder / "reproduction.json")
-    found = {kind: _rows(folder, kind, record) for kind in KINDS}
+    found = {kind: _rows(folder, kind, record) for kind in GLOBS}
     if not any(found.values()):
         raise MemtoolError(
             f"{folder}: has no tables of a reproduction, such as tables/training-r0-s0.csv; make "
@@ -94,11 +94,10 @@ def report(folder: Path) -> str:
 def _rows(folder: Path, kind: str, record: Mapping[str, Any]) -> Rows:
     """The rows of the tables of a kind, of all runs; of those on record, if there is a record."""
     on_record = _on_record(record)
-    runs = None if on_record is None else set(map(_run_of, on_record))
     return [
         row
-        for path in sorted((folder / "tables").glob(KINDS[kind]))
-        if runs is None or _run_of(path) in runs
+        for path in sorted((folder / "tables").glob(GLOBS[kind]))
+        if on_record is None or path.relative_to(folder) in on_record
         for row in tables.read(path, ROWS[kind])
     ]
 
@@ -107,10 +106,9 @@ def _on_record(record: Mapping[str, Any]) -> list[Path] | None:
     """The tables of the runs on record, run by run; None without a record."""
     if "ratios" not in record or "seeds" not in record:
         return None
-    ratios, seeds = tuple(record["ratios"]), record["seeds"]
-    compared = tuple(record.get("supplement", ratios))
-    recipe = Recipe("", "", 0, (), ratios=ratios, seeds=seeds, supplement=compared)
-    return sorted((path for paths in tables_of(recipe).values() for path in paths), key=_run_of)
+    ratios, seeds = record["ratios"], record["seeds"]
+    by_kind = tables_of(ratios, seeds, record.get("supplement", ratios))
+    return sorted((path for paths in by_kind.values() for path in paths), key=_run_of)
 
 
 def _run_of(table: Path) -> str:
@@ -269,7 +267,7 @@ def _figures(found: Mapping[str, Rows]) -> Markup:
 def _figure(number: int, exhibit: Exhibit, rows: Rows) -> Markup:
     """A figure drawn anew from its rows, or why there is none."""
     drawing: Markup
-    source = " and ".join(f"tables/{KINDS[kind]}" for kind in exhibit.tables)
+    source = " and ".join(f"tables/{GLOBS[kind]}" for kind in exhibit.tables)
     try:
         if not rows:
             raise MemtoolError(f"there is no {source}")

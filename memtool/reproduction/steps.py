@@ -84,24 +84,26 @@ def steps_for(recipe: Recipe, root: Path) -> list[Step]:
     Below `root` they make labels/, runs/, stitched/, tables/ and the figures.
     """
     steps = [step for seed in range(recipe.seeds) for step in _steps_of(recipe, seed, root)]
-    tables = tables_of(recipe).items()
+    tables = tables_of(recipe.ratios, recipe.seeds, recipe.supplemented).items()
     names = {kind: [f"{ROOT}/{path}" for path in paths] for kind, paths in tables}
     return [*steps, *(_step(rule, rule.kind, ROOT, names, root) for rule in FIGURES)]
 
 
-def tables_of(recipe: Recipe) -> dict[str, list[Path]]:
+def tables_of(
+    ratios: Sequence[float], seeds: int, supplemented: Sequence[float]
+) -> dict[str, list[Path]]:
     """The tables of all runs by their kinds, below the folder of the reproduction; those of CKA of
-    the second clean runs are the `ceiling`."""
-    ratios = dict.fromkeys(("training", "cka", "stitching"), recipe.ratios)
+    the second clean runs are the `ceiling`. Noise ratios are in percent."""
+    of_runs = dict.fromkeys(("training", "cka", "stitching"), ratios)
     found = {
         kind: [
             Path("tables", f"{kind}-r{ratio:g}-s{seed}.csv")
-            for seed in range(recipe.seeds)
+            for seed in range(seeds)
             for ratio in chosen
         ]
-        for kind, chosen in {**ratios, "supplement": recipe.supplemented}.items()
+        for kind, chosen in {**of_runs, "supplement": supplemented}.items()
     }
-    ceilings = [Path("tables", f"cka-ceiling-s{seed}.csv") for seed in range(recipe.seeds)]
+    ceilings = [Path("tables", f"cka-ceiling-s{seed}.csv") for seed in range(seeds)]
     return {**found, "ceiling": ceilings}
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 from memtool.checkpoints import NOT_STITCHED
 from memtool.data import HostImages
 from memtool.device import Precision, Processes
-from memtool.layers import Layer, told_names
+from memtool.errors import told_names
+from memtool.layers import Layer
 from memtool.progress import Progress, silent
 from memtool.similarity.measuring import Outcome, Value, image_order, measure
 from memtool.similarity.pairs import Comparison, Selection

@@ -11,7 +11,7 @@ from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, footprints, trace_all
 from memtool.layers import Footprint, Layer, select
 from memtool.similarity.settings import Pairs
-from memtool.specs import matches
+from memtool.specs import PARTS, matches, without_parts
 from memtool.tensors import stored_tensors
 
 
@@ -177,7 +177,6 @@ def compared(selection: Selection, reference: Selection, pairs: Pairs) -> Compar
     return Comparison(selection, reference, layers)
 
 
-PARTS = ("front.", "back.")  # of a stitched model
 ALL = "compare each with each: --pairs all"
 
 
@@ -193,11 +192,11 @@ def _in_order(selection: Selection, reference: Selection) -> list[tuple[Layer, L
 
 def _by_name(selection: Selection, reference: Selection) -> list[tuple[Layer, Layer]]:
     exact = {layer.name: layer for layer in reference.layers}
-    bare = {_bare(layer.name): layer for layer in reference.layers}
+    bare = {without_parts(layer.name): layer for layer in reference.layers}
     pairs = [
         (layer, other)
         for layer in selection.layers
-        if (other := exact.get(layer.name) or bare.get(_bare(layer.name)))
+        if (other := exact.get(layer.name) or bare.get(without_parts(layer.name)))
     ]
     if not pairs:
         raise MemtoolError(
@@ -205,12 +204,6 @@ def _by_name(selection: Selection, reference: Selection) -> list[tuple[Layer, La
             f"{reference.checkpoint.path}; {ALL}"
         )
     return pairs
-
-
-def _bare(name: str) -> str:
-    for part in PARTS:
-        name = name.removeprefix(part)
-    return name
 
 
 def _prefixes(checkpoint: Checkpoint) -> Sequence[str]:

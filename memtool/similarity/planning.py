@@ -6,7 +6,7 @@ from itertools import product
 
 from memtool import MemtoolError
 from memtool.device import Processes
-from memtool.layers import told_size
+from memtool.errors import told_size
 from memtool.similarity.feature_space import is_cheaper
 from memtool.similarity.hsic import GROUPS, MINIMUM, check_examples
 from memtool.similarity.pairs import (

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, Network
-from memtool.layers import Back, out_of_order, run_to, told_names
+from memtool.errors import told_names
+from memtool.layers import Back, out_of_order, run_to
 from memtool.models import foreign_code, nearly_equal
 from memtool.stitching.cuts import ChosenCut, not_a_cut
 from memtool.stitching.planning import Cut

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from memtool import MemtoolError
+from memtool.errors import told_size
 from memtool.layers import Layer
 from memtool.models import Connector, StitchingLayer
 from memtool.models.stitched import flattens, positions
@@ -167,6 +168,6 @@ def _check_memory(cannot: str, inputs: int, outputs: int, memory: int) -> None:
     if needed > memory:
         raise MemtoolError(
             f"{cannot}: a flattened map has {inputs * outputs:,} weights and takes "
-            f"{math.ceil(needed / 2**20):,} MiB to fit; use --connector conv1x1, a later cut, "
+            f"{told_size(needed)} to fit; use --connector conv1x1, a later cut, "
             "or a larger --memory"
         )

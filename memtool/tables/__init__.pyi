@@ -17,5 +17,6 @@ from .terminal import shade as shade
 from .writing import Format as Format
 from .writing import Row as Row
 from .writing import discard as discard
+from .writing import format_by_suffix as format_by_suffix
 from .writing import format_of as format_of
 from .writing import writer as writer

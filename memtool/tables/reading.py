@@ -73,9 +73,8 @@ def read(path: Path | None, row_type: type | None = None) -> list[dict[str, Any]
 
 
 def _check_cells(row_type: type, rows: Sequence[dict[str, Any]]) -> None:
-    declared = columns(row_type)  # once: they are read from the type's hints
     for row in rows:
-        for column in [name for name in row if name in declared]:
+        for column in [name for name in row if name in columns(row_type)]:
             try:
                 row[column] = checked(row_type, column, row[column])
             except ValueError as error:

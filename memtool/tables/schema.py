@@ -24,6 +24,7 @@ class Column:
     shaded: bool = False
 
 
+@cache
 def columns(row_type: type) -> dict[str, Column]:
     """The columns of a table by name, in order.
 
@@ -48,6 +49,7 @@ def type_of(row_type: type, column: str) -> str:
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 
+@cache
 def kinds(row_type: type) -> dict[str, type]:
     """The type of each column's cells: str, int, float or bool."""
 
@@ -87,7 +89,7 @@ def checked(row_type: type, column: str, cell: Any) -> Any:
     Traceback (most recent call last):
     ValueError: 'n/a' is no number
     """
-    kind = _kinds_of(row_type)[column]
+    kind = kinds(row_type)[column]
     nothing = ("",) if is_name(row_type, column) else ("", "nan", "na")
     if cell is None or isinstance(cell, float) and math.isnan(cell):
         return None
@@ -99,7 +101,6 @@ def checked(row_type: type, column: str, cell: Any) -> Any:
         raise ValueError(f"{shortened(repr(cell))} is no {WORDS[kind]}{error}") from error
 
 
-_kinds_of = cache(kinds)
 PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 

@@ -37,6 +37,16 @@ class Format(StrEnum):
     table = "table"
 
 
+def format_by_suffix(path: Path) -> Format | None:
+    """The format that the suffix of a file of rows says; None for any other file.
+
+    >>> format_by_suffix(Path("a.CSV")), format_by_suffix(Path("a.table"))
+    (<Format.csv: 'csv'>, None)
+    """
+    suffix = path.suffix.removeprefix(".").lower()
+    return Format(suffix) if suffix in Format.__members__ and suffix != Format.table else None
+
+
 def format_of(path: Path | None, chosen: Format | None) -> Format:
     """The format chosen, else the one that the suffix of `path` says, else a table on a terminal
     and CSV everywhere else. Raises MemtoolError for a suffix that says none."""
@@ -44,10 +54,9 @@ def format_of(path: Path | None, chosen: Format | None) -> Format:
         return chosen
     if path is None:
         return Format.table if sys.stdout.isatty() else Format.csv
-    suffix = path.suffix.removeprefix(".").lower()
-    if suffix in Format.__members__ and suffix != Format.table:
-        return Format(suffix)
-    if suffix in ("", "txt") or not path.is_file() and path.exists():
+    if found := format_by_suffix(path):
+        return found
+    if path.suffix.lower() in ("", ".txt") or not path.is_file() and path.exists():
         return Format.csv
     raise MemtoolError(
         f"{path}: the suffix says no table format; end it in .csv, .tsv or .jsonl, or pass --format"

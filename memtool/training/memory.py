@@ -8,7 +8,8 @@ from torch import nn
 
 from memtool import MemtoolError
 from memtool.device import Precision, Processes, memory_of
-from memtool.layers import footprint, told_size
+from memtool.errors import told_size
+from memtool.layers import footprint
 from memtool.training.settings import Optimizer, TrainConfig
 
 # Below this, a larger batch is faster and nobody misses the memory.

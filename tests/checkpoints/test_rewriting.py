@@ -60,10 +60,13 @@ def test_convnext_in_its_authors_layout(run, tmp_path, caplog, prefix):
 
 def test_vgg_of_torchvision_as_timms():
     shapes = shapes_of(models.skeleton(models.parse("torchvision:vgg11?num_classes=7")))
-    found = rewriting(models.parse("timm:vgg11"), shapes, complete_from_shapes)
+    found = rewriting(models.parse("timm:vgg11"), shapes, complete_from_shapes, "--model")
     assert found and found.spec.options["num_classes"] == 7
     assert found.shapes == shapes_of(models.skeleton(found.spec))
-    assert rewriting(models.parse("torchvision:vgg11"), shapes, complete_from_shapes) is None
+    assert (
+        rewriting(models.parse("torchvision:vgg11"), shapes, complete_from_shapes, "--model")
+        is None
+    )
     stored = {name: torch.zeros(1).expand(shape) for name, shape in shapes.items()}
     row = stored["classifier.0.weight"] = torch.arange(25088.0).expand(4096, -1)
     made = found.rewrite({name: stored[key] for name, key in found.names.items()})

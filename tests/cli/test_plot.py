@@ -66,10 +66,10 @@ def test_a_table_has_the_values_of_the_figure(run, tmp_path):
     rows = training_rows(seeds=(0, 2))
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (tmp_path / "rows.jsonl").write_text(text)
-    outputs = ("-o", tmp_path / "f.csv", "-o", tmp_path / "f.svg", "-o", tmp_path / "f.jsonl")
+    outputs = ("-o", tmp_path / "f.csv", "-o", tmp_path / "f.SVG", "-o", tmp_path / "f.JSONL")
     assert run("plot", tmp_path / "rows.jsonl", *outputs, "--ratios", "0,25%").code == 0
     found = tables.read(tmp_path / "f.csv")
-    assert found == tables.read(tmp_path / "f.jsonl") and (tmp_path / "f.svg").exists()
+    assert found == tables.read(tmp_path / "f.JSONL") and (tmp_path / "f.SVG").exists()
     assert list(found[0]) == ["panel", "curve", "x", "measure", "value", "deviation", "n"]
     losses = [row for row in found if row["measure"] == "loss" and row["curve"] == "25"]
     assert [row["x"] for row in losses] == ["1", "2", "3", "4"]

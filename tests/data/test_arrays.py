@@ -119,7 +119,7 @@ def test_arrays_larger_than_the_memory_that_is_allowed_are_refused_unread(
     told = refused(path, memory=2**24)
     assert tracemalloc.get_traced_memory()[1] < 2**20
     tracemalloc.stop()
-    assert told.startswith(f"{path}: take 0.02 GiB, more than --memory (0.02 GiB); allow more (--")
+    assert told.startswith(f"{path}: take 19.1 MiB, more than --memory (16.0 MiB); allow more (--")
     assert len(data.load(str(path), memory=2**25).test) == 2000
 
 
@@ -144,7 +144,7 @@ def test_resized_arrays_larger_than_the_memory_that_is_allowed_are_refused(
 ) -> None:
     path = saved(tmp_path / "x.npz", images=PIXELS, labels=LABELS)
     told = refused(f"{path}?image_size=9000", memory=2**30)
-    assert told.startswith("6 images of 9000x9000 pixels: take 1.36 GiB, more than --memory (1.00")
+    assert told.startswith("6 images of 9000x9000 pixels: take 1.4 GiB, more than --memory (1.0")
 
 
 @pytest.mark.parametrize("shape", ["(1152921504606846976, 3, 4, 4)", "(50000000000, 1, 1, 1)"])
@@ -198,3 +198,10 @@ def test_the_array_that_does_not_fit_the_others_is_named(saved, refused, tmp_pat
     labels = {"train_labels": LABELS, "test_labels": LABELS}
     told = refused(saved(tmp_path / "x.npz", **arrays, **labels))
     assert "train_images has fractions, and test_images values up to" in told
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+def test_a_file_that_is_something_else_is_told_by_its_first_bytes(tmp_path, refused, suffix):
+    path = tmp_path / f"x.{suffix}"
+    path.write_text("version https://git-lfs.github.com/spec/v1\nsize 5\n")
+    assert "cannot be read (a Git LFS pointer, which stands for a file of 5 bytes" in refused(path)

@@ -217,14 +217,16 @@ def test_strides_of_0_make_no_gigabytes_of_labels(tmp_path):
 def test_files_too_large_for_labels_are_refused_unread(tmp_path, name):
     with open(tmp_path / name, "wb") as file:
         file.truncate(2**42)
-    with pytest.raises(MemtoolError, match=f"{name}: takes 4,194,304 MiB, and labels are read"):
+    with pytest.raises(MemtoolError, match=f"{name}: takes 4,096.0 GiB, and labels are read"):
         found(tmp_path / name)
 
 
 def test_archives_too_large_for_labels_are_refused_unread(tmp_path, monkeypatch):
     monkeypatch.setattr(label_sources, "machine_memory", lambda: 16 * 10_000)
     np.savez_compressed(tmp_path / "labels.npz", labels=np.zeros(2000, np.int64))
-    with pytest.raises(MemtoolError, match=r"labels.npz: takes 0 MiB, and labels are read from at"):
+    with pytest.raises(
+        MemtoolError, match=r"labels.npz: takes 15.8 KiB, and labels are read from at"
+    ):
         found(tmp_path / "labels.npz")
 
 

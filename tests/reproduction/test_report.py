@@ -214,6 +214,14 @@ def test_tables_of_runs_that_are_not_on_record_do_not_count(tmp_path):
     assert "Unfinished: missing tables (7 of 9) are cka-ceiling-s0.csv, cka-r0-s0.csv, " in text
 
 
+def test_tables_of_a_kind_that_is_not_on_record_do_not_count(tmp_path):
+    write(tmp_path, World(layers=("conv1", "fc")), supplement=supplement_rows(ratios=(0.25, 0.5)))
+    record = {"ratios": [0, 25, 50], "seeds": 1, "supplement": [50]}
+    (tmp_path / "reproduction.json").write_text(json.dumps(record))
+    page = write_report(tmp_path).read_text()
+    assert "front of r = 50 %, clean back" in page and "front of r = 25 %" not in page
+
+
 def test_a_folder_of_anything_else_is_refused(run, tmp_path):
     result = run("report", tmp_path)
     assert result.code == 1

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
 from memtool.device import Processes
-from memtool.layers import Footprint, told_size
+from memtool.errors import told_size
+from memtool.layers import Footprint
 from memtool.similarity import (
     CkaSettings,
     Estimator,
