@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from memtool import data, figures, tables
+from memtool import MemtoolError, data, figures, tables
 from memtool.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ Rows = Iterable[Mapping[str, Any]]
 
 
 def dataset(
-    spec: str, folder: Path | str | None = None, progress: Progress = silent
+    spec: Path | str, folder: Path | str | None = None, progress: Progress = silent
 ) -> data.Dataset:
     """The data set that a spec names, such as `digits`, `cifar10` or `folder:photos?image_size=64`.
 
@@ -27,7 +27,7 @@ def dataset(
     >>> digits.train.images.shape, digits.test.labels.shape
     ((1297, 1, 8, 8), (500,))
     """
-    return data.load(spec, Path(folder) if folder else None, progress=progress)
+    return data.load(str(spec), Path(folder) if folder else None, progress=progress)
 
 
 def read_table(path: Path | str) -> Any:
@@ -46,7 +46,7 @@ def draw(kind: str, rows: Any, **options: Any) -> "Figure":
     that shows `rows`, dicts or a pandas frame, as `memtool plot` draws it.
 
     It is a matplotlib Figure: a notebook shows it, and its `savefig` writes it. Raises MemtoolError
-    if the rows lack what the figure needs.
+    for another kind, and if the rows lack what the figure needs.
 
     `options` are those of the command, as lists or texts: `x` ("layer" or "epoch"), `layers` and
     `marks` (globs, ["conv?", "fc"] or "conv?,fc"), `ratios` ([0, 0.25] or "0,25%"), `epochs`
@@ -63,11 +63,13 @@ def draw(kind: str, rows: Any, **options: Any) -> "Figure":
     >>> draw("heatmap", rows).axes[0].get_ylabel()
     'layer of a'
     """
-    return figures.draw(figures.Kind(kind), _dicts(rows), figures.as_options(**options))
+    return figures.draw(kind, _dicts(rows), figures.as_options(**options))
 
 
 def _dicts(rows: Any) -> list[dict[str, Any]]:
     """The rows of a frame, or of anything that gives mappings; a missing value is None."""
     if hasattr(rows, "to_dict"):
         rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
+    if isinstance(rows, str | Path | Mapping):
+        raise MemtoolError("rows are a list of dicts or a frame, as memtool.read_table(path) gives")
     return [dict(row) for row in rows]

@@ -53,8 +53,10 @@ def test_tables_are_read_as_frames_where_there_is_pandas_and_drawn(
     assert image.get_array().shape == (2, 2)
     narrow = memtool.draw("heatmap", rows, layers="fc", width="column", title="one")
     assert narrow.axes[0].images[0].get_array().shape == (1, 1)
-    with pytest.raises(ValueError, match="'pie' is not a valid Kind"):
+    with pytest.raises(memtool.MemtoolError, match="no figure 'pie'; there are convergence"):
         memtool.draw("pie", rows)
+    with pytest.raises(memtool.MemtoolError, match="rows are a list of dicts or a frame, as mem"):
+        memtool.draw("heatmap", path)
 
 
 def test_what_is_wrong_is_a_memtool_error(tmp_path):
