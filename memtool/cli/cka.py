@@ -8,7 +8,7 @@ import typer
 from memtool.cli import app, options
 from memtool.cli.console import logger, progress
 from memtool.device import Precision
-from memtool.similarity.settings import Estimator, Kernel, Pairs
+from memtool.similarity.settings import CkaSettings, Estimator, Kernel, Pairs
 from memtool.tables.schema import LARGEST
 
 
@@ -51,7 +51,7 @@ def cka(
             metavar="PAIRS",
             help="same compares corresponding layers, all each layer with each (the full matrix)",
         ),
-    ] = Pairs.same,
+    ] = CkaSettings.pairs,
     model: options.Model = None,
     model_reference: Annotated[
         str | None,
@@ -73,13 +73,13 @@ def cka(
             "with their number; auto: exact if it fits into --memory with one forward pass, else "
             "minibatch",
         ),
-    ] = Estimator.auto,
+    ] = CkaSettings.estimator,
     kernel: Annotated[
         Kernel,
         typer.Option(
             "--kernel", metavar="KERNEL", help="linear, or rbf: exp(-distance^2 / (2 sigma^2))"
         ),
-    ] = Kernel.linear,
+    ] = CkaSettings.kernel,
     bandwidth: Annotated[
         float,
         typer.Option(
@@ -88,7 +88,7 @@ def cka(
             help="Sigma of rbf as a multiple of the median distance between the images (at most "
             "512 of them, evenly spaced)",
         ),
-    ] = 1.0,
+    ] = CkaSettings.bandwidth,
     precision: Annotated[
         Precision,
         typer.Option(
@@ -97,14 +97,14 @@ def cka(
             help="Precision of the forward passes: float32, tf32 (on CUDA) or bf16; float32 is "
             "used after all if CKA of the first batch changes by more than 0.001",
         ),
-    ] = Precision.float32,
+    ] = CkaSettings.precision,
     memory: options.Memory = options.MEMORY,
-    seed: options.Seed = 0,
+    seed: options.Seed = CkaSettings.seed,
     dataset: options.Data = None,
     data_dir: options.DataDir = None,
     image_size: options.ImageSize = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = 256,
+    batch_size: options.BatchSize = CkaSettings.batch_size,
     output: options.Output = None,
     table_format: options.TableFormat = None,
     device: options.Device = "auto",
@@ -137,7 +137,7 @@ def cka(
 
     from memtool import tables
     from memtool.device import choose, processes
-    from memtool.similarity import CkaSettings, compare, make_plan, selections
+    from memtool.similarity import compare, make_plan, selections
 
     if not references:
         *checkpoints, references = *checkpoints[:-1], checkpoints[-1:]

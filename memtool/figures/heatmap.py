@@ -65,7 +65,7 @@ def choose(rows: Rows, options: Options) -> list[Row]:
     return of_layers(of_layers(rows, options.layers), options.layers, "reference_layer")
 
 
-def draw(rows: Rows, options: Options = Options()) -> Figure:
+def draw(rows: Rows, options: Options) -> Figure:
     """CKA, coloured from 0 to 1, with one panel per pair of checkpoints.
 
     Layers run from the first, at the bottom left, to the last. Cells without a value are grey, and

@@ -144,12 +144,12 @@ def _chosen(rows: Rows, options: Options) -> list[Row]:
     return [*of_epochs(rows, options.epochs, run), *ceiling]
 
 
-def draw_convergence(rows: Rows, options: Options = Options()) -> Figure:
+def draw_convergence(rows: Rows, options: Options) -> Figure:
     """Figure 1: CKA of each checkpoint to the final model of its own run."""
     return _draw(rows, "CKA to final model", options)
 
 
-def draw_divergence(rows: Rows, options: Options = Options()) -> Figure:
+def draw_divergence(rows: Rows, options: Options) -> Figure:
     """Figure 3: CKA of each checkpoint to the final clean model.
 
     The axis says "clean" only if all rows do, by a `reference_noise_ratio` of 0.

@@ -92,7 +92,7 @@ def choose(rows: Rows, options: Options) -> list[Row]:
     return of_ratios(rows, options.ratios, _ratio)
 
 
-def draw(rows: Rows, options: Options = Options()) -> Figure:
+def draw(rows: Rows, options: Options) -> Figure:
     """Figure 2: a panel per direction, in which each cut has a curve over the noise ratios. Of one
     or two noise ratios, a panel each, in which each direction has a curve over the cuts.
 

@@ -80,7 +80,7 @@ def noisy_ratio(row: Row) -> float | None:
     return max((ratio for ratio in _ends(row) if ratio is not None), default=None)
 
 
-def draw(rows: Rows, options: Options = Options()) -> Figure:
+def draw(rows: Rows, options: Options) -> Figure:
     """CKA against the layers of the reference, in order of execution: a curve per cut, and a panel
     per pair of noise ratios of front and back.
 

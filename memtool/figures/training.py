@@ -39,7 +39,7 @@ def choose(rows: Rows, options: Options) -> list[Row]:
     return of_epochs(rows, options.epochs, run)
 
 
-def draw(rows: Rows, options: Options = Options()) -> Figure:
+def draw(rows: Rows, options: Options) -> Figure:
     """Loss in nats and accuracies in [0, 1] against the epoch, with one curve per noise ratio.
 
     A column without any value has no panel: memorization, if nothing was mislabelled.

@@ -46,10 +46,14 @@ MINIMUM = 4  # examples that the unbiased estimator needs
 GROUPS = 10  # of batches, which the standard error leaves out one at a time
 
 
+def minimum(estimator: Estimator) -> int:
+    """How many examples an estimator needs."""
+    return 2 if estimator is Estimator.exact else MINIMUM
+
+
 def check_examples(estimator: Estimator, n: int) -> None:
     """Raise MemtoolError if n examples are too few for the estimator."""
-    least = 2 if estimator is Estimator.exact else MINIMUM
-    if n < least:
+    if n < (least := minimum(estimator)):
         raise MemtoolError(
             f"CKA with estimator {estimator} needs {least} examples or more, not {n}"
         )
@@ -60,7 +64,7 @@ def hsic_from_sums(estimator: Estimator, s: Tensor, d: Tensor, t: Tensor, n: int
 
     NaN for fewer examples than the estimator needs.
     """
-    if n < (2 if estimator is Estimator.exact else MINIMUM):
+    if n < minimum(estimator):
         return torch.full_like(s, math.nan)
     if estimator is Estimator.exact:
         return (s + d) / (n - 1) ** 2
