@@ -161,7 +161,7 @@ def save_tensors(
     separate: dict[str, torch.Tensor] = {}
     memories = set()
     for name, tensor in tensors.items():
-        own = tensor.detach().cpu().contiguous()
+        own = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
         memory = own.untyped_storage().data_ptr()
         separate[name] = own.clone() if memory in memories else own
         memories.add(memory)

@@ -13,7 +13,7 @@ from memtool import MemtoolError
 from memtool.checkpoints.names import misfits, shapes_of, tied_names
 from memtool.data import normalize
 from memtool.errors import told_names
-from memtool.models import described, logits_of, takes_channels_last
+from memtool.models import described, logits_of, takes_channels_last, unsaved
 
 logger = logging.getLogger("memtool")
 
@@ -139,9 +139,5 @@ def _number_kind(tensor: Tensor) -> tuple[bool, bool]:
 def is_incomplete(model: nn.Module) -> bool:
     """Whether a skeleton still has tensors without values after its weights were loaded: what a
     module computed of its parameters while it was built."""
-    return any(
-        isinstance(value, Tensor) and value.is_meta
-        for module in model.modules()
-        for values in (module._parameters, module._buffers, vars(module))
-        for value in values.values()
-    )
+    registered = [*model.parameters(), *model.buffers()]
+    return any(tensor.is_meta for tensor in (*registered, *(one for _, one in unsaved(model))))

@@ -200,7 +200,9 @@ def stitch(
     )  # or that is told at once
     few = torch.from_numpy(set_.test.images[:5]).to(where)
     classes = len(set_.classes)
-    cuts = verified_cuts(fronts, back, chosen, settings.directions, few, classes)
+    cuts = verified_cuts(
+        *(fronts, back, chosen, settings.directions, few, classes), trains=settings.epochs > 0
+    )
     sweep = Sweep(fronts, back, cuts, settings, save)
     sweep.check(where, len(set_.train))
     if dry_run:

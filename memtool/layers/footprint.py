@@ -114,14 +114,23 @@ def _history(model: nn.Module, shape: tuple[int, ...], batch: int, gradients: bo
 @contextmanager
 def unchanged(model: nn.Module) -> Iterator[None]:
     """Afterwards, buffers and generators are as they were before the block, however it ends."""
-    buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    buffers = [
+        (module, name, buffer, buffer.clone())
+        for module in model.modules()
+        for name, buffer in module._buffers.items()
+        if buffer is not None
+    ]
     try:
         with torch.random.fork_rng(devices=_cuda(model)):
             yield
     finally:
         with torch.no_grad():
-            for buffer, value in buffers:
-                buffer.copy_(value)
+            for module, name, buffer, value in buffers:
+                if buffer.shape == value.shape:
+                    buffer.copy_(value)
+                else:
+                    buffer.data = value
+                module._buffers[name] = buffer
 
 
 def _cuda(model: nn.Module) -> list[torch.device]:

@@ -10,6 +10,7 @@ from .outputs import logits_of as logits_of
 from .outputs import nearly_equal as nearly_equal
 from .outputs import put_channels_last as put_channels_last
 from .outputs import takes_channels_last as takes_channels_last
+from .outputs import unsaved as unsaved
 from .outputs import warn_if_drawn_anew as warn_if_drawn_anew
 from .outputs import warn_if_results_vary as warn_if_results_vary
 from .sources import OURS as OURS

@@ -17,6 +17,8 @@ from memtool.models.spec import ModelSpec
 
 logger = logging.getLogger("memtool")
 
+MOST_NESTED = 3  # lists in lists
+
 
 def logits_of(result: Any, classes: int | None = None) -> Tensor | None:
     """The logits, (n, classes), in what a model returned; None if there are none.
@@ -90,11 +92,13 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
     unless it takes two images of `image_shape`, (channels, height, width), or vectors, (features,),
     in training and in eval mode, returns logits of that many classes, and has gradients.
 
-    A note says which part of the result is taken for the logits, where there are several.
+    A note says which part of the result is taken for the logits, where there are several; a warning
+    names what the model keeps of what it has seen, where no checkpoint would.
     """
     with torch.random.fork_rng(devices=[]):
         model = build(spec)
         images = torch.rand(3, *image_shape)
+        shapes, numbers = _shapes(model), _numbers(model)
         for mode in ("training", "eval"):
             trains = mode == "training"
             model.train(trains)
@@ -112,6 +116,16 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
                     _backward(model, found[1])
             _tell_choice(spec, mode, result, found[0])
         what = f"model {spec}"
+        if new := [name for name, shape in _shapes(model).items() if shapes.get(name) != shape]:
+            raise MemtoolError(
+                f"{what}: gets tensors, or their sizes, when it first runs ({some(new)}); a "
+                "checkpoint needs them as it is built"
+            )
+        if kept := [name for name, value in _numbers(model).items() if numbers.get(name) != value]:
+            logger.warning(
+                f"{what}: counts what it has seen in {some(kept)}, which no checkpoint holds: a "
+                "run that is resumed is another one; register buffers"
+            )
         warn_if_results_vary(lambda few: model(few.clone()), images, what, model)
 
         def again() -> nn.Module:
@@ -120,6 +134,20 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
             return twin.eval()
 
         warn_if_drawn_anew(model, again, lambda one: one(images[:2].clone()), what)
+
+
+def _shapes(model: nn.Module) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in model.state_dict().items()}
+
+
+def _numbers(model: nn.Module) -> dict[str, float]:
+    """The numbers that modules have as attributes, but for how deep they are in what they do."""
+    return {
+        f"{name}.{key}" if name else key: value
+        for name, module in model.named_modules()
+        for key, value in vars(module).items()
+        if type(value) in (int, float)
+    }
 
 
 def _backward(model: nn.Module, *results: Tensor) -> None:
@@ -155,8 +183,19 @@ def warn_if_results_vary(
     It takes three `images` to tell the latter.
     """
     pairs = [images[:2], images[:2], images[[-1, 0]]]
+    before = {name: buffer.clone() for name, buffer in model.named_buffers()}
     first, again, elsewhere = (list(tensors_in(run(pair))) for pair in pairs)
-    if not all(map(nearly_equal, first, again)):
+    buffers = dict(model.named_buffers())
+    if changed := [
+        name
+        for name, value in before.items()
+        if name not in buffers or not _is_same(value, buffers[name])
+    ]:
+        logger.warning(
+            f"{what}: changes {some(changed)} also in eval mode: all values depend on what it has "
+            "seen before"
+        )
+    elif not all(map(nearly_equal, first, again)):
         logger.warning(
             f"{what}: gives other results for the same images each time (dropout that is always "
             "on, or a state that changes?): all values depend on chance"
@@ -193,13 +232,7 @@ def warn_if_drawn_anew(
     """Warn if `model` is another one each time it is built, by tensors that no checkpoint holds:
     if `build`, which gives it with the same weights and in eval mode, gives one whose forward pass,
     `run`, has other results."""
-    names = [
-        f"{name}.{key}" if name else key
-        for name, module in model.named_modules()
-        for key, value in [*module._buffers.items(), *vars(module).items()]
-        if isinstance(value, Tensor)
-        and (key not in module._buffers or key in module._non_persistent_buffers_set)
-    ]
+    names = [name for name, _ in unsaved(model)]
     if not names:
         return
     with torch.random.fork_rng(devices=[]):
@@ -208,8 +241,40 @@ def warn_if_drawn_anew(
     if not all(map(nearly_equal, *(list(tensors_in(run(one))) for one in (model, twin)))):
         logger.warning(
             f"{what}: holds tensors that no checkpoint does ({some(names)}), drawn at random when "
-            "it is built: all values depend on that; register them as buffers"
+            "it is built: all values depend on that; register them as buffers, and modules of a "
+            "list by nn.ModuleList"
         )
+
+
+def unsaved(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The tensors, by name, that modules hold and no checkpoint does: buffers that are not
+    persistent, plain attributes, what is in lists, tuples and dicts, and the weights of modules
+    there."""
+    registered = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
+    registered |= {id(parameter) for parameter in model.parameters()}
+    own = vars(nn.Module()).keys()
+    for name, module in model.named_modules():
+        attributes = {key: value for key, value in vars(module).items() if key not in own}
+        for key, value in [*module._buffers.items(), *attributes.items()]:
+            for place, tensor in _tensors_held(f"{name}.{key}" if name else key, value):
+                if id(tensor) not in registered:
+                    yield place, tensor
+
+
+def _tensors_held(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
+    if isinstance(value, Tensor):
+        yield name, value
+    elif isinstance(value, nn.Module):
+        for key, tensor in value.state_dict(keep_vars=True).items():
+            if isinstance(tensor, Tensor):
+                yield f"{name}.{key}", tensor
+    elif isinstance(value, list | tuple | dict) and depth < MOST_NESTED:
+        for key, part in parts_of(value):
+            yield from _tensors_held(f"{name}[{key}]", part, depth + 1)
+
+
+def _is_same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and nearly_equal(a, b, rtol=0, atol=0)
 
 
 def nearly_equal(a: Tensor, b: Tensor, rtol: float = 1e-3, atol: float = 1e-3) -> bool:

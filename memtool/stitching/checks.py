@@ -19,6 +19,11 @@ from memtool.stitching.settings import Direction
 
 logger = logging.getLogger("memtool")
 
+UNREACHED = (
+    "no gradient reaches it, since what comes after computes it anew (gradient checkpointing) or "
+    "switches it off"
+)
+
 
 def verified_cuts(
     fronts: Sequence[Checkpoint],
@@ -27,23 +32,25 @@ def verified_cuts(
     directions: Sequence[Direction],
     images: Tensor,
     classes: int,
+    trains: bool,
 ) -> dict[Path, list[Cut]]:
     """The cuts of each front with the back that hold for the networks as they are, by the front's
     path; `images`, uint8 (n, c, h, w), are any few that differ, four at least.
 
     The graph of a forward pass does not show everything: a branch may depend on the weights, data
-    take a way that no tensor shows, images be sorted before a layer sees them. A cut that does not
-    hold is left out with a note, unless it was named. Raises MemtoolError then, if no cut of a
+    take a way that no tensor shows, images be sorted before a layer sees them. If a stitching layer
+    `trains`, gradients have to reach it, too. A cut that does not hold is left out with a note,
+    unless it was named. Raises MemtoolError then, if no cut of a
     front is left, and if a network that is to give a back does not tell so many classes apart.
     """
     resumes_front = set(directions) != {Direction.forward}
     theirs = [cut.layers[1].name for own in chosen.values() for cut in own]
-    false_theirs = _checked(back, theirs, images, classes, gives_back=True)
+    false_theirs = _checked(back, theirs, images, classes, True, trains)
     verified = {}
     for front in fronts:
         own = chosen[front.path]
         ours = [cut.layers[0].name for cut in own]
-        false_ours = _checked(front, ours, images, classes, gives_back=resumes_front)
+        false_ours = _checked(front, ours, images, classes, resumes_front, trains)
         for cut in own:
             f, b = (layer.name for layer in cut.layers)
             if cut.is_named and f in false_ours:
@@ -66,6 +73,7 @@ def _checked(
     images: Tensor,
     classes: int,
     gives_back: bool,
+    trains: bool,
 ) -> dict[str, MemtoolError]:
     """Which of the layers are no cuts, each with the error that says why. If the network gives no
     back, the order of the images alone matters."""
@@ -77,10 +85,14 @@ def _checked(
         disordered = out_of_order(network.model, network.run, axes, images)
         leaking = [one for one in axes if gives_back and not is_cut(network, one, images[:3])]
         blocks = {layer: _block_around(network, layer, images[:3]) for layer in leaking}
+        behind = [one for one in axes if gives_back and trains and one not in leaking]
+        unreached = [one for one in behind if not is_reached(network, one, images[:3])]
     _tell(checkpoint, leaking, "what comes after depends on the input in other ways too")
+    _tell(checkpoint, unreached, f"{UNREACHED} (--epochs 0 trains nothing)")
     _tell(checkpoint, sorted(disordered), "they give the images in another order")
     return {
         **{layer: not_a_cut(checkpoint.path, layer, blocks[layer]) for layer in leaking},
+        **{layer: _unreached(checkpoint.path, layer) for layer in unreached},
         **{layer: _in_another_order(checkpoint.path, layer) for layer in disordered},
     }
 
@@ -95,6 +107,13 @@ def _in_another_order(path: Path, layer: str) -> MemtoolError:
     return MemtoolError(
         f"{path}: {layer!r} gives the images in another order than it gets them, so that no other "
         f"network can go on from it; take another cut (list them: memtool info --layers {path})"
+    )
+
+
+def _unreached(path: Path, layer: str) -> MemtoolError:
+    return MemtoolError(
+        f"{path}: a stitching layer at {layer!r} cannot be trained: {UNREACHED}; take another cut, "
+        "or train none (--epochs 0)"
     )
 
 
@@ -132,7 +151,7 @@ def is_cut(network: Network, layer: str, images: Tensor) -> bool:
     given, other = network.normalized(images), network.normalized(others)
     try:
         with foreign_code(layer):
-            activation = run_to(network.model, [layer], given)[layer]
+            activation = run_to(network.model, [layer], given.clone())[layer]
             rest = Back(network.model, layer)
             # Copies, because what follows may change them in place.
             results = [rest(activation.clone(), inputs) for inputs in (given, other)]
@@ -141,3 +160,18 @@ def is_cut(network: Network, layer: str, images: Tensor) -> bool:
         return False
     # Convolutions on a GPU need not repeat themselves to the last bit.
     return all(nearly_equal(logits, expected, rtol=1e-5, atol=1e-6) for logits in found)
+
+
+def is_reached(network: Network, layer: str, images: Tensor) -> bool:
+    """Whether gradients of the logits reach an activation that takes the place of the layer's."""
+    given = network.normalized(images)
+    try:
+        with foreign_code(layer), torch.enable_grad():
+            activation = run_to(network.model, [layer], given.clone())[layer].detach()
+            activation.requires_grad_()
+            # Times 1, since what follows may change it in place, as a leaf cannot be.
+            result = Back(network.model, layer)(activation * 1, given)
+            network.logits_in(result).sum().backward()
+    except MemtoolError:
+        return False
+    return activation.grad is not None

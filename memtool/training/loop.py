@@ -2,9 +2,11 @@
 applies it to a classifier.
 """
 
+import random
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -37,7 +39,19 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
         case Optimizer.adam:
             return torch.optim.Adam(groups, lr=rate, fused=fused, capturable=on_cuda)
         case Optimizer.sgd:
-            return torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=fused)
+            sgd = torch.optim.SGD(groups, lr=rate, momentum=0.9, nesterov=True, fused=fused)
+            for parameter in (one for one in model.parameters() if one.requires_grad):
+                # Else those without a gradient in the first step, as experts have, would have none
+                # beside others that have, which the fused kernel does not take.
+                sgd.state[parameter]["momentum_buffer"] = torch.zeros_like(parameter)
+            return sgd
+
+
+def seed_all(seed: int) -> None:
+    """Seed PyTorch's generators, and those of Python and NumPy, which a model may draw from too."""
+    torch.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
 
 
 def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
@@ -95,11 +109,11 @@ def optimize(
 
     graphed = GraphedStep(step, config.batch_size, labels.device) if graph else None
     for epoch in range(done + 1, config.epochs + 1):
-        torch.manual_seed(config.epoch_seed(epoch))
+        seed_all(config.epoch_seed(epoch))
         order = torch.randperm(len(labels)).to(labels.device)
         start()
         if processes.rank:  # dropout draws from here on, and in each process something else
-            torch.manual_seed(config.epoch_seed(epoch) + (processes.rank << 52))
+            seed_all(config.epoch_seed(epoch) + (processes.rank << 52))
         with tf32(config.precision):
             for batch in order.split(config.batch_sizes(len(labels))):
                 if graphed:

@@ -27,7 +27,7 @@ from memtool.tables import TrainingRow
 from memtool.tables.schema import LARGEST
 from memtool.tensors import Metadata, check_kept, read_metadata, save_tensors
 from memtool.training.evaluation import EpochMetrics, Task, evaluate
-from memtool.training.loop import fit, make_optimizer
+from memtool.training.loop import fit, make_optimizer, seed_all
 from memtool.training.memory import evaluation_batch
 from memtool.training.parallel import agree, check_shares, shared, synchronized
 from memtool.training.settings import Augment, TrainConfig
@@ -117,14 +117,7 @@ class Run:
         if self.config.augment is Augment.crop_flip and len(self.dataset.image_shape) != 3:
             raise MemtoolError(f"{self.dataset.name}: vectors cannot be cropped and mirrored")
         check_shares(self.config, len(self.dataset.train), self.processes)
-        model = self._initial_model().to(device)
-        shape = self.dataset.image_shape
-        with foreign_code(f"model {self.spec}"):
-            batch = evaluation_batch(model, shape, self.config, self.processes)
-        task = self._task(device, batch)
-        convolves = any(isinstance(layer, nn.Conv2d) for layer in model.modules())
-        if convolves and put_channels_last(model, task.normalize(task.images[:2])):
-            task = replace(task, memory_format=torch.channels_last)
+        model, task = self._prepared(device)
         optimizer = make_optimizer(model, self.config)
         if not resume and self._state.path.exists():
             logger.info(f"{self._state.path}: a stopped run, which --resume continues; starts anew")
@@ -187,10 +180,27 @@ class Run:
     def _initial_model(self) -> nn.Module:
         """The model with weights that follow from the seed alone."""
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.config.seed)
+            seed_all(self.config.seed)
             model = build(self.spec)
         together = self.config.sync_batch_norm and self.processes.size > 1
         return synchronized(model) if together else model
+
+    def _prepared(self, device: torch.device) -> tuple[nn.Module, Task]:
+        """The model with its initial weights, and the task, in the memory format and with the batch
+        of evaluation that suit it. What that is, another one tells, in which trials may leave what
+        they want."""
+        trial = self._initial_model().to(device)
+        with foreign_code(f"model {self.spec}"):
+            batch = evaluation_batch(trial, self.dataset.image_shape, self.config, self.processes)
+        task = self._task(device, batch)
+        convolves = any(isinstance(layer, nn.Conv2d) for layer in trial.modules())
+        channels_last = convolves and put_channels_last(trial, task.normalize(task.images[:2]))
+        del trial
+        model = self._initial_model().to(device)
+        if channels_last:
+            model.to(memory_format=torch.channels_last)
+            task = replace(task, memory_format=torch.channels_last)
+        return model, task
 
     def _epochs(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, done: int

@@ -4,6 +4,7 @@ import json
 import math
 from collections import namedtuple
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -461,3 +462,95 @@ def test_nearly_equal_takes_what_is_no_number_or_infinite_in_the_same_places():
     assert not nearly_equal(values, values + torch.tensor([0.2, 0, 0, 0]))
     assert not nearly_equal(values, values.flip(0))
     assert nearly_equal(torch.full((2,), math.nan), torch.full((2,), math.nan))
+
+
+REMEMBERING = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.changed(images.flatten(1)))
+
+class Counting(Net):
+    steps = 0
+    def changed(self, x):
+        self.steps = self.steps + 1
+        return x * (1 + 1 / self.steps)
+
+class Growing(Net):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.head = None
+    def changed(self, x):
+        if self.head is None:
+            self.head = nn.Linear(64, 64)
+        return self.head(x)
+
+class Listed(Net):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.layers = [nn.Linear(64, 64)]
+    def changed(self, x):
+        return self.layers[0](x)
+
+class Directions(Net):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.directions = {"all": [torch.randn(64, 64)]}
+    def changed(self, x):
+        return x @ self.directions["all"][0]
+
+class Observing(Net):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.register_buffer("seen", torch.zeros(()))
+    def changed(self, x):
+        self.seen += 1
+        return x
+
+class Twice(Net):
+    # In a list, but registered too.
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.one = nn.Linear(64, 64)
+        self.layers = [self.one]
+    def changed(self, x):
+        return self.layers[0](x)
+"""
+
+
+@pytest.mark.parametrize(
+    "name, told",
+    [
+        ("Listed", "holds tensors that no checkpoint does (layers[0].weight, layers[0].bias)"),
+        ("Directions", "holds tensors that no checkpoint does (directions[all][0])"),
+        ("Observing", "changes seen also in eval mode"),
+        ("Twice", ""),
+    ],
+)
+def test_what_a_model_holds_besides_its_weights_is_told(tmp_path, monkeypatch, caplog, name, told):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(REMEMBERING)
+    check_classifier(parse(f"net.py:{name}"), (1, 8, 8), 10)
+    assert caplog.text.count("net.py:") == bool(told) and told in caplog.text
+
+
+def test_what_a_model_counts_is_told(tmp_path, monkeypatch, caplog):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(REMEMBERING)
+    check_classifier(parse("net.py:Counting"), (1, 8, 8), 10)
+    assert "counts what it has seen in steps, which no checkpoint holds" in caplog.text
+
+
+def test_a_model_that_gets_its_weights_when_it_runs_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(REMEMBERING)
+    with pytest.raises(
+        MemtoolError, match=r"gets tensors, .* runs \(head.weight, head.bias\); a ch"
+    ):
+        check_classifier(parse("net.py:Growing"), (1, 8, 8), 10)

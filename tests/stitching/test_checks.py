@@ -204,3 +204,52 @@ def test_a_front_of_other_classes_has_no_accuracy_of_its_own(run, runs, tmp_path
         refused = run(*command, more)
         assert refused.code == 1 and refused.stdout == ""
         assert f"{other}: gives 3 logits" in refused.stderr and "--control" in refused.stderr
+
+
+UNREACHED = """
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+class Saving(nn.Module):
+    # Computes a block anew on the way back, and changes its input in place.
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem = nn.Linear(64, 8)
+        self.block = nn.Sequential(nn.Linear(8, 8), nn.Tanh())
+        self.fc = nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        images.sub_(0.1)
+        x = self.stem(images.flatten(1))
+        return self.fc(checkpoint(self.block, x, use_reentrant=False))
+
+class Frozen(Saving):
+    def forward(self, images):
+        with torch.set_grad_enabled(self.training):
+            x = self.stem(images.flatten(1))
+        with torch.set_grad_enabled(self.training):
+            x = self.block(x)
+        return self.fc(x)
+"""
+
+
+@pytest.mark.parametrize("name, false", [("Saving", ["block.0"]), ("Frozen", ["stem"])])
+def test_a_cut_that_no_gradient_reaches_is_left_out_where_a_layer_is_trained(
+    run, tmp_path, name, false
+):
+    (tmp_path / "net.py").write_text(UNREACHED)
+    path = saved(tmp_path / "n.safetensors", models.parse(f"{tmp_path}/net.py:{name}"))
+    command = ("stitch", path, path, "--trust", "--epochs")
+    trained, untrained = (run(*command, epochs) for epochs in (1, 0))
+    assert trained.code == untrained.code == 0, trained.stderr
+    for result, cuts in (
+        (trained, {"stem", "block.0", "block"} - {*false}),
+        (untrained, {"stem", "block.0", "block"}),
+    ):
+        found = {row["front_layer"] for row in csv.DictReader(io.StringIO(result.stdout))}
+        assert found == cuts
+    assert f"{', '.join(false)} left out: no gradient reaches it" in trained.stderr
+    named = run(*command, 1, "--at", false[0])
+    assert named.code == 1
+    assert f"a stitching layer at '{false[0]}' cannot be trained" in named.stderr

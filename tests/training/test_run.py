@@ -581,3 +581,72 @@ def test_a_test_loss_that_is_not_finite_is_told(run, tmp_path):
     data = ("--model", f"{tmp_path}/net.py:make", "--data", tmp_path / "x.npz")
     result = run("train", *data, "--epochs", 1, "-o", tmp_path / "r.safetensors", "-q")
     assert result.code == 1 and "error: the test_loss is " in result.stderr
+
+
+WITH_STATE = """
+import random
+import numpy as np
+import torch
+from torch import nn
+
+class Averaged(nn.Module):
+    # Follows itself by averages: a buffer that is made anew, and the weights of a teacher.
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.conv, self.teacher = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3)
+        self.fc = nn.Linear(144, num_classes)
+        self.register_buffer("mean", torch.zeros(144))
+        self.register_buffer("filter", torch.fft.rfft2(torch.randn(8, 8)).conj())
+
+    def forward(self, images):
+        images = torch.fft.irfft2(torch.fft.rfft2(images) * self.filter, s=(8, 8))
+        x = self.conv(images).flatten(1).relu()
+        if self.training:
+            with torch.no_grad():
+                self.teacher.weight.lerp_(self.conv.weight, 0.1)
+                self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return self.fc(x - self.mean + self.teacher(images).flatten(1))
+
+class Drawing(nn.Sequential):
+    def __init__(self, num_classes=10):
+        super().__init__(nn.Flatten(), nn.Linear(64, num_classes))
+
+    def forward(self, images):
+        noise = random.random() + np.random.uniform() if self.training else 0
+        return super().forward(images * (1 + noise))
+
+class Experts(nn.Module):
+    # Of the experts, one has a gradient at a time; which, is drawn.
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.experts = nn.ModuleList(nn.Linear(64, num_classes) for _ in range(4))
+
+    def forward(self, images):
+        chosen = int(torch.randint(4, ())) if self.training else 0
+        return self.experts[chosen](images.flatten(1))
+"""
+
+
+def test_the_trials_before_training_leave_no_traces(run, tmp_path):
+    (tmp_path / "net.py").write_text(WITH_STATE)
+    model = f"{tmp_path}/net.py:Averaged"
+    command = ("--data", "digits?samples_train=100", "--epochs", 1, "--save-at", 0)
+    result = run("train", "--model", model, *command, "-o", tmp_path / "r.safetensors", "-q")
+    assert result.code == 0, result.stderr
+    scope: dict = {}
+    exec(WITH_STATE, scope)
+    torch.manual_seed(0)
+    expected = scope["Averaged"]().state_dict()
+    found = load_tensors(tmp_path / "r/epoch-0000.safetensors")
+    assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize("options", [("Drawing",), ("Experts", "--optimizer", "sgd")])
+def test_two_runs_of_one_seed_are_equal_whatever_draws(run, tmp_path, options):
+    (tmp_path / "net.py").write_text(WITH_STATE)
+    name, *others = options
+    command = ("--model", f"{tmp_path}/net.py:{name}", "--data", "digits", "--epochs", 2, *others)
+    for number in (1, 2):
+        path = tmp_path / f"{number}.safetensors"
+        assert run("train", *command, "-o", path, "-q").code == 0
+    assert (tmp_path / "1.safetensors").read_bytes() == (tmp_path / "2.safetensors").read_bytes()
