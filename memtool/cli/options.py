@@ -236,10 +236,21 @@ def named_models(paths: Sequence[Path]) -> list[Path]:
             continue
         rows = tables.read(path, tables.StitchingRow)
         names = dict.fromkeys(row.get("stitched") for row in rows)
-        if not (models := [Path(name) for name in names if name]):
+        if not (models := [_beside(path, Path(name)) for name in names if name]):
             raise MemtoolError(f"{path}: names no stitched models; make it with stitch --save DIR")
         found += models
     return found
+
+
+def _beside(table: Path, named: Path) -> Path:
+    """The file that a table names, by a path as it was typed once: where folders lie around the
+    table as they did, they may have been moved, or copied, with it, and that file is meant."""
+    parts = named.parts[1:] if named.is_absolute() else named.parts
+    for folder in (table.parent, table.parent.parent):
+        for start in range(len(parts) - 1):  # the name of a file alone would say too little
+            if (found := folder.joinpath(*parts[start:])).is_file():
+                return found
+    return named
 
 
 def open_checkpoints(

@@ -1,6 +1,7 @@
 """memtool reproduce"""
 
 import os
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
@@ -175,7 +176,8 @@ def reproduce(
     from memtool.reproduction import (
         TRIED,
         Record,
-        check_code,
+        check_inputs,
+        check_unrecorded,
         findings_of,
         pending,
         rehearse,
@@ -187,6 +189,7 @@ def reproduce(
     )
 
     _check_folder(output)
+    elsewhere = data_dir if str(data_dir) != os.environ.get("MEMTOOL_DATA") else None
     if data_dir:
         os.environ["MEMTOOL_DATA"] = str(data_dir)
     recipe = chosen_recipe(
@@ -203,12 +206,12 @@ def reproduce(
         stitch=stitch,
     )
     if makefile:
-        print(to_makefile(recipe, output, study), end="")
+        print(to_makefile(recipe, output, study, elsewhere), end="")
         return
     steps = steps_for(recipe, output)
-    check_code(recipe, steps)
+    check_inputs(recipe, steps, lambda spec: options.load_data(spec, data_dir, options.MEMORY))
     if dry_run:
-        _print_commands(pending(steps, Record(output / "steps.csv").commands))
+        _print_commands(pending(steps, Record(output / "steps.csv").commands), elsewhere)
         return
     check_writable(output / "steps.csv")
     with claimed(output / "steps.csv"):  # one process at a time
@@ -216,6 +219,7 @@ def reproduce(
         tried = [step for step in steps if step.name in TRIED]
         if not recipe.is_tried and not all(step.is_done(record.commands) for step in tried):
             rehearse(recipe, output, main)
+        check_unrecorded(steps, record.commands, main)
         write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
             for outcome in run_steps(steps, at_once, main, record):
@@ -242,10 +246,11 @@ def _check_folder(output: Path) -> None:
             )
 
 
-def _print_commands(steps: Iterable[Step]) -> None:
+def _print_commands(steps: Iterable[Step], data_dir: Path | None) -> None:
     """Print the commands, or none: raise MemtoolError where a word of one, such as a path, has
     characters that a terminal would obey."""
-    commands = [step.command for step in steps]
+    where = f"MEMTOOL_DATA={shlex.quote(str(data_dir))} " if data_dir else ""
+    commands = [f"{where}{step.command}" for step in steps]
     for command in commands:
         if printable(command) != command:
             raise MemtoolError(f"{command}: rename what has control characters")

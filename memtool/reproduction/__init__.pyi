@@ -10,7 +10,8 @@ from .record import Record as Record
 from .record import findings_of as findings_of
 from .record import write_choices as write_choices
 from .rehearsal import TRIED as TRIED
-from .rehearsal import check_code as check_code
+from .rehearsal import check_inputs as check_inputs
+from .rehearsal import check_unrecorded as check_unrecorded
 from .rehearsal import rehearse as rehearse
 from .report import write_report as write_report
 from .rules import FIGURES as FIGURES

@@ -10,8 +10,9 @@ from memtool.reproduction.steps import variables
 
 HEAD = """\
 # Made by memtool reproduce --makefile: the same steps, for make -j N. Change what you like; make
-# does not see such changes by itself. Once all is made, its last command does, and runs here what
-# depends on them; for make to do that, remove it.
+# does not see such changes by itself. Its last command does, once all is made, and runs here what
+# depends on them (but networks trained before the first time are refused); for make to do that,
+# remove it.
 # Over several machines: make -j 8 MEMTOOL='srun -G1 memtool'
 MEMTOOL = memtool
 """
@@ -41,8 +42,9 @@ LAST = (
 UNQUOTED = ' :;=%&|<>()[]{}*?~`"'
 
 
-def to_makefile(recipe: Recipe, root: Path, study: str | None) -> str:
-    """The Makefile that does what the steps of the recipe do.
+def to_makefile(recipe: Recipe, root: Path, study: str | None, data_dir: Path | None = None) -> str:
+    """The Makefile that does what the steps of the recipe do; `data_dir` is where torchvision's
+    data sets are, if not where MEMTOOL_DATA says.
 
     Raises MemtoolError for a choice or a path that make cannot take.
     """
@@ -51,7 +53,10 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None) -> str:
         _check(value, UNQUOTED if name == "DIR" else "")
     goals = " ".join(path.replace("%", "$(DIR)") for rule in FIGURES for path in rule.makes)
     last = " ".join(["reproduce", *([study] if study else []), LAST])
-    environment = "".join(f"export {name} ?= {value}\n" for name, value in ENVIRONMENT.items())
+    variables_ = {**ENVIRONMENT, **({"MEMTOOL_DATA": str(data_dir)} if data_dir else {})}
+    for value in variables_.values():
+        _check(value, "")
+    environment = "".join(f"export {name} ?= {value}\n" for name, value in variables_.items())
     parts = [
         HEAD + _assigned(values) + environment,
         RUNS,

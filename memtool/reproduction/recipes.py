@@ -18,9 +18,10 @@ WITH_WIDTH = ("cnn", "resnet18", "resnet34", "resnet50")
 MOST_RATIOS, MOST_SEEDS, MOST_EPOCHS = 100, 1000, 100_000
 CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
 GIVEN = {  # the options that the steps give each command themselves, or need as they are
-    "train": "--model --data --labels --epochs --seed --order-seed --save-at --table --output -o",
-    "cka": "--reference --layers --pairs --output -o",
-    "stitch": "--at --seed --save --output -o",
+    "train": "--model --data --labels --epochs --seed --order-seed --save-at --table --output -o"
+    " --dry-run --help -h",
+    "cka": "--reference --layers --pairs --output -o --dry-run --help -h",
+    "stitch": "--at --seed --save --output -o --dry-run --help -h",
 }
 
 # One thread per step, unless the environment says otherwise: as many steps run at once as there are

@@ -1,18 +1,24 @@
 """The commands of a reproduction, tried before the work: what one of them would refuse is to be
 told at once, not when the first network is trained."""
 
+import re
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from memtool import MemtoolError
+from memtool import MemtoolError, specs
+from memtool.data.spec import TORCHVISION
 from memtool.models import ModelSpec
 from memtool.models.spec import code_file
 from memtool.reproduction.recipes import Recipe
 from memtool.reproduction.runner import Command, try_steps
 from memtool.reproduction.steps import Step, steps_for
 from memtool.tensors import read_metadata
+
+if TYPE_CHECKING:
+    from memtool.data import Dataset
 
 # The steps whose commands a rehearsal tries.
 TRIED = ("train r0-s0", "cka r0-s0", "stitching r0-s0")
@@ -32,18 +38,41 @@ def rehearse(recipe: Recipe, root: Path, command: Command) -> None:
         try:
             try_steps([steps["labels r0-s0"], untrained, *tried], command)
         except MemtoolError as error:
-            raise MemtoolError(str(error).replace(folder, str(root))) from error
+            # The network that is tried will not be there for anyone to look at.
+            told = re.sub(r" \(list them: [^()]*\)", "", str(error))
+            raise MemtoolError(told.replace(folder, str(root))) from error
 
 
-def check_code(recipe: Recipe, steps: Iterable[Step]) -> None:
+def check_inputs(recipe: Recipe, steps: Iterable[Step], load: Callable[[str], "Dataset"]) -> None:
     """Raise MemtoolError if a network that is there was trained with other code than the FILE.py of
-    the recipe's model holds now: steps go by the names of files, and would count as done."""
-    spec = ModelSpec.parse(recipe.model)
-    for path in (step.root / step.outputs[0] for step in steps if step.words[0] == "train"):
-        if spec.sha256 and path.exists():
-            recorded = read_metadata(path, "checkpoint")["model"].get("sha256")
-            if recorded != spec.sha256:
+    the recipe's model holds now, or on other data than its folder or file does, which `load`
+    reads: steps go by names, and would count as done."""
+    spec, source = ModelSpec.parse(recipe.model), specs.split(recipe.data, "data set")[0]
+    may_change = source not in ("digits", *TORCHVISION)
+    trained = [step.root / step.outputs[0] for step in steps if step.words[0] == "train"]
+    trained = [path for path in trained if path.exists()] if spec.sha256 or may_change else []
+    now = load(recipe.data).fingerprint if trained and may_change else None
+    for path in trained:
+        metadata = read_metadata(path, "checkpoint")
+        for what, found, recorded in (
+            (code_file(spec.name), spec.sha256, metadata["model"].get("sha256")),
+            (recipe.data, now, metadata["data"].get("fingerprint")),
+        ):
+            if found and found != recorded:
                 raise MemtoolError(
-                    f"{path}: was not trained with {code_file(spec.name)} as it is now (another "
-                    f"SHA-256); bring that back, remove {path.parent}, or choose another -o"
+                    f"{path}: was not trained with {what} as it is now (another SHA-256); bring "
+                    f"that back, remove {path.parents[1]}, or choose another -o"
                 )
+
+
+def check_unrecorded(steps: Iterable[Step], known: Mapping[str, str], command: Command) -> None:
+    """Raise MemtoolError if a network that is there, though no record says by which command, is of
+    other settings than its step's: after `make`, say, with variables that were changed midway."""
+    unknown = [
+        replace(step, words=(*step.words, "--dry-run"), outputs=())
+        for step in steps
+        if step.words[0] == "train"
+        and str(step.outputs[0]) not in known
+        and (step.root / step.outputs[0]).exists()
+    ]
+    try_steps(unknown, command)

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ from memtool.reproduction.exhibits import EXHIBITS, Exhibit
 from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED, measure_findings
 from memtool.reproduction.markup import Markup, element, inline, joined
 from memtool.reproduction.page import page
-from memtool.reproduction.recipes import MOST_RATIOS, MOST_SEEDS
-from memtool.reproduction.steps import ROWS, tables_of
+from memtool.reproduction.recipes import MOST_RATIOS, MOST_SEEDS, Recipe
+from memtool.reproduction.steps import ROWS, Step, steps_for, tables_of
 from memtool.tables import FindingRow, Row, StepRow
 from memtool.tensors import read_metadata
 
@@ -82,7 +83,7 @@ def report(folder: Path) -> str:
         "findings": ("Findings", _findings(findings)),
         "figures": ("Figures", _figures(found)),
         "settings": ("Settings and versions", _settings(folder, record)),
-        "steps": ("Commands, time and memory", _steps(folder / "steps.csv")),
+        "steps": ("Commands, time and memory", _steps(folder / "steps.csv", record)),
     }
     end = joined(
         element("p", f"The paper: {PAPER}.", class_="quiet"),
@@ -181,10 +182,27 @@ def _unfinished(folder: Path, record: Mapping[str, Any]) -> list[Markup]:
     """A sentence on the tables of the runs on record that are not there."""
     expected = _on_record(record) or []
     missing = [path.name for path in expected if not (folder / path).exists()]
-    if not missing:
+    known = {row["output"]: str(row["command"]) for row in _step_rows(folder / "steps.csv")}
+    stale = [step.name for step in _steps_of(record) if step.is_stale(known)]
+    told = []
+    if missing:
+        told += [f"missing tables ({len(missing)} of {len(expected)}) are {some(missing)}"]
+    if stale:
+        told += [f"made by earlier options ({len(stale)} steps) are {some(stale)}"]
+    return [element("p", element("strong", f"Unfinished: {'; '.join(told)}."))] if told else []
+
+
+def _steps_of(record: Mapping[str, Any]) -> list[Step]:
+    """The steps of the recipe on record; none if that is not whole."""
+    names = [field.name for field in fields(Recipe)]
+    if not all(name in record for name in names):
         return []
-    told = f"Unfinished: missing tables ({len(missing)} of {len(expected)}) are {some(missing)}."
-    return [element("p", element("strong", told))]
+    choices = {name: record[name] for name in names}
+    lists = {name: tuple(v) for name, v in choices.items() if isinstance(v, list)}
+    try:
+        return steps_for(Recipe(**choices | lists), Path())
+    except Exception:  # whatever stands there in place of a choice
+        return []
 
 
 def _images(folder: Path) -> str:
@@ -316,13 +334,16 @@ def _setting(value: Any) -> str:
     return "none" if value is None else shortened(json.dumps(value), 1000)
 
 
-def _steps(path: Path) -> Markup:
-    rows = tables.read(path, StepRow) if path.is_file() else []
+def _step_rows(path: Path) -> Rows:
+    return tables.read(path, StepRow) if path.is_file() else []
+
+
+def _steps(path: Path, record: Mapping[str, Any]) -> Markup:
+    """The steps that are on record in `path`, without those of choices that are not any more."""
+    outputs = {str(step.outputs[0]) for step in _steps_of(record)}
+    rows = [row for row in _step_rows(path) if not outputs or row.get("output") in outputs]
     if not rows:
-        return element(
-            "p",
-            f"Not recorded: there is no {path.name}, as where make ran the steps.",
-        )
+        return element("p", f"Not recorded: there is no {path.name}.")
     body = [
         element(
             "tr",
@@ -350,9 +371,12 @@ def _warnings(row: Row) -> list[Markup]:
 def _total(rows: Rows) -> str:
     seconds = [row["seconds"] for row in rows if _is_number(row.get("seconds"))]
     memory = [row["memory"] for row in rows if _is_number(row.get("memory"))]
+    if not seconds:
+        return f"{len(rows)} steps, each a command; make ran them, and measures no times."
+    measured = "" if len(seconds) == len(rows) else f"of {len(seconds)} of them "
     return (
-        f"{len(rows)} steps, each a command; {_seconds(sum(seconds))} if one ran after the other, "
-        f"and at most {_memory(max(memory, default=None))} of memory each."
+        f"{len(rows)} steps, each a command; {measured}{_seconds(sum(seconds))} if one ran after "
+        f"the other, and at most {_memory(max(memory, default=None))} of memory each."
     )
 
 

@@ -15,7 +15,8 @@ FUNCTIONS = {
     "seed": "$(lastword $(subst -s, ,$*))",
     "clean": "$(DIR)/runs/r0-s$(seed).safetensors",
     "trust": "$(if $(findstring .py:,$(MODEL)),--trust)",
-    "saved": "$(SAVED:%=$(DIR)/runs/$*/epoch-%.safetensors)",
+    "before": "$(filter-out $(shell printf %04d $(EPOCHS)),$(SAVED))",  # the last epoch
+    "saved": "$(before:%=$(DIR)/runs/$*/epoch-%.safetensors)",
     "training": "$(RUNS:%=$(DIR)/tables/training-%.csv)",
     "cka": "$(RUNS:%=$(DIR)/tables/cka-%.csv)",
     "ceiling": "$(CEILINGS:%=$(DIR)/tables/cka-%.csv)",
@@ -35,7 +36,7 @@ class Rule:
 
 
 TRAINING = (
-    "train --model '$(MODEL)' --data '$(DATA)' --labels $< --epochs $(EPOCHS) --save-at '$(SAVED)'"
+    "train --model '$(MODEL)' --data '$(DATA)' --labels $< --epochs $(EPOCHS) --save-at '$(before)'"
     " $(TRAIN) --seed $(seed)"
 )
 LABELS = Rule(

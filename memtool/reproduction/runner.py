@@ -235,6 +235,9 @@ def _check(step: Step, code: int | None, said: Sequence[str]) -> None:
             last = f"ended by {signal.Signals(-code).name}"
         if code == -getattr(signal, "SIGKILL", 0):
             last += ", as a system does that runs out of memory; fewer --jobs take less"
+        if step.inputs and last.endswith(": no such file"):
+            beside = step.root / step.inputs[0]
+            last += f"; it was made together with {beside}: remove that, and both are made anew"
         alone = f" (the step alone: {step.command})" if step.outputs else ""
         raise MemtoolError(f"{step.name}: {last}{alone}")
     for path in step.outputs:

@@ -160,7 +160,7 @@ def _names(recipe: Recipe, run: str, seed: int) -> dict[str, str | list[str]]:
     saved = [f"{ROOT}/runs/{run}/epoch-{n}.safetensors" for n in values["SAVED"].split()]
     clean = f"{ROOT}/runs/r0-s{seed}.safetensors"
     names: dict[str, str | list[str]] = {**values, **options, "trust": trust}
-    return {**names, "seed": str(seed), "clean": clean, "saved": saved}
+    return {**names, "seed": str(seed), "before": values["SAVED"], "clean": clean, "saved": saved}
 
 
 def _step(rule: Rule, name: str, stem: str, names: Names, root: Path) -> Step:

@@ -114,3 +114,21 @@ def test_a_normalization_that_is_not_taken_is_told(runs, run) -> None:
         result.code == 0 and result.stderr.count("r0.safetensors: was trained with the mean") == 1
     )
     assert "which is taken, not the [0.5] that digits?mean=0.5&std=0.5 says" in result.stderr
+
+
+def test_stitched_models_are_found_where_their_table_has_been_moved_with_them(
+    tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = ["out/stitched/run/a.safetensors", "elsewhere/b.safetensors"]
+    for name in (*names, "moved/stitched/run/a.safetensors", "moved/b.safetensors"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).touch()
+    Path("moved/tables").mkdir()
+    Path("moved/tables/s.csv").write_text("stitched\n" + "\n".join(names) + "\n")
+    found = options.named_models([Path("moved/tables/s.csv"), Path("c.safetensors")])
+    assert [str(path) for path in found] == [
+        "moved/stitched/run/a.safetensors",
+        "elsewhere/b.safetensors",  # the name alone tells too little
+        "c.safetensors",
+    ]

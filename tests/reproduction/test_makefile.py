@@ -70,6 +70,24 @@ def test_what_is_changed_in_the_makefile_is_what_would_be_chosen(tmp_path, monke
         assert last[last.index(option) + 1] == changed[name]
 
 
+def test_the_last_epoch_is_not_among_those_saved_before_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipe = RECIPES[Study.digits].but(ratios=(0, 50), epochs=4, saved=(1, 2))
+    Path("Makefile").write_text(to_makefile(recipe, Path("out"), Study.digits))
+    *commands, _ = printed("EPOCHS=2")
+    assert sorted(commands) == steps(recipe.but(epochs=2, saved=(1, 2)))
+
+
+def test_data_elsewhere_are_found_there(run, monkeypatch):
+    recipe = ("reproduce", "cifar10", "-o", "out", "--data-dir", "my data")
+    monkeypatch.setenv("MEMTOOL_DATA", "other")
+    makefile = run(*recipe, "--makefile")
+    assert "\nexport MEMTOOL_DATA ?= my data\n" in makefile.stdout
+    monkeypatch.setenv("MEMTOOL_DATA", "other")
+    lines = run(*recipe, "--dry-run").stdout.splitlines()
+    assert all(line.startswith("MEMTOOL_DATA='my data' memtool ") for line in lines)
+
+
 def test_code_that_was_typed_is_trusted(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     code = Recipe.of("digits", "net.py:make")

@@ -1,7 +1,9 @@
 """A model of one's own, with layers that have no CKA and one cut, from the labels to the report."""
 
 import dataclasses
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 from memtool.reproduction import chosen_recipe, steps_for
@@ -57,3 +59,30 @@ def test_it_is_reproduced(run, tmp_path, own):
     result = run("reproduce", *command, "--cuts", "all", "--save-at", 1)
     assert result.code == 1 and result.stderr.count("\n") == 1
     assert "r0-s0.safetensors: was not trained with net.py as it is now" in result.stderr
+
+
+def test_runs_that_no_record_knows_are_compared_with_what_is_chosen(run, tmp_path, monkeypatch):
+    """As after `make`, or where the record is lost; and what is trained on may have changed."""
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+
+    def write():
+        labels = np.arange(40) % 2
+        arrays = {
+            part: generator.integers(0, 256, (40, 8, 8), np.uint8) for part in ("train", "test")
+        }
+        images = {f"{part}_images": array for part, array in arrays.items()}
+        np.savez("x.npz", **images, train_labels=labels, test_labels=labels)
+
+    write()
+    command = ("--data", "x.npz", "--model", "digits-cnn", "--ratios", "0")
+    options = {"epochs": 1, "ratios": [0]}
+    recipe = chosen_recipe(None, "x.npz", "digits-cnn", False, None, None, None, **options)
+    for step in steps_for(recipe, Path("out"))[:2]:
+        assert run(*step.arguments).code == 0
+    other = run("reproduce", *command, "--epochs", 1, "--train", "--batch-size 8", "-o", "out")
+    assert other.code == 1 and "training.batch_size was" in other.stderr
+    write()
+    changed = run("reproduce", *command, "--epochs", 1, "-o", "out")
+    assert changed.code == 1 and changed.stderr.count("\n") == 1
+    assert "r0-s0.safetensors: was not trained with x.npz as it is now" in changed.stderr

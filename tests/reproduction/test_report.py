@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memtool import MemtoolError, __version__, tables
-from memtool.reproduction import write_report
+from memtool.reproduction import RECIPES, Study, steps_for, write_report
 from memtool.reproduction.exhibits import EXHIBITS
 from memtool.reproduction.markup import Markup, element, escaped
 from memtool.tensors import save_tensors
@@ -267,3 +267,27 @@ def test_a_browser_has_nothing_to_complain_of(hostile, tmp_path):
     other.write_text(text)
     said, _ = console(other, tmp_path / "profile")
     assert len(said) == 2 and all("Content Security Policy" in line for line in said)
+
+
+def test_what_earlier_options_made_is_told_and_their_steps_are_left_out(tmp_path):
+    recipe = RECIPES[Study.digits].but(ratios=(0, 50), epochs=2, train="--batch-size 8")
+    earlier = steps_for(recipe.but(ratios=(0, 25), train=""), tmp_path)
+    now = {str(step.outputs[0]): step for step in steps_for(recipe, tmp_path)}
+    both = {str(step.outputs[0]): step for step in earlier} | {
+        name: step for name, step in now.items() if step.name == "train r0-s0"
+    }
+    rows = [
+        {
+            "step": step.name,
+            "command": step.recorded,
+            "output": name,
+            "seconds": None,
+            "memory": None,
+        }
+        for name, step in both.items()
+    ]
+    write(tmp_path, World(ratios=(0.0, 0.25, 0.5)), steps=rows, cka=[], stitching=[])
+    (tmp_path / "reproduction.json").write_text(json.dumps(recipe.json()))
+    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    assert re.search(r"; made by earlier options \(\d+ steps\) are train ceiling-s0, ", text)
+    assert "make ran them, and measures no times" in text and "train r25-s0" not in text

@@ -335,3 +335,13 @@ def test_what_make_has_made_is_on_record_afterwards(tmp_path, record):
     known = Record(record.path).commands
     assert made.is_done(known)
     assert not replace(made, words=("--epochs", "5", *made.words)).is_done(known)
+
+
+def test_what_is_gone_is_told_with_what_makes_it_anew(tmp_path, record):
+    made = Path("made.csv")
+    (tmp_path / made).touch()
+    needing = Step("x", ("info", Path("gone.safetensors")), (made,), (Path("x"),), tmp_path)
+    with pytest.raises(
+        MemtoolError, match="gone.safetensors: no such file; it was made together w"
+    ):
+        list(run_steps([needing], 1, main, record))
