@@ -163,12 +163,13 @@ def _measure(options: Options) -> str:
 
 def _net_of_control(rows: Rows) -> list[Row]:
     """The rows after subtracting the test accuracy of its control from each."""
+    stitched = [row for row in rows if row["direction"] != "control"]
     found: list[Row] = [
         {**row, "test_accuracy": row["test_accuracy"] - row["control_accuracy"]}
-        for row in rows
-        if row["direction"] != "control" and row["control_accuracy"] is not None
+        for row in stitched
+        if row["control_accuracy"] is not None
     ]
-    without = {str(cut_name(row)): None for row in rows if row["control_accuracy"] is None}
+    without = {str(cut_name(row)): None for row in stitched if row["control_accuracy"] is None}
     if found and without:
         logger.info(f"stitching: {listed(list(without))} left out where there is no control")
     if not found:

@@ -5,6 +5,7 @@ curves, colours and markers, but without bands and error bars.
 """
 
 import io
+import re
 import textwrap
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
@@ -218,7 +219,7 @@ def _heatmap(axes: Axes, width: int, has_colors: bool) -> Iterator[Text]:
 
 def _label(axis: Axis) -> str:
     """The label of an axis, which may be broken into lines."""
-    return axis.get_label_text().replace("\n", "")
+    return re.sub(r"(?<=[./])\n", "", axis.get_label_text()).replace("\n", " ")
 
 
 def _wrapped(text: str, width: int) -> Iterator[Text]:

@@ -319,7 +319,9 @@ def test_a_table_need_not_say_how_many_epochs_stitching_took():
 
 def test_a_cut_without_a_control_is_told(caplog):
     rows = [
-        row | {"control_accuracy": None} if row["front_layer"] == "block2" else row
+        row | {"control_accuracy": None}
+        if row["front_layer"] == "block2" or row["direction"] == "control"
+        else row
         for row in with_control(stitch_rows())
     ]
     with caplog.at_level("INFO", "memtool"):

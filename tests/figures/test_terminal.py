@@ -109,6 +109,12 @@ def test_what_a_heatmap_has_no_room_for_is_told():
     )
 
 
+def test_a_long_name_of_a_file_is_as_it_was():
+    name = "experiments/of a long name/resnet18/r50/epoch-0004.safetensors"
+    lines = lines_of("heatmap", pair_rows(name), width=160)
+    assert f"lines: layer of {name.removesuffix('.safetensors')}, the first at the bottom" in lines
+
+
 def test_wide_letters_take_two_cells():
     lines = lines_of("heatmap", pair_rows(layers=["⚡⚡a", "bcdef"]), width=40)
     assert cell_len(lines[0]) == cell_len(lines[1])
