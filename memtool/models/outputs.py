@@ -141,7 +141,7 @@ def _shapes(model: nn.Module) -> dict[str, torch.Size]:
 
 
 def _numbers(model: nn.Module) -> dict[str, float]:
-    """The numbers that modules have as attributes, but for how deep they are in what they do."""
+    """The numbers that modules have as attributes, by name."""
     return {
         f"{name}.{key}" if name else key: value
         for name, module in model.named_modules()

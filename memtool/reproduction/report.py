@@ -182,13 +182,15 @@ def _unfinished(folder: Path, record: Mapping[str, Any]) -> list[Markup]:
     """A sentence on the tables of the runs on record that are not there."""
     expected = _on_record(record) or []
     missing = [path.name for path in expected if not (folder / path).exists()]
-    known = {row["output"]: str(row["command"]) for row in _step_rows(folder / "steps.csv")}
-    stale = [step.name for step in _steps_of(record) if step.is_stale(known)]
+    rows = _step_rows(folder / "steps.csv")
+    known = {str(row.get("output")): str(row["command"]) for row in rows if row.get("command")}
+    steps = _steps_of(record)
+    stale = [step.name for step in steps if step.is_stale(known)]
     told = []
     if missing:
         told += [f"missing tables ({len(missing)} of {len(expected)}) are {some(missing)}"]
     if stale:
-        told += [f"made by earlier options ({len(stale)} steps) are {some(stale)}"]
+        told += [f"made by earlier options ({len(stale)} of {len(steps)}) are {some(stale)}"]
     return [element("p", element("strong", f"Unfinished: {'; '.join(told)}."))] if told else []
 
 

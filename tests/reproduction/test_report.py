@@ -289,5 +289,5 @@ def test_what_earlier_options_made_is_told_and_their_steps_are_left_out(tmp_path
     write(tmp_path, World(ratios=(0.0, 0.25, 0.5)), steps=rows, cka=[], stitching=[])
     (tmp_path / "reproduction.json").write_text(json.dumps(recipe.json()))
     text = "".join(Page(write_report(tmp_path).read_text()).text)
-    assert re.search(r"; made by earlier options \(\d+ steps\) are train ceiling-s0, ", text)
+    assert re.search(r"; made by earlier options \(\d+ of \d+\) are train ceiling-s0, ", text)
     assert "make ran them, and measures no times" in text and "train r25-s0" not in text
