@@ -191,17 +191,20 @@ class Checkpoint:
         options = {"mean": dataset.options.mean, "std": dataset.options.std}
         given = {name: values for name, values in options.items() if values}
         if "fingerprint" in self.data:
-            for name, values in given.items():
-                if values != self.data.get(name, values):
-                    logger.warning(
-                        f"{self.path}: was trained with the {name} {self.data[name]}, which is "
-                        f"taken, not the {values} that {dataset.name} says"
-                    )
+            for name, values in self._others(given).items():
+                logger.warning(
+                    f"{self.path}: was trained with the {name} {self.data[name]}, which is taken, "
+                    f"not the {values} that {dataset.name} says"
+                )
             return self
         self._log_statistics(given, dataset)
         data = dataset.metadata() | self.data | given
         self._check_channels(data["mean"], dataset)
         return replace(self, metadata={**self.metadata, "data": data})
+
+    def _others(self, given: Mapping[str, list[float]]) -> dict[str, list[float]]:
+        """Those of the statistics `given` that are not as on record."""
+        return {name: v for name, v in given.items() if v != self.data.get(name, v)}
 
     def _check_channels(self, mean: Sequence[float], dataset: "Dataset") -> None:
         """Raise MemtoolError unless `mean` has a number for each channel of the images."""
@@ -218,12 +221,11 @@ class Checkpoint:
     def _log_statistics(self, given: Mapping[str, list[float]], dataset: "Dataset") -> None:
         """Note which mean and std are taken, `given` by a spec or not, if it is not simply those on
         record."""
-        for name, values in given.items():
-            if values != self.data.get(name, values):
-                logger.info(
-                    f"{self.path}: the {name} {values} that {dataset.name} says is taken instead "
-                    f"of {self.data[name]}, which its configuration says"
-                )
+        for name, values in self._others(given).items():
+            logger.info(
+                f"{self.path}: the {name} {values} that {dataset.name} says is taken instead of "
+                f"{self.data[name]}, which its configuration says"
+            )
         if unknown := sorted({"mean", "std"} - self.data.keys() - given.keys()):
             split = "training" if len(dataset.train) else "test"
             is_library = self.spec.name.startswith(("torchvision:", "timm:"))

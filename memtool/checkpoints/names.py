@@ -30,11 +30,6 @@ def renamed(values: Mapping[str, Value], names: Mapping[str, str]) -> dict[str, 
     return {name: values[key] for name, key in names.items()}
 
 
-def shapes_of(model: "nn.Module") -> dict[str, Shape]:
-    """The shapes of the tensors in a model's `state_dict`, by name."""
-    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-
-
 def tied_names(model: "nn.Module") -> dict[str, list[str]]:
     """The names in a model's `state_dict` of each tensor that has several: for each of them, the
     others.
@@ -76,7 +71,7 @@ def _outline(text: str, trusted: bool, stored: tuple[Shape, ...] | None) -> Outl
     spec = replace(ModelSpec.from_json(json.loads(text)), trusted=trusted)
     limit = () if stored is None else (models.size_limit(spec, stored),)
     model = models.skeleton(spec, *limit)
-    return Outline(shapes_of(model), tied_names(model))
+    return Outline(models.shapes_of(model), tied_names(model))
 
 
 def misfits(expected: Shapes, found: Shapes) -> str:

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.checkpoints.names import misfits, shapes_of, tied_names
+from memtool.checkpoints.names import misfits, tied_names
 from memtool.data import normalize
 from memtool.errors import told_names
-from memtool.models import described, logits_of, takes_channels_last, unsaved
+from memtool.models import described, logits_of, shapes_of, takes_channels_last, unsaved
 
 logger = logging.getLogger("memtool")
 

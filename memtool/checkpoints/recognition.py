@@ -18,7 +18,6 @@ from memtool.checkpoints.names import (
     misfits,
     outline_of,
     renamed,
-    shapes_of,
 )
 from memtool.checkpoints.rewriting import Match, rewriting
 from memtool.contents import read_json
@@ -120,7 +119,7 @@ def checked_skeleton(path: Path, spec: ModelSpec, shapes: Shapes) -> "nn.Module"
     if `shapes` are not those of its tensors."""
     try:
         model = models.skeleton(spec, models.size_limit(spec, shapes.values()))
-        _check_fit(spec, shapes_of(model), shapes)
+        _check_fit(spec, models.shapes_of(model), shapes)
         return model
     except MemtoolError as error:
         raise MemtoolError(f"{path}: {error}") from error

@@ -142,20 +142,18 @@ def _read_matrix(path: Path, classes: int) -> "Matrix":
     numbers separated by commas or spaces. Raises MemtoolError for any other file."""
     import numpy as np
 
-    from memtool.contents import read_text
+    from memtool.contents import check_regular, read_text
     from memtool.data import check_transition_matrix
 
+    check_regular(path)  # or what it says would be taken for a wrong matrix
     try:
         text = read_text(path).replace(",", " ")
-    except OSError as error:
-        raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise MemtoolError(f"{path}: not a transition matrix: {error}") from error
-    try:
         if not text.strip():
             raise ValueError("it is empty")
         matrix = np.loadtxt(text.splitlines(), ndmin=2)
         check_transition_matrix(matrix, classes)
+    except OSError as error:
+        raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, MemtoolError) as error:
         raise MemtoolError(f"{path}: not a transition matrix: {error}") from error
     return matrix

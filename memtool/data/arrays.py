@@ -142,8 +142,13 @@ def _read_safetensors(path: Path, memory: int) -> dict[str, NDArray[Any]]:
     except FileNotFoundError as error:
         raise MemtoolError(f"{path}: no such file") from error
     except (OSError, SafetensorError, TypeError, ValueError, MemoryError) as error:
-        told = described(path, weights=False) or last_line(error)
-        raise MemtoolError(f"{path}: cannot be read ({told})") from error
+        raise _something_else(path, error) from error
+
+
+def _something_else(path: Path, error: Exception) -> MemtoolError:
+    """The error for a file that is not what its name says, by what it is, where that is known."""
+    told = described(path, weights=False) or last_line(error)
+    return MemtoolError(f"{path}: cannot be read ({told})")
 
 
 def _size(stored: Any) -> int:
@@ -172,8 +177,7 @@ def _read_npz(path: Path, memory: int) -> dict[str, NDArray[Any]]:
     except MemtoolError:
         raise
     except zipfile.BadZipFile as error:
-        told = described(path, weights=False) or last_line(error)
-        raise MemtoolError(f"{path}: cannot be read ({told})") from error
+        raise _something_else(path, error) from error
     except Exception as error:  # zipfile, zlib and NumPy raise a dozen kinds for broken files
         raise MemtoolError(f"{path}: cannot be read ({last_line(error)})") from error
 

@@ -141,9 +141,8 @@ def finish(
     else:
         size = _points(matplotlib.rcParams["axes.labelsize"])
         figure.supxlabel(x, fontsize=size)
-        figure.supylabel(
-            y, fontsize=size, y=(0.5 * panels + 0.1) / (panels + strip)
-        )  # the middle of the panels
+        middle = (0.5 * panels + 0.1) / (panels + strip)  # of the panels
+        figure.supylabel(y, fontsize=size, y=middle)
 
 
 def _points(size: str | float) -> float:

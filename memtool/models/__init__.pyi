@@ -1,6 +1,7 @@
 from .building import Admit as Admit
 from .building import Refused as Refused
 from .building import build as build
+from .building import shapes_of as shapes_of
 from .building import size_limit as size_limit
 from .building import skeleton as skeleton
 from .outputs import check_classifier as check_classifier

@@ -91,6 +91,11 @@ def _unwrapped(model: Any) -> Any:
             return model
 
 
+def shapes_of(model: nn.Module) -> dict[str, Shape]:
+    """The shapes of the tensors in a model's `state_dict`, by name."""
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
 def skeleton(spec: ModelSpec, admit: Admit = lambda shape: None) -> nn.Module:
     """The model without weights: its parameters are on the meta device, its buffers are real.
 

@@ -12,7 +12,7 @@ from memtool import MemtoolError
 from memtool.device import is_loss_of_process
 from memtool.errors import is_lack_of_memory, one_line, some
 from memtool.layers import evaluating, parts_of, tensors_in, unchanged
-from memtool.models.building import build
+from memtool.models.building import build, shapes_of
 from memtool.models.spec import ModelSpec
 
 logger = logging.getLogger("memtool")
@@ -98,7 +98,7 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
     with torch.random.fork_rng(devices=[]):
         model = build(spec)
         images = torch.rand(3, *image_shape)
-        shapes, numbers = _shapes(model), _numbers(model)
+        shapes, numbers = shapes_of(model), _numbers(model)
         for mode in ("training", "eval"):
             trains = mode == "training"
             model.train(trains)
@@ -116,7 +116,7 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
                     _backward(model, found[1])
             _tell_choice(spec, mode, result, found[0])
         what = f"model {spec}"
-        if new := [name for name, shape in _shapes(model).items() if shapes.get(name) != shape]:
+        if new := [name for name, shape in shapes_of(model).items() if shapes.get(name) != shape]:
             raise MemtoolError(
                 f"{what}: gets tensors, or their sizes, when it first runs ({some(new)}); a "
                 "checkpoint needs them as it is built"
@@ -134,10 +134,6 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
             return twin.eval()
 
         warn_if_drawn_anew(model, again, lambda one: one(images[:2].clone()), what)
-
-
-def _shapes(model: nn.Module) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in model.state_dict().items()}
 
 
 def _numbers(model: nn.Module) -> dict[str, float]:

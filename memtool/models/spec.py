@@ -138,17 +138,15 @@ def _value(text: str) -> Any:
 
 def _from_file(path: Path) -> ModelSpec:
     """The spec in a `FILE.json`."""
-    wanted = f'{path}: not a model spec, such as {{"name": "resnet18", "options": {{"width": 16}}}}'
+    check_regular(path)  # or what it says would be taken for a wrong spec
     try:
-        content = read_json(path)
+        return ModelSpec.from_json(read_json(path))
     except OSError as error:
         raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise MemtoolError(wanted) from error
-    try:
-        return ModelSpec.from_json(content)
-    except MemtoolError as error:
-        raise MemtoolError(wanted) from error
+    except (ValueError, MemtoolError) as error:
+        raise MemtoolError(
+            f'{path}: not a model spec, such as {{"name": "resnet18", "options": {{"width": 16}}}}'
+        ) from error
 
 
 def code_file(name: str) -> Path | None:

@@ -11,8 +11,8 @@ from memtool.reproduction.steps import variables
 HEAD = """\
 # Made by memtool reproduce --makefile: the same steps, for make -j N. Change what you like; make
 # does not see such changes by itself. Its last command does, once all is made, and runs here what
-# depends on them (but networks trained before the first time are refused); for make to do that,
-# remove it.
+# depends on them; for make to run that, remove it first. Until that command has ended once, it
+# refuses networks that were trained before a change.
 # Over several machines: make -j 8 MEMTOOL='srun -G1 memtool'
 MEMTOOL = memtool
 """
@@ -49,14 +49,12 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None, data_dir: Path | 
     Raises MemtoolError for a choice or a path that make cannot take.
     """
     values = {"DIR": str(root), **variables(recipe)}
-    for name, value in values.items():
+    exported = {**ENVIRONMENT, **({"MEMTOOL_DATA": str(data_dir)} if data_dir else {})}
+    for name, value in (*values.items(), *exported.items()):
         _check(value, UNQUOTED if name == "DIR" else "")
     goals = " ".join(path.replace("%", "$(DIR)") for rule in FIGURES for path in rule.makes)
     last = " ".join(["reproduce", *([study] if study else []), LAST])
-    variables_ = {**ENVIRONMENT, **({"MEMTOOL_DATA": str(data_dir)} if data_dir else {})}
-    for value in variables_.values():
-        _check(value, "")
-    environment = "".join(f"export {name} ?= {value}\n" for name, value in variables_.items())
+    environment = "".join(f"export {name} ?= {value}\n" for name, value in exported.items())
     parts = [
         HEAD + _assigned(values) + environment,
         RUNS,

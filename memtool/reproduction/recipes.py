@@ -1,8 +1,8 @@
 """What is done in a reproduction, as data; without torch, so that the command line starts fast."""
 
 import shlex
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from enum import StrEnum
 from itertools import pairwise
 from typing import Any
@@ -132,6 +132,18 @@ class Recipe:
             layers="relu,layer?.?,avgpool,fc" if name.startswith("resnet") else None,
             cka=f"{self.cka} --samples 2000",
         )
+
+    @staticmethod
+    def from_json(choices: Mapping[str, Any]) -> "Recipe":
+        """The recipe that `json` made these of; what else is among them does not count. Raises
+        KeyError for a choice that is not.
+
+        >>> Recipe.from_json(RECIPES[Study.digits].json()).json() == RECIPES[Study.digits].json()
+        True
+        """
+        own: dict[str, Any] = {field.name: choices[field.name] for field in fields(Recipe)}
+        lists = {name: tuple(value) for name, value in own.items() if isinstance(value, list)}
+        return Recipe(**own | lists)
 
     def json(self) -> dict[str, Any]:
         """All choices, as JSON holds them."""

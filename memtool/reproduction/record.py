@@ -50,7 +50,7 @@ class Record:
         row: StepRow = {
             "step": step.name,
             "command": step.recorded,
-            "output": str(step.outputs[0]),
+            "output": step.key,
             "seconds": seconds,
             "memory": memory,
             "warnings": "; ".join(warnings) or None,

@@ -34,9 +34,8 @@ def rehearse(recipe: Recipe, root: Path, command: Command) -> None:
         train, *compared = (steps[name] for name in TRIED)
         # The last word counts, whatever the recipe's own options for train say.
         untrained = replace(train, words=(*train.words, "--epochs", "0", "--save-at", ""))
-        tried = [replace(step, words=(*step.words, "--dry-run"), outputs=()) for step in compared]
         try:
-            try_steps([steps["labels r0-s0"], untrained, *tried], command)
+            try_steps([steps["labels r0-s0"], untrained, *map(_dry, compared)], command)
         except MemtoolError as error:
             # The network that is tried will not be there for anyone to look at.
             told = re.sub(r" \(list them: [^()]*\)", "", str(error))
@@ -49,10 +48,9 @@ def check_inputs(recipe: Recipe, steps: Iterable[Step], load: Callable[[str], "D
     reads: steps go by names, and would count as done."""
     spec, source = ModelSpec.parse(recipe.model), specs.split(recipe.data, "data set")[0]
     may_change = source not in ("digits", *TORCHVISION)
-    trained = [step.root / step.outputs[0] for step in steps if step.words[0] == "train"]
-    trained = [path for path in trained if path.exists()] if spec.sha256 or may_change else []
+    trained = _trained(steps) if spec.sha256 or may_change else []
     now = load(recipe.data).fingerprint if trained and may_change else None
-    for path in trained:
+    for path in (step.root / step.key for step in trained):
         metadata = read_metadata(path, "checkpoint")
         for what, found, recorded in (
             (code_file(spec.name), spec.sha256, metadata["model"].get("sha256")),
@@ -68,11 +66,14 @@ def check_inputs(recipe: Recipe, steps: Iterable[Step], load: Callable[[str], "D
 def check_unrecorded(steps: Iterable[Step], known: Mapping[str, str], command: Command) -> None:
     """Raise MemtoolError if a network that is there, though no record says by which command, is of
     other settings than its step's: after `make`, say, with variables that were changed midway."""
-    unknown = [
-        replace(step, words=(*step.words, "--dry-run"), outputs=())
-        for step in steps
-        if step.words[0] == "train"
-        and str(step.outputs[0]) not in known
-        and (step.root / step.outputs[0]).exists()
-    ]
-    try_steps(unknown, command)
+    try_steps([_dry(step) for step in _trained(steps) if step.key not in known], command)
+
+
+def _trained(steps: Iterable[Step]) -> list[Step]:
+    """The steps that train a network which is there."""
+    return [step for step in steps if step.words[0] == "train" and (step.root / step.key).exists()]
+
+
+def _dry(step: Step) -> Step:
+    """The step, but for its work."""
+    return replace(step, words=(*step.words, "--dry-run"), outputs=())

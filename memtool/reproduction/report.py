@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +77,14 @@ def report(folder: Path) -> str:
     cka = [*found["cka"], *found["ceiling"]]
     findings = measure_findings(found["training"], cka, found["stitching"])
     what = str(record.get("study") or _values(found["training"], "data") or "a data set")
+    steps, ran = _steps_of(record), _ran(folder / "steps.csv")
+    scale = joined(_scale(folder, found), *_unfinished(folder, record, steps, ran))
     sections = {
-        "scale": ("What was run, and at what scale", _scale(folder, record, found)),
+        "scale": ("What was run, and at what scale", scale),
         "findings": ("Findings", _findings(findings)),
         "figures": ("Figures", _figures(found)),
         "settings": ("Settings and versions", _settings(folder, record)),
-        "steps": ("Commands, time and memory", _steps(folder / "steps.csv", record)),
+        "steps": ("Commands, time and memory", _steps(steps, ran)),
     }
     end = joined(
         element("p", f"The paper: {PAPER}.", class_="quiet"),
@@ -148,7 +149,7 @@ def _summary(findings: Sequence[FindingRow]) -> Markup:
     )
 
 
-def _scale(folder: Path, record: Mapping[str, Any], found: Mapping[str, Rows]) -> Markup:
+def _scale(folder: Path, found: Mapping[str, Rows]) -> Markup:
     """What was measured, by what the tables and a checkpoint say."""
     training, cka, stitching = found["training"], found["cka"], found["stitching"]
     every = [*training, *cka, *stitching]
@@ -174,17 +175,17 @@ def _scale(folder: Path, record: Mapping[str, Any], found: Mapping[str, Rows]) -
             "The findings are about this scale. The paper trains ResNet-18 on the 50,000 images "
             "of CIFAR-10 and a convolutional network on SVHN, at nine noise ratios.",
         ),
-        *_unfinished(folder, record),
     )
 
 
-def _unfinished(folder: Path, record: Mapping[str, Any]) -> list[Markup]:
-    """A sentence on the tables of the runs on record that are not there."""
+def _unfinished(
+    folder: Path, record: Mapping[str, Any], steps: Sequence[Step], ran: Rows
+) -> list[Markup]:
+    """A sentence on the tables of the runs on record that are not there, and on the `steps` that
+    were `ran` by other commands."""
     expected = _on_record(record) or []
     missing = [path.name for path in expected if not (folder / path).exists()]
-    rows = _step_rows(folder / "steps.csv")
-    known = {str(row.get("output")): str(row["command"]) for row in rows if row.get("command")}
-    steps = _steps_of(record)
+    known = {str(row.get("output")): str(row["command"]) for row in ran if row.get("command")}
     stale = [step.name for step in steps if step.is_stale(known)]
     told = []
     if missing:
@@ -196,13 +197,8 @@ def _unfinished(folder: Path, record: Mapping[str, Any]) -> list[Markup]:
 
 def _steps_of(record: Mapping[str, Any]) -> list[Step]:
     """The steps of the recipe on record; none if that is not whole."""
-    names = [field.name for field in fields(Recipe)]
-    if not all(name in record for name in names):
-        return []
-    choices = {name: record[name] for name in names}
-    lists = {name: tuple(v) for name, v in choices.items() if isinstance(v, list)}
     try:
-        return steps_for(Recipe(**choices | lists), Path())
+        return steps_for(Recipe.from_json(record), Path())
     except Exception:  # whatever stands there in place of a choice
         return []
 
@@ -336,16 +332,17 @@ def _setting(value: Any) -> str:
     return "none" if value is None else shortened(json.dumps(value), 1000)
 
 
-def _step_rows(path: Path) -> Rows:
+def _ran(path: Path) -> Rows:
+    """The steps that were run, by their record."""
     return tables.read(path, StepRow) if path.is_file() else []
 
 
-def _steps(path: Path, record: Mapping[str, Any]) -> Markup:
-    """The steps that are on record in `path`, without those of choices that are not any more."""
-    outputs = {str(step.outputs[0]) for step in _steps_of(record)}
-    rows = [row for row in _step_rows(path) if not outputs or row.get("output") in outputs]
+def _steps(steps: Sequence[Step], ran: Rows) -> Markup:
+    """Those of the steps that were `ran`; all that were, if it is not known which there are."""
+    keys = {step.key for step in steps}
+    rows = [row for row in ran if not keys or row.get("output") in keys]
     if not rows:
-        return element("p", f"Not recorded: there is no {path.name}.")
+        return element("p", "Not recorded: there is no steps.csv.")
     body = [
         element(
             "tr",

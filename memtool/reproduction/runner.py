@@ -73,7 +73,7 @@ def run_steps(
             while ready := order.get_ready():
                 for place in ready:
                     if steps[place].is_done(record.commands):
-                        if str(steps[place].outputs[0]) not in record.commands:  # make made it
+                        if steps[place].key not in record.commands:  # make made it
                             record.keep(steps[place])
                         order.done(place)
                         yield Outcome(steps[place])

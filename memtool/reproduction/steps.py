@@ -61,10 +61,14 @@ class Step:
         """The same with paths relative to `root`, wherever that is."""
         return f"memtool {shlex.join(map(str, self.words))}"
 
+    @property
+    def key(self) -> str:
+        """The first file that it makes, below `root`, by which a record knows it."""
+        return str(self.outputs[0])
+
     def is_stale(self, known: Mapping[str, str]) -> bool:
-        """Whether `known`, commands by the first file that they made, has another one for this
-        step's."""
-        return known.get(str(self.outputs[0]), self.recorded) != self.recorded
+        """Whether `known`, commands by the keys of steps, has another one for this step."""
+        return known.get(self.key, self.recorded) != self.recorded
 
     def is_done(self, known: Mapping[str, str]) -> bool:
         """Whether all outputs exist, by the command of this step as far as is known, and none is

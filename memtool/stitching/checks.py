@@ -40,8 +40,8 @@ def verified_cuts(
     The graph of a forward pass does not show everything: a branch may depend on the weights, data
     take a way that no tensor shows, images be sorted before a layer sees them. If a stitching layer
     `trains`, gradients have to reach it, too. A cut that does not hold is left out with a note,
-    unless it was named. Raises MemtoolError then, if no cut of a
-    front is left, and if a network that is to give a back does not tell so many classes apart.
+    unless it was named. Raises MemtoolError then, if no cut of a front is left, and if a network
+    that is to give a back does not tell so many classes apart.
     """
     resumes_front = set(directions) != {Direction.forward}
     theirs = [cut.layers[1].name for own in chosen.values() for cut in own]

@@ -79,8 +79,8 @@ def checked(row_type: type, column: str, cell: Any) -> Any:
     """A cell as the column declares it: str, int, float or bool; None if it is empty.
 
     Numbers may be text, and numbers of NumPy; NaN is an empty cell, and so are the texts `nan` and
-    `NA`, but in a column of names. Raises ValueError, which tells
-    the cell in short, for anything else.
+    `NA`, but in a column of names. Raises ValueError, which tells the cell in short, for anything
+    else.
 
     >>> from memtool.tables import CkaRow, LayerRow
     >>> checked(LayerRow, "layer", 3), checked(CkaRow, "epoch", "4.0")

@@ -6,9 +6,9 @@ from safetensors.torch import load_file, save_file
 
 from memtool import MemtoolError, models
 from memtool.checkpoints import Checkpoint
-from memtool.checkpoints.names import shapes_of
 from memtool.checkpoints.recognition import complete_from_shapes
 from memtool.checkpoints.rewriting import rewriting
+from memtool.models import shapes_of
 
 timm = pytest.importorskip("timm")
 
