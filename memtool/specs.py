@@ -8,6 +8,7 @@ itself, as in `split_at=80%`, and a `+` is not a space. The name is never encode
 
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
+from os.path import realpath
 from urllib.parse import quote, unquote
 
 from memtool import MemtoolError
@@ -50,6 +51,18 @@ def join(name: str, options: Mapping[str, str]) -> str:
     """
     query = "&".join(f"{key}={value}" for key, value in options.items())
     return f"{name}?{query}" if query or "?" in name else name
+
+
+def same(one: str, other: str, kind: str) -> bool:
+    """Whether two specs say the same, perhaps by different paths or with options in another order.
+
+    >>> same("folder:photos?a=1&b=2", "folder:./photos/?b=2&a=1", "data set")
+    True
+    """
+    (name, options), (its_name, its_options) = split(one, kind), split(other, kind)
+    # What is no path is a relative one here, and no other than itself.
+    parts, its_parts = ([realpath(part) for part in text.split(":")] for text in (name, its_name))
+    return parts == its_parts and options == its_options
 
 
 def matches(name: str, pattern: str) -> bool:

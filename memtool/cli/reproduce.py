@@ -182,6 +182,7 @@ def reproduce(
         pending,
         rehearse,
         run_steps,
+        spelled_as_before,
         steps_for,
         to_makefile,
         write_choices,
@@ -205,6 +206,7 @@ def reproduce(
         cka=cka,
         stitch=stitch,
     )
+    recipe = spelled_as_before(recipe, output / "reproduction.json")
     if makefile:
         print(to_makefile(recipe, output, study, elsewhere), end="")
         return

@@ -8,6 +8,7 @@ from .recipes import Study as Study
 from .recipes import chosen_recipe as chosen_recipe
 from .record import Record as Record
 from .record import findings_of as findings_of
+from .record import spelled_as_before as spelled_as_before
 from .record import write_choices as write_choices
 from .rehearsal import TRIED as TRIED
 from .rehearsal import check_inputs as check_inputs

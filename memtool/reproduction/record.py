@@ -8,7 +8,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from memtool import MemtoolError, __version__, tables
+from memtool import MemtoolError, __version__, specs, tables
+from memtool.contents import read_json
 from memtool.files import replacing
 from memtool.reproduction.findings import measure_findings
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
@@ -68,6 +69,18 @@ def findings_of(recipe: Recipe, root: Path) -> list[FindingRow]:
         for kind, paths in tables_of(recipe.ratios, recipe.seeds, recipe.supplemented).items()
     }
     return measure_findings(rows["training"], rows["cka"] + rows["ceiling"], rows["stitching"])
+
+
+def spelled_as_before(recipe: Recipe, path: Path) -> Recipe:
+    """The recipe with its data set and its model as the choices at `path` spell them, where both
+    mean the same: by another path to a file, steps would be others, and all would run again."""
+    try:
+        before = Recipe.from_json(read_json(path))
+        data = before.data if specs.same(before.data, recipe.data, "data set") else None
+        model = before.model if specs.same(before.model, recipe.model, "model") else None
+    except (MemtoolError, OSError, ValueError, KeyError, TypeError, AttributeError):
+        return recipe  # there are none, or none of a recipe
+    return recipe.but(data=data, model=model)
 
 
 def write_choices(path: Path, choices: Mapping[str, Any]) -> None:

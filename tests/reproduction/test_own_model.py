@@ -53,6 +53,9 @@ def test_it_is_reproduced(run, tmp_path, own):
     result = run("reproduce", *command, "--cuts", "all", "--save-at", 1)
     assert result.code == 0, result.stderr
     assert "train r0" not in result.stderr  # all was done
+    spelled = [str(tmp_path / own) if word == own else word for word in command]
+    result = run("reproduce", *spelled, "--cuts", "all", "--save-at", 1, "--dry-run")
+    assert (result.code, result.stdout) == (0, "")  # by another path to the same file
     assert len(read(tmp_path / "out/findings.csv")) > 10
     assert "<svg" in (tmp_path / "out/report.html").read_text()
     (tmp_path / "net.py").write_text(NET.replace("x.sum(1) > 0", "x.sum(1) > 1"))
