@@ -72,6 +72,7 @@ def is_name(row_type: type, column: str) -> bool:
 
 
 LARGEST = 1e30  # of numbers: float32 holds them, in the units of pixels too; a figure draws them
+FRACTIONS = ("noise_ratio", "accuracy")  # how the names of columns end whose numbers are in [0, 1]
 LONGEST = 5000  # letters; names are paths, or model specs of stitched models
 
 
@@ -80,7 +81,7 @@ def checked(row_type: type, column: str, cell: Any) -> Any:
 
     Numbers may be text, and numbers of NumPy; NaN is an empty cell, and so are the texts `nan` and
     `NA`, but in a column of names. Raises ValueError, which tells the cell in short, for anything
-    else.
+    else, and for a noise ratio or an accuracy outside [0, 1].
 
     >>> from memtool.tables import CkaRow, LayerRow
     >>> checked(LayerRow, "layer", 3), checked(CkaRow, "epoch", "4.0")
@@ -96,9 +97,13 @@ def checked(row_type: type, column: str, cell: Any) -> Any:
     if isinstance(cell, str) and cell.strip().lower() in nothing:
         return None
     try:
-        return CHECKS[kind](cell)
+        value = CHECKS[kind](cell)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{shortened(repr(cell))} is no {WORDS[kind]}{error}") from error
+    if column.endswith(FRACTIONS) and value is not None and not 0 <= value <= 1:
+        hint = "; divide percent by 100" if 1 < value <= 100 else ""
+        raise ValueError(f"{value:g} is outside [0, 1]{hint}")
+    return value
 
 
 PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)

@@ -118,12 +118,12 @@ def supplement_rows(ratios=(0.25, 0.5), seeds=(0,), cuts=(0, 1)):
 
 
 def alone(ratio):
-    return 0.99 - 0.8 * ratio
+    return 0.95 - 0.8 * ratio
 
 
 def stitched(direction, cut, ratio, seed):
     steps = {"forward": 0.1, "reverse": 0.2, "control": 0.3}
-    return 0.95 - steps[direction] * (LAYERS.index(cut) + 1) * ratio + 0.01 * seed
+    return 0.9 - steps[direction] * (LAYERS.index(cut) + 1) * ratio + 0.01 * seed
 
 
 def stitch_row(direction, cut, ratio, seed):

@@ -50,9 +50,18 @@ def test_a_cell_is_what_its_column_says(column, cell, expected):
         ("cka", [0.5]),
         ("epoch", "4.5"),
         ("layer", "x" * 10_000),
+        ("noise_ratio", 37.5),
+        ("back_noise_ratio", -0.1),
     ],
 )
 def test_any_other_cell_is_an_error_in_a_few_words(column, cell):
     with pytest.raises(ValueError) as caught:
         tables.checked(tables.CkaRow, column, cell)
     assert len(str(caught.value)) < 300
+
+
+def test_percent_are_no_ratio_and_no_accuracy():
+    with pytest.raises(ValueError, match=r"^97.3 is outside \[0, 1\]; divide percent by 100$"):
+        tables.checked(tables.TrainingRow, "test_accuracy", "97.3")
+    with pytest.raises(ValueError, match=r"^973 is outside \[0, 1\]$"):
+        tables.checked(tables.TrainingRow, "test_accuracy", 973)
