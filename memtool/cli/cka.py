@@ -20,7 +20,6 @@ def cka(
             metavar="CHECKPOINT... REFERENCE",
             help="Checkpoints, each compared with the last one named, or with those of "
             "--reference; a table of stitch --save stands for the stitched models that it names",
-            show_default=False,
         ),
     ],
     references: Annotated[
@@ -30,7 +29,6 @@ def cka(
             metavar="FILE",
             help="Compare all checkpoints with this one; repeated, with several ones, in the same "
             "forward pass of each checkpoint",
-            show_default=False,
         ),
     ] = None,
     layers: options.Layers = ["all"],  # noqa: B006 (typer copies it)
@@ -41,7 +39,6 @@ def cka(
             metavar="PATTERNS",
             help="The same for the references, if their layers have other names: the first layer "
             "chosen is compared with the first one chosen there, and so on",
-            show_default=False,
         ),
     ] = None,
     pairs: Annotated[
@@ -59,7 +56,6 @@ def cka(
             "--model-reference",
             metavar="SPEC",
             help="Model spec of the references, if it is another",
-            show_default=False,
         ),
     ] = None,
     trust: options.Trust = False,

@@ -17,7 +17,6 @@ def convert(
             metavar="FILE",
             help="Weights as torch.save writes them (.pt, .pth), a safetensors file, or the index "
             "of several (model.safetensors.index.json)",
-            show_default=False,
         ),
     ],
     output: Annotated[
@@ -27,7 +26,6 @@ def convert(
             "--output",
             metavar="FILE",
             help="Write the checkpoint to this .safetensors file",
-            show_default=False,
         ),
     ],
     model: options.Model = None,
@@ -37,7 +35,6 @@ def convert(
             "--data",
             metavar="DATASET",
             help="Record this data set as what the network was trained on",
-            show_default=False,
         ),
     ] = None,
     trust: options.Trust = False,

@@ -13,7 +13,7 @@ from memtool.metadata import MAX_IMAGE
 def info(
     files: Annotated[
         list[Path],
-        typer.Argument(metavar="FILE...", help="Checkpoints or label files", show_default=False),
+        typer.Argument(metavar="FILE...", help="Checkpoints or label files"),
     ],
     layers: Annotated[
         bool,
@@ -32,7 +32,6 @@ def info(
             max=MAX_IMAGE,
             help="With --layers: show the shapes for images of NxN pixels; by default the size on "
             "record, or the one that the model is usually given",
-            show_default=False,
         ),
     ] = None,
     output: options.Output = None,

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 def make_noisy(
     dataset: Annotated[
         str,
-        typer.Argument(metavar="DATASET", help=options.DATASETS, show_default=False),
+        typer.Argument(metavar="DATASET", help=options.DATASETS),
     ],
     output: Annotated[
         Path,
@@ -27,7 +27,6 @@ def make_noisy(
             "--output",
             metavar="FILE",
             help="Label file; with several ratios, {ratio} in its name stands for the percentage",
-            show_default=False,
         ),
     ],
     ratio: Annotated[
@@ -37,7 +36,6 @@ def make_noisy(
             "--ratio",
             metavar="RATIOS",
             help="Noise ratio in [0, 1] or in percent; repeat it or separate them by commas",
-            show_default=False,
         ),
     ] = None,
     source: Annotated[
@@ -48,7 +46,6 @@ def make_noisy(
             help="Take labels that others made, in place of random ones: an array (.npy; one of "
             "several in .npz, .safetensors, .pt) or a column of a table (.csv, .tsv, .txt), one "
             "class for each training example, by its name or its number from 0",
-            show_default=False,
         ),
     ] = None,
     kind: Annotated[
@@ -67,7 +64,6 @@ def make_noisy(
             metavar="FILE",
             help="Text file of T[true, given], one row per line, each row summing to 1; implies "
             "--kind matrix",
-            show_default=False,
         ),
     ] = None,
     data_dir: options.DataDir = None,

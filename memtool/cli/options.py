@@ -27,7 +27,6 @@ Output = Annotated[
         "--output",
         metavar="FILE",
         help="File for the rows, written whole or not at all; - is stdout (the default)",
-        show_default=False,
     ),
 ]
 TableFormat = Annotated[
@@ -37,7 +36,6 @@ TableFormat = Annotated[
         metavar="FORMAT",
         help="csv, tsv, jsonl or table; by default by the suffix of -o, else a table on a terminal "
         "and CSV in a pipe",
-        show_default=False,
     ),
 ]
 Layers = Annotated[
@@ -57,7 +55,6 @@ Data = Annotated[
         help=f"{DATASETS}; else the one in the last checkpoint's metadata; options as in "
         "folder:PATH?image_size=224&crop_pct=0.875&interpolation=bicubic, by default those in the "
         "config.json beside the last checkpoint",
-        show_default=False,
     ),
 ]
 DataDir = Annotated[
@@ -67,7 +64,6 @@ DataDir = Annotated[
         metavar="DIR",
         envvar="MEMTOOL_DATA",
         help="Where cifar10, svhn, ... are, or are downloaded to; else memtool in the user's cache",
-        show_default=False,
     ),
 ]
 ImageSize = Annotated[
@@ -78,7 +74,6 @@ ImageSize = Annotated[
         min=1,
         help="Resize the images so that their shorter side has N pixels, and cut out the middle "
         "square",
-        show_default=False,
     ),
 ]
 SplitAt = Annotated[
@@ -88,7 +83,6 @@ SplitAt = Annotated[
         metavar="PART",
         help="How much of a data set that is not split is for training, as 80%, 0.8 or 1000, every "
         "class in proportion; the rest is for testing",
-        show_default=False,
     ),
 ]
 Samples = Annotated[
@@ -99,7 +93,6 @@ Samples = Annotated[
         min=1,
         help="Take at most N of the test images, every class in proportion, the same ones each "
         "time",
-        show_default=False,
     ),
 ]
 Model = Annotated[
@@ -111,7 +104,6 @@ Model = Annotated[
         "torchvision:NAME, timm:NAME, FILE.py:FACTORY or FILE.json, with options as in "
         "resnet18?width=16; by default the one on record, or the one recognized by config.json or "
         "the tensors",
-        show_default=False,
     ),
 ]
 Trust = Annotated[

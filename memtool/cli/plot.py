@@ -26,7 +26,6 @@ def plot(
             metavar="FILE",
             help="The figure, as .png, .pdf, .svg or .eps, or the values in it, as .csv, .tsv or "
             ".jsonl; may be repeated",
-            show_default=False,
         ),
     ] = None,
     sources: Annotated[
@@ -36,7 +35,6 @@ def plot(
             help="convergence, stitching, divergence, supplement, heatmap or training (found from "
             "the columns if left out), then tables of train, cka or stitch; - is stdin, and so "
             "is no table",
-            show_default=False,
         ),
     ] = None,
     net_of_control: Annotated[
@@ -54,7 +52,6 @@ def plot(
             help="For convergence and divergence, what the x axis is: layers, with a curve per "
             "epoch (or per noise ratio, of one epoch), or epochs, with a panel per layer "
             "(by default the latter up to eight layers)",
-            show_default=False,
         ),
     ] = None,
     layers: Annotated[
@@ -64,7 +61,6 @@ def plot(
             metavar="PATTERN",
             help="Show these layers or cuts alone: globs, in which * crosses dots, separated by "
             "commas",
-            show_default=False,
         ),
     ] = None,
     ratios: Annotated[
@@ -73,7 +69,6 @@ def plot(
             "--ratios",
             metavar="RATIO",
             help="Show these noise ratios alone, in [0, 1] or in percent",
-            show_default=False,
         ),
     ] = None,
     epochs: Annotated[
@@ -83,7 +78,6 @@ def plot(
             metavar="LIST",
             help="Show these epochs alone, as in 1,2,4,last, or all; by default all, and with "
             "layers on the x axis the first, those that double, and the last",
-            show_default=False,
         ),
     ] = None,
     marks: Annotated[
@@ -93,7 +87,6 @@ def plot(
             metavar="PATTERN",
             help="With layers on the x axis, draw a line at these layers instead of at those that "
             "end a stage of the network, such as layer1 or block2",
-            show_default=False,
         ),
     ] = None,
     width: Annotated[
@@ -103,7 +96,6 @@ def plot(
             metavar="WIDTH",
             help="Width of the figure: column (3.3 inches), page (6.9) or a number of inches; by "
             "default what the figure needs, up to a page",
-            show_default=False,
         ),
     ] = None,
     title: Annotated[
@@ -115,7 +107,6 @@ def plot(
             "--style",
             metavar="FILE",
             help="Style file of matplotlib (.mplstyle): fonts, sizes, lines, margins",
-            show_default=False,
         ),
     ] = None,
     terminal: Annotated[

@@ -13,7 +13,7 @@ from memtool.cli.console import logger
 def report(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="Folder of a reproduction", show_default=False),
+        typer.Argument(metavar="DIR", help="Folder of a reproduction"),
     ],
     quiet: options.Quiet = False,
     debug: options.Debug = False,

@@ -25,7 +25,7 @@ def _percent(typed: list[str] | None) -> list[float] | None:
 
 
 def _option(name: str, metavar: str, help: str) -> object:
-    return typer.Option(name, metavar=metavar, help=help, show_default=False)
+    return typer.Option(name, metavar=metavar, help=help)
 
 
 @app.command()
@@ -37,7 +37,6 @@ def reproduce(
             "--output",
             metavar="DIR",
             help="Folder for labels, checkpoints, tables and figures",
-            show_default=False,
         ),
     ],
     study: Annotated[
@@ -46,7 +45,6 @@ def reproduce(
             metavar="[STUDY]",
             help="digits, minutes on a laptop; cifar10, by ResNet-18, or svhn, by a CNN, hours on "
             "a GPU; if left out, --data and --model say what",
-            show_default=False,
         ),
     ] = None,
     dataset: options.Data = None,
@@ -111,7 +109,6 @@ def reproduce(
             metavar="N",
             min=1,
             help="Take at most N of the training images, every class in proportion",
-            show_default=False,
         ),
     ] = None,
     samples: options.Samples = None,
@@ -141,7 +138,6 @@ def reproduce(
             min=1,
             help="Number of steps to run at the same time; by default one per processor core, "
             f"at most {MOST_JOBS}",
-            show_default=False,
         ),
     ] = None,
     makefile: Annotated[

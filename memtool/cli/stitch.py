@@ -19,7 +19,6 @@ def stitch(
         typer.Argument(
             metavar="FRONT... BACK",
             help="Checkpoints whose fronts are used, then the one whose back is used",
-            show_default=False,
         ),
     ],
     at: Annotated[
@@ -89,7 +88,6 @@ def stitch(
             "--save",
             metavar="DIR",
             help="Save the stitched models as DIR/FRONT--CUT--BACK.safetensors",
-            show_default=False,
         ),
     ] = None,
     model: options.Model = None,
@@ -99,7 +97,6 @@ def stitch(
             "--model-back",
             metavar="SPEC",
             help="Model spec of BACK, if it is another",
-            show_default=False,
         ),
     ] = None,
     trust: options.Trust = False,

@@ -28,7 +28,6 @@ def train(
             metavar="SPEC",
             help="digits-cnn, cnn, resnet18, resnet34, resnet50, torchvision:NAME, timm:NAME, "
             "FILE.py:FACTORY or FILE.json, each with options as in resnet18?width=16",
-            show_default=False,
         ),
     ],
     output: Annotated[
@@ -38,7 +37,6 @@ def train(
             "--output",
             metavar="FILE",
             help="Checkpoint of the final model; its name ends in .safetensors",
-            show_default=False,
         ),
     ],
     dataset: Annotated[
@@ -47,7 +45,6 @@ def train(
             "--data",
             metavar="DATASET",
             help=f"{options.DATASETS}; by default the one that the labels were made for",
-            show_default=False,
         ),
     ] = None,
     data_dir: options.DataDir = None,
@@ -59,7 +56,6 @@ def train(
             "--labels",
             metavar="FILE",
             help="Given labels, a file from make-noisy; by default the true labels",
-            show_default=False,
         ),
     ] = None,
     epochs: Annotated[
@@ -148,7 +144,6 @@ def train(
             min=0,
             max=LARGEST,
             help="Scale gradients of a larger norm down to it",
-            show_default=False,
         ),
     ] = None,
     augment: Annotated[
@@ -211,7 +206,6 @@ def train(
             min=1,
             help="Also save a checkpoint every N epochs; with -o runs/r25.safetensors, that of "
             "epoch 8 is runs/r25/epoch-0008.safetensors",
-            show_default=False,
         ),
     ] = None,
     save_at: Annotated[
@@ -220,7 +214,6 @@ def train(
             "--save-at",
             metavar="EPOCHS",
             help="Also save checkpoints after these epochs, as in 1,2,4,8; 0 is the initial model",
-            show_default=False,
         ),
     ] = "",
     memory: options.Memory = options.MEMORY,
@@ -238,7 +231,6 @@ def train(
             "--table",
             metavar="FILE",
             help="Also write the rows to this file, once the run is complete",
-            show_default=False,
         ),
     ] = None,
     table_format: options.TableFormat = None,
