@@ -85,9 +85,7 @@ class FeatureRecorder(OffsetRecorder):
 class FeatureBatch(Batch):
     """The features of a batch, which are kept at the first visit to it."""
 
-    def __init__(self, recorder: FeatureRecorder, visit: Visit) -> None:
-        super().__init__(recorder, visit)
-        self.recorder = recorder
+    recorder: FeatureRecorder
 
     def _record(self, i: int, x: Tensor) -> None:
         recorder, keeps = self.recorder, self.visit.batch in self.recorder.missing

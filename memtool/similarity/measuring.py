@@ -24,7 +24,7 @@ from memtool.similarity.pairs import Comparison, Selection, TensorPair, networks
 from memtool.similarity.planning import Plan
 from memtool.similarity.rbf import median_distance, sample
 from memtool.similarity.recorder import Batch, PairSums, Recorder, Visit, add_up, features
-from memtool.similarity.settings import CkaSettings, Estimator, Kernel
+from memtool.similarity.settings import CkaSettings, Estimator, Kernel, Route
 from memtool.similarity.tiles import TileRecorder
 
 
@@ -66,7 +66,7 @@ class Measured:
 
 TRIED = 4  # images, to find whether the rows of activations follow their order
 
-Seen = dict[bool, Batch]  # of a network's tensors, by how pairs of them are computed
+Seen = dict[Route, Batch]  # of one network
 
 
 def measure(
@@ -213,27 +213,27 @@ def _median_distances(
 
 @dataclass(frozen=True)
 class Participant:
-    """A network, and what is recorded of its tensors, by how pairs of them are computed: False by
-    Gram matrices, True in feature space. A tensor may be in both."""
+    """A network, and what is recorded of its tensors, by the routes of the pairs that they are in.
+    A tensor may be in pairs of both."""
 
     selection: Selection
     network: Network
-    recorders: dict[bool, Recorder]
+    recorders: dict[Route, Recorder]
 
     @staticmethod
     def of(
-        selection: Selection, tensors: Mapping[bool, list[str]], setting: _Setting
+        selection: Selection, tensors: Mapping[Route, list[str]], setting: _Setting
     ) -> "Participant":
         """The network with its weights, ready to record these tensors."""
-        recorders: dict[bool, Recorder] = {}
+        recorders: dict[Route, Recorder] = {}
         with foreign_code(selection.checkpoint.told):
             network = setting.prepared(selection)
             disordered = setting.out_of_order(network, selection)
-            if names := tensors[False]:
+            if names := tensors[Route.gram]:
                 sigma = setting.sigma(network, selection, names)
-                recorders[False] = setting.gram_recorder(names, sigma)
-        if names := tensors[True]:
-            recorders[True] = setting.feature_recorder(names)
+                recorders[Route.gram] = setting.gram_recorder(names, sigma)
+        if names := tensors[Route.covariance]:
+            recorders[Route.covariance] = setting.feature_recorder(names)
         for recorder in recorders.values():
             recorder.mark_unaligned(disordered)
         return Participant(selection, network, recorders)
@@ -242,13 +242,13 @@ class Participant:
         """Run the network on a batch, so many images at a time; what is recorded of it."""
         with ExitStack() as stack:
             batches = {
-                way: stack.enter_context(recorder.batch(visit))
-                for way, recorder in self.recorders.items()
+                route: stack.enter_context(recorder.batch(visit))
+                for route, recorder in self.recorders.items()
             }
 
             def record(name: str, activation: Tensor) -> None:
-                for way, batch in batches.items():
-                    if name in self.recorders[way].index:
+                for route, batch in batches.items():
+                    if name in self.recorders[route].index:
                         batch.record(name, activation)
 
             with foreign_code(self.selection.checkpoint.told):
@@ -289,41 +289,42 @@ class Participant:
         for recorder in self.recorders.values():
             outcome.unaligned |= _where(recorder, recorder.unaligned())
             outcome.constant |= _where(recorder, recorder.constant())
-            if (sigma := getattr(recorder, "sigma", None)) is not None:
-                outcome.coincident |= _where(recorder, sigma == 0)
+            outcome.coincident |= _where(recorder, recorder.coincident())
         return outcome
 
 
 def participants(group: Sequence[Comparison], setting: _Setting) -> dict[Selection, Participant]:
     """Each network of a group, with recorders for all that its comparisons take from it."""
-    tensors = {way: tensors_of(group, way) for way in (False, True)}
+    tensors = {route: tensors_of(group, route) for route in Route}
     return {
-        network: Participant.of(network, {way: tensors[way][network] for way in tensors}, setting)
+        network: Participant.of(
+            network, {route: tensors[route][network] for route in tensors}, setting
+        )
         for network in networks_of(group)
     }
 
 
 @dataclass(frozen=True)
 class Comparing:
-    """A comparison under way: the sums of its pairs of tensors, by how these are computed."""
+    """A comparison under way: the sums of its pairs of tensors, by their routes."""
 
     comparison: Comparison
-    sums: dict[bool, PairSums]
+    sums: dict[Route, PairSums]
 
     @staticmethod
     def of(comparison: Comparison, networks: Mapping[Selection, Participant]) -> "Comparing":
         mine = networks[comparison.selection].recorders
         theirs = networks[comparison.reference].recorders
         sums = {}
-        for way in (False, True):
-            if pairs := comparison.computed(way):
-                x, y = mine[way], theirs[way]
-                sums[way] = x.sums_with(y, [(x.index[a], y.index[b]) for a, b in pairs])
+        for route in Route:
+            if pairs := comparison.pairs(route):
+                x, y = mine[route], theirs[route]
+                sums[route] = x.sums_with(y, [(x.index[a], y.index[b]) for a, b in pairs])
         return Comparing(comparison, sums)
 
     def add(self, batches: Seen, reference: Seen) -> None:
-        for way, sums in self.sums.items():
-            sums.add(batches[way], reference[way])
+        for route, sums in self.sums.items():
+            sums.add(batches[route], reference[route])
 
     def add_up(self, processes: Processes) -> None:
         for sums in self.sums.values():
@@ -331,8 +332,8 @@ class Comparing:
 
     def values(self, advance: Advance) -> Values:
         values: Values = {}
-        for way, sums in self.sums.items():
-            hsic, pairs = sums.hsic(advance), self.comparison.computed(way)
+        for route, sums in self.sums.items():
+            hsic, pairs = sums.hsic(advance), self.comparison.pairs(route)
             numbers = (map(_finite, each.tolist()) for each in (*hsic.cka(), hsic.null()))
             values |= zip(pairs, map(Value._make, zip(*numbers, strict=True)), strict=True)
         return values

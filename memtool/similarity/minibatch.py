@@ -69,9 +69,10 @@ class GramBatch(Batch):
     vectors: Tensor
     row_sums: Tensor
 
+    recorder: MinibatchRecorder
+
     def __init__(self, recorder: MinibatchRecorder, visit: Visit) -> None:
         super().__init__(recorder, visit)
-        self.recorder = recorder
         self._entries = torch.empty(0)  # (layers, k), k entries of each Gram matrix
 
     def _record(self, i: int, x: Tensor) -> None:

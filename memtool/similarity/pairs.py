@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, footprints, trace_all
 from memtool.layers import Footprint, Layer, select
-from memtool.similarity.settings import Pairs
+from memtool.similarity.settings import Pairs, Route
 from memtool.specs import PARTS, matches, without_parts
 from memtool.tensors import stored_tensors
 
@@ -135,11 +135,13 @@ class Comparison:
         pairs = ((layer.same_as, other.same_as) for layer, other in self.layers)
         return list(dict.fromkeys(pairs))
 
-    def computed(self, in_feature_space: bool) -> list[TensorPair]:
-        """The pairs of tensors that are computed in feature space, or those that are not."""
-        return [
-            pair for pair in self.tensors if (pair in self.in_feature_space) is in_feature_space
-        ]
+    def route(self, pair: TensorPair) -> Route:
+        """By what HSIC of a pair is computed."""
+        return Route.covariance if pair in self.in_feature_space else Route.gram
+
+    def pairs(self, route: Route) -> list[TensorPair]:
+        """The pairs of tensors whose HSIC is computed by this route."""
+        return [pair for pair in self.tensors if self.route(pair) is route]
 
 
 def networks_of(comparisons: Iterable[Comparison]) -> list[Selection]:
@@ -149,13 +151,11 @@ def networks_of(comparisons: Iterable[Comparison]) -> list[Selection]:
     return list(dict.fromkeys([*references, *(one.selection for one in comparisons)]))
 
 
-def tensors_of(
-    comparisons: Sequence[Comparison], in_feature_space: bool
-) -> dict[Selection, list[str]]:
-    """The names of the distinct tensors of each network that are computed this way."""
+def tensors_of(comparisons: Sequence[Comparison], route: Route) -> dict[Selection, list[str]]:
+    """The names of the distinct tensors of each network that are computed by this route."""
     found: dict[Selection, dict[str, None]] = {one: {} for one in networks_of(comparisons)}
     for one in comparisons:
-        for mine, theirs in one.computed(in_feature_space):
+        for mine, theirs in one.pairs(route):
             found[one.selection][mine] = found[one.reference][theirs] = None
     return {network: list(names) for network, names in found.items()}
 

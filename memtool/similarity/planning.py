@@ -18,7 +18,7 @@ from memtool.similarity.pairs import (
     tensors_of,
 )
 from memtool.similarity.recorder import Visit
-from memtool.similarity.settings import CkaSettings, Estimator, Kernel, Pairs
+from memtool.similarity.settings import CkaSettings, Estimator, Kernel, Pairs, Route
 
 Batches = list[tuple[int, int]]  # (start, stop) of each
 
@@ -320,7 +320,7 @@ def _divisions(
     estimator: Estimator, batches: int, comparisons: Sequence[Comparison], processes: int
 ) -> Iterable[list[range]]:
     """The ways to divide the batches into blocks, with ever more of them."""
-    has_tiles = any(one.computed(in_feature_space=False) for one in comparisons)
+    has_tiles = any(one.pairs(Route.gram) for one in comparisons)
     if estimator is Estimator.minibatch or not has_tiles:
         yield []
         return
@@ -340,7 +340,7 @@ def _memory(
     examples at a time."""
     batch, n = largest(batches), batches[-1][1]
     networks = networks_of(comparisons)
-    tiled, featured = (_widths(comparisons, way) for way in (False, True))
+    tiled, featured = (_widths(comparisons, route) for route in Route)
     references = {one.reference for one in comparisons}
     of_others = (len(tiled[one]) for one in networks if one not in references)
     at_once = sum(len(tiled[one]) for one in references) + max(of_others, default=0)
@@ -365,13 +365,11 @@ def _memory(
     )
 
 
-def _widths(
-    comparisons: Sequence[Comparison], in_feature_space: bool
-) -> dict[Selection, list[int]]:
+def _widths(comparisons: Sequence[Comparison], route: Route) -> dict[Selection, list[int]]:
     """The widths of the tensors of each network that are computed this way."""
     return {
         network: [network.widths[name] for name in names]
-        for network, names in tensors_of(comparisons, in_feature_space).items()
+        for network, names in tensors_of(comparisons, route).items()
     }
 
 

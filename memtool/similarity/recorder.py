@@ -70,7 +70,10 @@ class Recorder(ABC):
     varies, and more for any other layer; `unaligned` is 0 for a layer whose rows are those of the
     images, and more for any other. `scales`, by layer, are what its features are multiplied
     by, as its first batch asks: no CKA depends on that, but squares might overflow or vanish.
+    `sigma`, (layers,), is that of the rbf kernel, None if the kernel is linear.
     """
+
+    sigma: Tensor | None = None
 
     def __init__(self, layers: Sequence[Hashable], device: torch.device) -> None:
         self.index = {layer: i for i, layer in enumerate(layers)}
@@ -114,6 +117,11 @@ class Recorder(ABC):
         """Which layers do not give one row for each image, in the order of the images, (layers,)
         bool."""
         return self.state["unaligned"] > 0
+
+    def coincident(self) -> Tensor:
+        """Which layers give half of the pairs of examples the same features, so that there is no
+        rbf kernel, (layers,) bool."""
+        return torch.zeros_like(self.constant()) if self.sigma is None else self.sigma == 0
 
     def mark_unaligned(self, layers: Set[Hashable]) -> None:
         """Those of the layers that it records are `unaligned`, as was found otherwise."""
@@ -200,19 +208,19 @@ class Batch(ABC):
     """The activations of one network's layers for one batch, as they appear."""
 
     def __init__(self, recorder: Recorder, visit: Visit) -> None:
-        self._recorder, self.visit = recorder, visit
+        self.recorder, self.visit = recorder, visit
         self.seen: set[int] = set()
 
     def record(self, layer: Hashable, activation: Tensor) -> None:
         """Take in the activation (size, ...) of a layer. One with another number of rows than the
         batch has images makes the layer `unaligned`: then there is nothing that it can be compared
         with."""
-        i = self._recorder.index[layer]
+        i = self.recorder.index[layer]
         if len(activation) != self.visit.size:
-            self._recorder.state["unaligned"][i] += 1
+            self.recorder.state["unaligned"][i] += 1
             activation = activation.new_zeros(self.visit.size, *activation.shape[1:])
         with torch.no_grad(), torch.autocast(activation.device.type, enabled=False):
-            self._record(i, self._recorder.features(i, activation))
+            self._record(i, self.recorder.features(i, activation))
         self.seen.add(i)
 
     @abstractmethod

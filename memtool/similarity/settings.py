@@ -28,6 +28,13 @@ class Kernel(StrEnum):
     rbf = "rbf"  # exp(-distance^2 / (2 sigma^2)), sigma a multiple of the median distance
 
 
+class Route(StrEnum):
+    """By what HSIC of a pair of layers is computed."""
+
+    gram = "gram"  # Gram matrices (n, n), whole or in tiles
+    covariance = "covariance"  # covariances (p, q): see `feature_space`
+
+
 class Pairs(StrEnum):
     """Which layers are compared with which."""
 

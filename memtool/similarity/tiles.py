@@ -129,9 +129,10 @@ class _Block:
 class Tiles(Batch):
     """The tiles of a batch with all batches of the block that were seen, itself included."""
 
+    recorder: TileRecorder
+
     def __init__(self, recorder: TileRecorder, visit: Visit) -> None:
         super().__init__(recorder, visit)
-        self.recorder = recorder
         self._kept = tuple(recorder.block.kept)
         self._start = recorder.block.size
         self._tiles: dict[int, Tensor] = {}  # (examples kept before, size)

@@ -20,6 +20,7 @@ from memtool.similarity import (
     make_plan,
     selections,
 )
+from memtool.similarity.settings import Route
 
 
 def selected(runs, *patterns):
@@ -151,7 +152,7 @@ def test_layers_far_narrower_than_there_are_examples_are_compared_in_feature_spa
         others, reference = selected(runs, "block1", "fc")
         settings = replace(CkaSettings(pairs, Estimator.exact), **changes)
         made = make_plan(others, [reference], n, settings)
-        return {layer for layer, _ in made.groups[0][0].computed(in_feature_space=True)}
+        return {layer for layer, _ in made.groups[0][0].pairs(Route.covariance)}
 
     assert narrow(500, Pairs.same) == {"fc"}  # 10 features; block1 has 1,024
     assert narrow(100_000, Pairs.same) == narrow(100_000, Pairs.all) == {"block1", "fc"}
