@@ -10,7 +10,7 @@ from memtool import MemtoolError
 from memtool.device import Precision, Processes, memory_of
 from memtool.errors import told_size
 from memtool.layers import footprint
-from memtool.training.settings import Optimizer, TrainConfig
+from memtool.training.settings import TrainConfig
 
 # Below this, a larger batch is faster and nobody misses the memory.
 LEAST = 64 * 2**20
@@ -36,9 +36,9 @@ def evaluation_batch(
 
 
 def _optimizer_state(model: nn.Module, config: TrainConfig) -> int:
-    """The bytes that the optimizer keeps: a momentum for each weight, and a square for Adam's."""
+    """The bytes that the optimizer keeps beside the weights."""
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return weights * (1 if config.optimizer is Optimizer.sgd else 2)
+    return weights * len(config.optimizer.state - {"step"})
 
 
 def check_step(needed: int, batch: int, config: TrainConfig, device: torch.device) -> None:

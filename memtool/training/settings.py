@@ -24,6 +24,12 @@ class Optimizer(StrEnum):
     adam = "adam"
     sgd = "sgd"  # with Nesterov momentum of 0.9
 
+    @property
+    def state(self) -> set[str]:
+        """What it keeps for each parameter, by PyTorch's names: a `step`, and tensors like it."""
+        adams = {"step", "exp_avg", "exp_avg_sq"}
+        return {"momentum_buffer"} if self is Optimizer.sgd else adams
+
 
 class Augment(StrEnum):
     """How training images are varied in each epoch."""

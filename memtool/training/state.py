@@ -14,10 +14,7 @@ from memtool.errors import last_line, shortened, some
 from memtool.files import claimed
 from memtool.tensors import Metadata, load_tensors, read_metadata, save_tensors
 from memtool.training.evaluation import EpochMetrics
-
-# What the optimizers that `train` knows keep for each parameter.
-SGD_STATE = {"momentum_buffer"}
-ADAM_STATE = {"step", "exp_avg", "exp_avg_sq"}
+from memtool.training.settings import Optimizer
 
 
 @dataclass(frozen=True)
@@ -110,7 +107,7 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
         if value.shape != shape:
             raise ValueError(f"{key} is {tuple(value.shape)}, not {tuple(shape)}")
         state.setdefault(int(index), {})[name] = _laid_out(value, parameter)
-    kept = SGD_STATE if isinstance(optimizer, torch.optim.SGD) else ADAM_STATE
+    kept = Optimizer(type(optimizer).__name__.lower()).state  # AdamW's, of adamw
     for place, found in state.items():
         if different := kept ^ found.keys():
             raise ValueError(f"parameter {place} lacks or adds {some(sorted(different))}")
