@@ -135,18 +135,9 @@ def stitch(
     """
     import json
 
-    import torch
-
     from memtool import tables
     from memtool.device import choose, processes
-    from memtool.stitching import (
-        Direction,
-        StitchSettings,
-        Sweep,
-        chosen_cuts,
-        shared,
-        verified_cuts,
-    )
+    from memtool.stitching import Direction, StitchSettings, Sweep
     from memtool.training import Optimizer, Schedule, TrainConfig
 
     if len(checkpoints) < 2:
@@ -191,17 +182,7 @@ def stitch(
         others=opened[:-1],
     )
     *fronts, back = [checkpoint.with_dataset(set_) for checkpoint in opened]
-    chosen = chosen_cuts(fronts, back, options.comma_separated(at))
-    shared(
-        settings.memory, [*fronts, back], len(set_.train) + len(set_.test)
-    )  # or that is told at once
-    few = torch.from_numpy(set_.test.images[:5]).to(where)
-    classes = len(set_.classes)
-    cuts = verified_cuts(
-        *(fronts, back, chosen, settings.directions, few, classes), trains=settings.epochs > 0
-    )
-    sweep = Sweep(fronts, back, cuts, settings, save)
-    sweep.check(where, len(set_.train))
+    sweep = Sweep.of(fronts, back, options.comma_separated(at), settings, set_, where, save)
     if dry_run:
         if is_first():
             print(json.dumps(sweep.json()))

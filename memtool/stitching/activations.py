@@ -31,7 +31,7 @@ class Share:
     batch: int
 
 
-def shared(memory: int, networks: Sequence[Checkpoint], examples: int) -> dict[Path, Share]:
+def memory_shares(memory: int, networks: Sequence[Checkpoint], examples: int) -> dict[Path, Share]:
     """The shares of `memory` bytes, by the networks' paths, if so many examples go through them.
 
     A network gets half of it, and half of that is for passes, or more if a single example takes

@@ -13,8 +13,7 @@ from memtool.checkpoints import Checkpoint, Network
 from memtool.errors import told_names
 from memtool.layers import Back, out_of_order, run_to
 from memtool.models import foreign_code, nearly_equal
-from memtool.stitching.cuts import ChosenCut, not_a_cut
-from memtool.stitching.planning import Cut
+from memtool.stitching.cuts import ChosenCut, Cut, not_a_cut
 from memtool.stitching.settings import Direction
 
 logger = logging.getLogger("memtool")

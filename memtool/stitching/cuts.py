@@ -8,7 +8,8 @@ from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, trace_all
 from memtool.data import told_shape
 from memtool.layers import Layer, select
-from memtool.stitching.planning import Cut
+
+Cut = tuple[Layer, Layer]  # of the front and of the back
 
 
 @dataclass(frozen=True)

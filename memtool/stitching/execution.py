@@ -13,8 +13,9 @@ from memtool import MemtoolError
 from memtool.device import computed_by
 from memtool.models import Connector, StitchedModel, stitched_spec
 from memtool.stitching.activations import CachedNetwork, agreement
+from memtool.stitching.cuts import Cut
 from memtool.stitching.least_squares import initialize
-from memtool.stitching.planning import Cut, StitchSettings
+from memtool.stitching.planning import StitchSettings
 from memtool.stitching.settings import Direction
 from memtool.tables import StitchingRow
 from memtool.tensors import save_tensors

@@ -13,11 +13,11 @@ from memtool.errors import told_size
 from memtool.layers import Layer
 from memtool.models import Connector, StitchingLayer
 from memtool.models.stitched import flattens, positions
+from memtool.stitching.cuts import Cut
 from memtool.stitching.settings import Direction, Init
 from memtool.training import TrainConfig
 
 T = TypeVar("T")
-Cut = tuple[Layer, Layer]  # of the front and of the back
 
 # Training keeps a weight, its gradient and Adam's two moments, in float32.
 BYTES_PER_WEIGHT = 16

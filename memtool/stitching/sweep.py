@@ -19,9 +19,11 @@ from memtool.device import Processes
 from memtool.files import check_writable
 from memtool.models import foreign_code
 from memtool.progress import Progress, silent
-from memtool.stitching.activations import CachedNetwork, Examples, shared, step_footprint
+from memtool.stitching.activations import CachedNetwork, Examples, memory_shares, step_footprint
+from memtool.stitching.checks import verified_cuts
+from memtool.stitching.cuts import Cut, chosen_cuts
 from memtool.stitching.execution import Stitching
-from memtool.stitching.planning import Cut, StitchSettings, directed
+from memtool.stitching.planning import StitchSettings, directed
 from memtool.stitching.settings import Direction, Init
 from memtool.stitching.unfinished import Unfinished
 from memtool.tables import StitchingRow
@@ -35,14 +37,39 @@ ENCODED = str.maketrans({"%": "%25", "=": "%3D", "/": "%2F"})
 @dataclass(frozen=True)
 class Sweep:
     """All that settles a sweep but the data set: each front is stitched to the back at each of its
-    `cuts`, which are given by the front's path and come from `verified_cuts`. The stitched models
-    are kept in `folder`, unless that is None."""
+    `cuts`, which are given by the front's path. The stitched models are kept in `folder`, unless
+    that is None."""
 
     fronts: Sequence[Checkpoint]
     back: Checkpoint
     cuts: Mapping[Path, Sequence[Cut]]
     settings: StitchSettings
     folder: Path | None = None
+
+    @staticmethod
+    def of(
+        fronts: Sequence[Checkpoint],
+        back: Checkpoint,
+        at: Sequence[str],
+        settings: StitchSettings,
+        dataset: Dataset,
+        device: torch.device,
+        folder: Path | None = None,
+    ) -> "Sweep":
+        """The sweep over the cuts that match `at` (see `matching_cuts`) and hold for the networks
+        as they are (see `verified_cuts`), which all run on a few images of the data set.
+
+        Raises MemtoolError for what would be in its way, be it after hours: as these two do, for
+        too little memory, and as `check` does.
+        """
+        chosen = chosen_cuts(fronts, back, at)
+        memory_shares(settings.memory, [*fronts, back], len(dataset.train) + len(dataset.test))
+        few = torch.from_numpy(dataset.test.images[:5]).to(device)
+        classes, trains = len(dataset.classes), settings.epochs > 0
+        cuts = verified_cuts(fronts, back, chosen, settings.directions, few, classes, trains)
+        sweep = Sweep(fronts, back, cuts, settings, folder)
+        sweep.check(device, len(dataset.train))
+        return sweep
 
     @property
     def jobs(self) -> list[Job]:
@@ -114,8 +141,8 @@ class Sweep:
         self,
         dataset: Dataset,
         device: torch.device,
-        processes: Processes = Processes(),  # noqa: B008 (never changed)
-        unfinished: Unfinished = Unfinished(),  # noqa: B008
+        processes: Processes = Processes(),
+        unfinished: Unfinished | None = None,
         progress: Progress = silent,
     ) -> Iterator[StitchingRow]:
         """Train a stitching layer for each job and direction on the true labels of the training
@@ -124,6 +151,7 @@ class Sweep:
 
         Several processes share the jobs; each yields all rows, and rank 0 alone has `unfinished`.
         """
+        unfinished = unfinished or Unfinished()
         finished = processes.gather(unfinished.rows)[0]
         jobs = self.jobs[len(finished) // self.settings.rows_per_cut :]
         examples = Examples.of(dataset, device)
@@ -144,7 +172,7 @@ class Sweep:
             return
         directions = set(self.settings.directions)
         networks = [*self.fronts, self.back]
-        shares = shared(self.settings.memory, networks, len(examples.labels))
+        shares = memory_shares(self.settings.memory, networks, len(examples.labels))
         needs_back = self.settings.init is Init.lstsq or Direction.reverse in directions
         theirs = list(dict.fromkeys(layer for _, (_, layer) in jobs))
         back = CachedNetwork(

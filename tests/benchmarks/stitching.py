@@ -31,7 +31,7 @@ from memtool.data import Dataset, Split
 from memtool.layers import Back, run_to, trace
 from memtool.stitching import Direction, StitchSettings, Sweep
 from memtool.stitching.activations import Examples
-from memtool.stitching.planning import Cut
+from memtool.stitching.cuts import Cut
 from memtool.tensors import save_tensors
 from memtool.training import Optimizer, Schedule, TrainConfig
 

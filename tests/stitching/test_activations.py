@@ -10,15 +10,15 @@ from memtool.checkpoints import Checkpoint
 from memtool.layers import Layer
 from memtool.layers.footprint import WORKSPACE, LiveBytes
 from memtool.models import Connector, StitchingLayer
-from memtool.stitching import chosen_cuts
 from memtool.stitching.activations import (
     CachedNetwork,
     Examples,
     Share,
     fitting,
-    shared,
+    memory_shares,
     step_footprint,
 )
+from memtool.stitching.cuts import chosen_cuts
 
 
 def test_the_last_layers_are_kept_first():
@@ -53,7 +53,7 @@ def test_memory_is_shared_between_two_networks_their_passes_and_what_is_kept(run
     networks = [Checkpoint.open(path) for path in (runs.noisy, runs.clean)]
     footprint = networks[0].footprint()
     for memory in (2 * footprint.of(1), 2**18, 2**22, 2**30):
-        shares = shared(memory, networks, examples=1797)
+        shares = memory_shares(memory, networks, examples=1797)
         assert shares.keys() == {runs.noisy, runs.clean}
         share = shares[runs.noisy]
         assert 1 <= share.batch <= 1797 and share.kept >= 0
@@ -62,7 +62,7 @@ def test_memory_is_shared_between_two_networks_their_passes_and_what_is_kept(run
             assert footprint.of(share.batch) <= memory // 4
     assert share.batch == 1797
     with pytest.raises(MemtoolError, match="takes .* KiB for a single example"):
-        shared(2 * footprint.of(1) - 2, networks, examples=1797)
+        memory_shares(2 * footprint.of(1) - 2, networks, examples=1797)
 
 
 def test_no_pass_takes_more_examples_than_its_share(runs):
