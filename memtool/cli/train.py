@@ -2,21 +2,17 @@
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from memtool import MemtoolError
 from memtool.cli import app, options
-from memtool.cli.console import logger, progress
+from memtool.cli.console import progress
 from memtool.device import Precision
 from memtool.tables.schema import LARGEST
 from memtool.training.defaults import config_for, told
 from memtool.training.settings import Augment, Optimizer, Schedule, TrainConfig
-
-if TYPE_CHECKING:
-    from memtool.tables import TrainingRow
-    from memtool.training import Run
 
 
 @app.command()
@@ -309,16 +305,13 @@ def train(
         if not together.rank and not dry_run:
             stack.enter_context(claimed(output))
         run = Run(output, fitted, set_, given, config, epochs_to_save, together)
-        rows = _finished_rows(run, resume)
-        if rows is None:
-            run.check(resume)
-            models.check_classifier(fitted, set_.image_shape, len(set_.classes))
+        run.check(resume)
         if dry_run:
             if not together.rank:
                 print(json.dumps({"output": str(output), **run.metadata()}, sort_keys=True))
             return
         if together.rank:
-            options.take_part(rows if rows is not None else run.train(where, resume))
+            options.take_part(run.train(where, resume))
             return
         with ExitStack() as shown:
             # The bar comes first: on a terminal, the rows then stand above it.
@@ -328,30 +321,15 @@ def train(
                 shown.enter_context(tables.writer(tables.TrainingRow, path, chosen, byproduct=True))
                 for path, chosen in targets
             ]
-            for row in run.train(where, resume) if rows is None else rows:
+            for row in run.train(where, resume):
                 if row is None:  # an epoch that is not evaluated
                     advance()
                     continue
                 for write in writers:
                     write(row)
                 advance(description=f"loss {row['loss']:.3f} test {row['test_accuracy']:.3f}")
-        run.finish(
-            where
-        )  # once the table is complete: a checkpoint says that the whole run is done
-
-
-def _finished_rows(run: "Run", resume: bool) -> "list[TrainingRow] | None":
-    """The rows of a run that is finished, None of any other. Raises MemtoolError for a finished
-    one without --resume: nothing is overwritten."""
-    rows = run.finished()
-    if rows is not None and not resume:
-        raise MemtoolError(
-            f"{run.output}: is finished; --resume takes it as it is; to train it anew remove it, "
-            "or choose another -o"
-        )
-    if rows is not None:
-        logger.info(f"{run.output}: is finished; nothing to do")
-    return rows
+        # Once the table is complete: a checkpoint says that the whole run is done.
+        run.finish(where)
 
 
 def _epochs_to_save(every: int | None, at: str, epochs: int) -> set[int]:

@@ -22,7 +22,7 @@ from memtool.data import Dataset, normalize
 from memtool.data.labels import LabelFile
 from memtool.device import Processes, computed_by
 from memtool.files import check_writable
-from memtool.models import ModelSpec, build, foreign_code, put_channels_last
+from memtool.models import ModelSpec, build, check_classifier, foreign_code, put_channels_last
 from memtool.tables import TrainingRow
 from memtool.tables.schema import LARGEST
 from memtool.tensors import Metadata, check_kept, read_metadata, save_tensors
@@ -38,7 +38,7 @@ logger = logging.getLogger("memtool")
 
 @dataclass(frozen=True)
 class Run:
-    """Everything that determines a training run: `train` it, then `finish` it.
+    """Everything that determines a training run: `check` it, `train` it, then `finish` it.
 
     Equal runs write equal bytes, on a CPU and with the same number of threads and processes.
     `epochs_to_save` are the epochs whose checkpoints are kept; 0 stands for the initial weights.
@@ -88,7 +88,17 @@ class Run:
 
     def check(self, resume: bool) -> None:
         """Raise MemtoolError, before the work, if the files of the run could not be written, or not
-        read again, if they would take the place of others, or if the state is none to resume."""
+        read again, if they would take the place of others, if the state is none to resume, or if
+        the model is no classifier of the data set; and for a finished run, unless it is resumed:
+        nothing is overwritten."""
+        if self.finished() is not None:
+            if not resume:
+                raise MemtoolError(
+                    f"{self.output}: is finished; --resume takes it as it is; to train it anew "
+                    "remove it, or choose another -o"
+                )
+            logger.info(f"{self.output}: is finished; nothing to do")
+            return
         check_kept(self.output, "checkpoint", self.metadata())
         for epoch in self.epochs_to_save:
             path = self.epoch_path(epoch)
@@ -101,10 +111,11 @@ class Run:
         check_writable(self._state.path)
         if self._state.path.exists():
             self._state.check(resume)
+        check_classifier(self.spec, self.dataset.image_shape, len(self.dataset.classes))
 
     def train(self, device: torch.device, resume: bool) -> Iterator[TrainingRow | None]:
         """Train the model; save its state and the chosen checkpoints, and yield a row, per epoch;
-        None for an epoch that is not evaluated.
+        None for an epoch that is not evaluated. Of a finished run, the rows are those on record.
 
         With `resume`, a stopped run continues from its state, and the rows of the epochs that it
         has done come first: all rows together are those of a run that was never stopped. Raises
@@ -112,6 +123,9 @@ class Run:
         for a single training image, whose statistics batch norm cannot compute, if the memory is
         not enough, and for vectors that are to be augmented.
         """
+        if (rows_on_record := self.finished()) is not None:
+            yield from rows_on_record
+            return
         if len(self.dataset.train) < 2:
             raise MemtoolError(f"{self.dataset.name}: one training image is not enough to train on")
         if self.config.augment is Augment.crop_flip and len(self.dataset.image_shape) != 3:
