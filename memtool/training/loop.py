@@ -2,6 +2,7 @@
 applies it to a classifier.
 """
 
+import hashlib
 import random
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -48,10 +49,16 @@ def make_optimizer(model: nn.Module, config: TrainConfig) -> torch.optim.Optimiz
 
 
 def seed_all(seed: int) -> None:
-    """Seed PyTorch's generators, and those of Python and NumPy, which a model may draw from too."""
+    """Seed PyTorch's generators, and those of Python and NumPy, which a model may draw from too.
+
+    PyTorch's on a CPU would heed 32 bits of a seed, the lowest: larger ones are hashed to as many.
+    """
+    if seed >= 2**32:
+        digest = hashlib.sha256(str(seed).encode()).digest()
+        seed = int.from_bytes(digest[:4], "big")
     torch.manual_seed(seed)
     random.seed(seed)
-    np.random.seed(seed % 2**32)
+    np.random.seed(seed)
 
 
 def _parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:

@@ -1,11 +1,13 @@
 """The training loop: batches, learning rates, weight decay, augmentation."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from memtool.device import Processes
 from memtool.training import (
     Augment,
     Optimizer,
@@ -59,6 +61,26 @@ def test_a_last_batch_of_one_joins_the_one_before(examples, sizes):
 def test_the_order_follows_from_the_seed_and_the_epoch():
     assert batches_of(50, seed=1) == batches_of(50, seed=1) != batches_of(50, seed=2)
     assert batches_of(50, seed=1, order_seed=2) == batches_of(50, seed=2)
+    orders = [batches_of(50, seed=2, order_seed=other) for other in (2, 2 + 2**12, 2 + 2**31)]
+    assert orders[0] not in orders[1:] and orders[1] != orders[2]
+
+
+def test_what_processes_draw_in_an_epoch_differs():
+    def drawn(rank):
+        draws = []
+
+        def forward(batch):
+            draws.append((torch.rand(()).item(), np.random.rand()))
+            return weight.expand(len(batch), 2)
+
+        weight = nn.Parameter(torch.zeros(2))
+        ranks = Processes(rank, 3)
+        list(optimize(forward, labels, _sgd(weight), TrainConfig(epochs=1), processes=ranks))
+        return draws[0]
+
+    labels = torch.zeros(6).long()
+    torches, arrays = zip(*(drawn(rank) for rank in range(3)), strict=True)
+    assert len({*torches}) == len({*arrays}) == 3
 
 
 @pytest.mark.parametrize("done", [0, 1])
