@@ -45,9 +45,11 @@ def rehearse(recipe: Recipe, root: Path, command: Command) -> None:
 def check_inputs(recipe: Recipe, steps: Iterable[Step], load: Callable[[str], "Dataset"]) -> None:
     """Raise MemtoolError if a network that is there was trained with other code than the FILE.py of
     the recipe's model holds now, or on other data than its folder or file does, which `load`
-    reads: steps go by names, and would count as done."""
+    reads: steps go by names, and would count as done. Where the data are no longer, nothing can be
+    compared; that is told by the first step that needs them."""
     spec, source = ModelSpec.parse(recipe.model), specs.split(recipe.data, "data set")[0]
-    may_change = source not in ("digits", *TORCHVISION)
+    path = Path(source.removeprefix("folder:")).expanduser()
+    may_change = source not in ("digits", *TORCHVISION) and path.exists()
     trained = _trained(steps) if spec.sha256 or may_change else []
     now = load(recipe.data).fingerprint if trained and may_change else None
     for path in (step.root / step.key for step in trained):
