@@ -12,7 +12,9 @@ from .layer import first_tensor as first_tensor
 from .layer import parts_of as parts_of
 from .layer import select as select
 from .layer import tensors_in as tensors_in
-from .ordering import out_of_order as out_of_order
+from .ordering import Misplaced as Misplaced
+from .ordering import evenly_spaced as evenly_spaced
+from .ordering import misplaced as misplaced
 from .tracing import Trace as Trace
 from .tracing import trace as trace
 from .tracing import traced as traced

@@ -1,55 +1,98 @@
-"""Whether the rows of a layer's activations come in the order of the images.
+"""Whether the rows of a layer's activations are those of the images, each by itself.
 
-They do not where a model sorts the images before it calls a module: by their length, or by the
-expert that is to see them, say. Such rows cannot be set beside those of another layer.
+They come in another order where a model sorts the images before it calls a module: by their length,
+or by the expert that is to see them, say. Such rows cannot be set beside those of another layer.
+And they may depend on the other images of the batch, although what the model returns does not.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from memtool.layers.hooks import observed
+from memtool.layers.layer import first_tensor
 
 FEATURES = 1024  # of a row, at most: enough to tell images apart
 # Of the largest feature: what rounding may change, the kernels being the same, and what it may not.
 ROUNDING, CLEARLY = 1e-5, 1e-3
 
 
+class Misplaced(NamedTuple):
+    """Layers whose rows are not those of the images: in `another_order`, `mixed` with those of
+    other images, or not as many (`uneven`)."""
+
+    another_order: set[str]
+    mixed: set[str]
+    uneven: set[str]
+
+
 @torch.no_grad()
-def out_of_order(
+def misplaced(
     model: nn.Module, run: Callable[[Tensor], Any], axes: Mapping[str, int], images: Tensor
-) -> set[str]:
+) -> Misplaced:
     """The layers in whose activations an image has another row than its own, of those in `axes`,
     which says which axis of each counts the images.
 
     `run`, a forward pass of `model`, takes all `images` but for the last in their order, and all
     but for the first in the reverse one; four are needed, more tell more. Of what then differs,
-    that is out of order which is found in another row; the rest depends on the other images.
+    that is in another order which is found in another row, the rest is mixed; but nothing is where
+    the result of the model itself is.
     """
     with torch.autocast(images.device.type, enabled=False):  # images are told apart by their digits
-        ahead, back = (_rows(model, run, axes, part) for part in (images[:-1], images[1:].flip(0)))
-    return {name for name in ahead.keys() & back.keys() if _moved(ahead[name], back[name])}
+        passes = [_rows(model, run, axes, part) for part in (images[:-1], images[1:].flip(0))]
+    (ahead, result), (back, other_result) = passes
+    names = ahead.keys() & back.keys()
+    uneven = axes.keys() - names
+    another_order = {name for name in names if _moved(ahead[name], back[name])}
+    if result is None or other_result is None or _differing(result, other_result).any():
+        return Misplaced(another_order, set(), uneven)
+    differing = {name for name in names if _differing(ahead[name], back[name]).any()}
+    return Misplaced(another_order, differing - another_order, uneven)
+
+
+def evenly_spaced(n: int, most: int) -> list[int]:
+    """The places of at most so many of n images.
+
+    >>> evenly_spaced(3, 512), evenly_spaced(2048, 512)[:3]
+    ([0, 1, 2], [0, 4, 8])
+    """
+    size = min(n, most)
+    return [n * i // size for i in range(size)]
 
 
 def _rows(
     model: nn.Module, run: Callable[[Tensor], Any], axes: Mapping[str, int], images: Tensor
-) -> dict[str, Tensor]:
-    """Some features of each layer, (n, p), unless it has other than n rows."""
+) -> tuple[dict[str, Tensor], Tensor | None]:
+    """Some features of each layer, and of the result, (n, p), unless it has other than n rows."""
     rows: dict[str, Tensor] = {}
 
     def keep(name: str, activation: Tensor) -> None:
-        x = activation.movedim(axes[name], 0)
-        if len(x) == len(images) and x.numel():
-            x = x.reshape(len(x), -1)
-            some = x[:, :: max(1, x.shape[1] // FEATURES)].cpu()
-            # A type that has room for all others, and differences.
-            rows[name] = some.to(torch.complex128, copy=True)
+        if (found := _some(activation.movedim(axes[name], 0), len(images))) is not None:
+            rows[name] = found
 
     with observed(model, axes, keep):
-        run(images)
-    return rows
+        result = first_tensor(run(images))
+    return rows, None if result is None else _some(result, len(images))
+
+
+def _some(x: Tensor, n: int) -> Tensor | None:
+    """Some features of n rows, (n, p); None of another number of rows, or of none."""
+    if not x.ndim or len(x) != n:
+        return None
+    x = x.reshape(n, -1) if x.numel() else x.new_zeros(n, 1)
+    some = x[:, :: max(1, x.shape[1] // FEATURES)].cpu()
+    # A type that has room for all others, and differences.
+    return some.to(torch.complex128 if some.is_complex() else torch.float64, copy=True)
+
+
+def _differing(ahead: Tensor, back: Tensor) -> Tensor:
+    """Which rows (p,) of images 1 to n - 1, (n - 1,) bool, differ between those of images 0 to
+    n - 1 and those of n to 1; none where the shapes do."""
+    if ahead.shape != back.shape:
+        return torch.zeros(len(ahead) - 1, dtype=torch.bool)
+    return (ahead[1:] - back.flip(0)[:-1]).abs().amax(1) > CLEARLY * ahead.abs().max()
 
 
 def _moved(ahead: Tensor, back: Tensor) -> bool:
@@ -59,9 +102,8 @@ def _moved(ahead: Tensor, back: Tensor) -> bool:
     >>> _moved(rows[:-1], rows[1:].flip(0)), _moved(rows[:-1].flip(0), rows[1:])
     (False, True)
     """
-    if ahead.shape != back.shape:
-        return False
-    rows, others, scale = ahead[1:], back.flip(0), ahead.abs().max()
-    gaps = (rows[:, None] - others).abs().amax(2)
-    is_elsewhere = (gaps <= ROUNDING * scale).any(1) & (gaps.diagonal() > CLEARLY * scale)
-    return bool(is_elsewhere.any())
+    others, scale = back.flip(0), ahead.abs().max()
+    return any(
+        bool(((row - others).abs().amax(1) <= ROUNDING * scale).any())
+        for row in ahead[1:][_differing(ahead, back)]
+    )

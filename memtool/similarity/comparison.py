@@ -118,6 +118,11 @@ def _tell(outcome: Outcome) -> None:
                 f"{path}: {named} does not give one row for each image, all of one length and in "
                 "the order of the images (it sees but some of them, or sorts them?): no CKA with it"
             )
+        elif tensor in outcome.mixed:
+            logger.warning(
+                f"{path}: {named} depends on the other images of a batch, which the result of the "
+                "model does not: so does its CKA (--batch-size)"
+            )
         elif tensor in outcome.constant:
             logger.warning(
                 f"{path}: {named} is the same for all images, or differs no more than by rounding: "

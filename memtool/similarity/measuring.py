@@ -14,7 +14,7 @@ from torch import Tensor
 from memtool.checkpoints import Network
 from memtool.data import HostImages
 from memtool.device import Processes, precision
-from memtool.layers import observed, out_of_order
+from memtool.layers import Misplaced, evenly_spaced, misplaced, observed
 from memtool.models import foreign_code
 from memtool.progress import Advance, Progress
 from memtool.similarity.feature_space import FeatureRecorder
@@ -35,6 +35,7 @@ class Outcome:
     selection: Selection
     uncalled: list[str]
     unaligned: set[Hashable] = field(default_factory=set)
+    mixed: set[str] = field(default_factory=set)  # what depends on the other images of a batch
     constant: set[Hashable] = field(default_factory=set)
     coincident: set[Hashable] = field(default_factory=set)  # with a median distance of 0
 
@@ -64,7 +65,7 @@ class Measured:
     values: list[Values]
 
 
-TRIED = 4  # images, to find whether the rows of activations follow their order
+TRIED = 64  # images, to find whether the rows of activations are theirs
 
 Seen = dict[Route, Batch]  # of one network
 
@@ -135,7 +136,7 @@ class _Setting:
     images: Tensor | HostImages
     processes: Processes
     formats: dict[str, torch.memory_format | None] = field(default_factory=dict)
-    disordered: dict[tuple[str, ...], set[str]] = field(default_factory=dict)
+    tried: dict[tuple[str, ...], Misplaced] = field(default_factory=dict)
 
     def prepared(self, selection: Selection) -> Network:
         """The network with its weights, in the memory format that suits it. That is tried, and
@@ -147,15 +148,15 @@ class _Setting:
             self.formats[model] = network.fastest(images).memory_format
         return replace(network, memory_format=self.formats[model])
 
-    def out_of_order(self, network: Network, selection: Selection) -> set[str]:
-        """The tensors whose rows are not in the order of the images: tried with one of the networks
-        that are equal but for their weights."""
+    def misplaced(self, network: Network, selection: Selection) -> Misplaced:
+        """The tensors whose rows are not those of the images: tried with one of the networks that
+        are equal but for their weights."""
         key = (str(selection.checkpoint.spec), *selection.tensors)
-        if key not in self.disordered:
-            images = self.images[: min(TRIED, self.plan.portion) + 1]
+        if key not in self.tried:
+            few = evenly_spaced(len(self.images), min(TRIED, self.plan.portion) + 1)
             axes = selection.batch_axes
-            self.disordered[key] = out_of_order(network.model, network.run, axes, images)
-        return self.disordered[key]
+            self.tried[key] = misplaced(network.model, network.run, axes, self.images[few])
+        return self.tried[key]
 
     def gram_recorder(self, names: list[str], sigma: Tensor | None) -> Recorder:
         plan, device = self.plan, self.images.device
@@ -219,6 +220,7 @@ class Participant:
     selection: Selection
     network: Network
     recorders: dict[Route, Recorder]
+    mixed: set[str]
 
     @staticmethod
     def of(
@@ -228,15 +230,15 @@ class Participant:
         recorders: dict[Route, Recorder] = {}
         with foreign_code(selection.checkpoint.told):
             network = setting.prepared(selection)
-            disordered = setting.out_of_order(network, selection)
+            another_order, mixed, _ = setting.misplaced(network, selection)
             if names := tensors[Route.gram]:
                 sigma = setting.sigma(network, selection, names)
                 recorders[Route.gram] = setting.gram_recorder(names, sigma)
         if names := tensors[Route.covariance]:
             recorders[Route.covariance] = setting.feature_recorder(names)
         for recorder in recorders.values():
-            recorder.mark_unaligned(disordered)
-        return Participant(selection, network, recorders)
+            recorder.mark_unaligned(another_order)
+        return Participant(selection, network, recorders, mixed)
 
     def run(self, visit: Visit, images: Tensor, portion: int) -> Seen:
         """Run the network on a batch, so many images at a time; what is recorded of it."""
@@ -285,7 +287,8 @@ class Participant:
             add_up(recorder.state, processes.sum)
 
     def outcome(self) -> Outcome:
-        outcome = Outcome(self.selection, self.selection.uncalled(self.network.model))
+        uncalled = self.selection.uncalled(self.network.model)
+        outcome = Outcome(self.selection, uncalled, mixed=self.mixed)
         for recorder in self.recorders.values():
             outcome.unaligned |= _where(recorder, recorder.unaligned())
             outcome.constant |= _where(recorder, recorder.constant())

@@ -7,6 +7,7 @@ batches nor on their order: see `sample`.
 import torch
 from torch import Tensor
 
+from memtool.layers import evenly_spaced
 from memtool.similarity.hsic import wide
 from memtool.similarity.recorder import mean_of, scale_of, scaled, type_of_mean
 
@@ -19,8 +20,7 @@ def sample(n: int) -> list[int]:
     >>> sample(3), sample(2048)[:3]
     ([0, 1, 2], [0, 4, 8])
     """
-    size = min(n, SAMPLE)
-    return [n * i // size for i in range(size)]
+    return evenly_spaced(n, SAMPLE)
 
 
 def squared_distances(products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

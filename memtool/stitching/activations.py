@@ -19,7 +19,6 @@ from memtool.checkpoints import Checkpoint, Network, footprints
 from memtool.data import Dataset, HostImages, on_device
 from memtool.layers import Back, Footprint, Layer, axes_in_memory, footprint, run_to
 from memtool.models import StitchedModel, StitchingLayer, foreign_code
-from memtool.stitching.checks import is_cut
 
 
 @dataclass(frozen=True)
@@ -112,7 +111,6 @@ class CachedNetwork:
     ) -> None:
         self.checkpoint, self.examples, self.batch = checkpoint, examples, share.batch
         network = checkpoint.network(examples.images.device)
-        self._last = layers[-1].name if layers else None
         self._backs: dict[str, Back] = {}
         with foreign_code(checkpoint.told):
             self.network: Network = network.fastest(examples.images[:2])
@@ -170,16 +168,8 @@ class CachedNetwork:
     @torch.no_grad()
     def predictions(self) -> Tensor:
         """The class that the network gives each test image, (n,)."""
-        images, last = self.examples.images, self._last
-        resumes = last is not None and is_cut(self.network, last, images[:2])
-
-        def logits(indices: Tensor) -> Tensor:
-            if last is None or not resumes:
-                return self.network(images[indices])
-            return self.logits_from(last, self.activation(last, indices))
-
         batches = self.examples.test_indices.split(self.batch)
-        return torch.cat([logits(batch).argmax(1) for batch in batches])
+        return torch.cat([self.network(self.examples.images[one]).argmax(1) for one in batches])
 
     @cached_property
     def accuracy(self) -> float | None:

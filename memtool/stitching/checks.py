@@ -1,5 +1,5 @@
 """What only the networks themselves can tell before the work: which cuts hold, which classes they
-know. Each network is loaded and runs on a few images."""
+know. Each network is loaded and runs on some images."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -10,14 +10,15 @@ from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, Network
-from memtool.errors import told_names
-from memtool.layers import Back, out_of_order, run_to
+from memtool.errors import one_line, told_names
+from memtool.layers import Back, misplaced, run_to
 from memtool.models import foreign_code, nearly_equal
 from memtool.stitching.cuts import ChosenCut, Cut, not_a_cut
 from memtool.stitching.settings import Direction
 
 logger = logging.getLogger("memtool")
 
+TRIED = 64  # images: what a network does with one in ten of them is seen in 999 of 1,000 tries
 UNREACHED = (
     "no gradient reaches it, since what comes after computes it anew (gradient checkpointing) or "
     "switches it off"
@@ -34,13 +35,14 @@ def verified_cuts(
     trains: bool,
 ) -> dict[Path, list[Cut]]:
     """The cuts of each front with the back that hold for the networks as they are, by the front's
-    path; `images`, uint8 (n, c, h, w), are any few that differ, four at least.
+    path; `images`, uint8 (n, c, h, w), are any that differ, four at least; TRIED tell enough.
 
-    The graph of a forward pass does not show everything: a branch may depend on the weights, data
-    take a way that no tensor shows, images be sorted before a layer sees them. If a stitching layer
-    `trains`, gradients have to reach it, too. A cut that does not hold is left out with a note,
-    unless it was named. Raises MemtoolError then, if no cut of a front is left, and if a network
-    that is to give a back does not tell so many classes apart.
+    The graph of a forward pass does not show everything: a branch may depend on the weights or the
+    images, data take a way that no tensor shows, images be sorted, or mixed, before a layer sees
+    them. If a stitching layer `trains`, gradients have to reach it, too. A cut that does not hold
+    is left out with a note, unless it was named. Raises MemtoolError then, if no cut of a front is
+    left, if a network that is to give a back does not tell so many classes apart, and if a forward
+    pass that ends at a layer changes what the next one gives.
     """
     resumes_front = set(directions) != {Direction.forward}
     theirs = [cut.layers[1].name for own in chosen.values() for cut in own]
@@ -75,25 +77,41 @@ def _checked(
     trains: bool,
 ) -> dict[str, MemtoolError]:
     """Which of the layers are no cuts, each with the error that says why. If the network gives no
-    back, the order of the images alone matters."""
+    back, the rows of the images alone matter."""
     network = checkpoint.network(images.device)
     with foreign_code(checkpoint.told):
         checkpoint.warn_of_other_influences(network, images[:3])
         _check_classes(checkpoint, network, images, classes, gives_back)
         axes = dict.fromkeys(layers, 0)
-        disordered = out_of_order(network.model, network.run, axes, images)
-        leaking = [one for one in axes if gives_back and not is_cut(network, one, images[:3])]
-        blocks = {layer: _block_around(network, layer, images[:3]) for layer in leaking}
-        behind = [one for one in axes if gives_back and trains and one not in leaking]
-        unreached = [one for one in behind if not is_reached(network, one, images[:3])]
+        another_order, mixed, uneven = misplaced(network.model, network.run, axes, images)
+        before = _logits(network, images)
+        even = [one for one in axes if one not in uneven]
+        leaking = [one for one in even if gives_back and not is_cut(network, one, images)]
+        blocks = {layer: _block_around(network, layer, images) for layer in leaking}
+        if not nearly_equal(_logits(network, images), before, rtol=1e-5, atol=1e-6):
+            raise _keeps_state(checkpoint.path)
+        behind = [one for one in even if gives_back and trains and one not in leaking]
+        reasons = {one: why_unreached(network, one, images[:3]) for one in behind}
+        unreached = {layer: why for layer, why in reasons.items() if why}
     _tell(checkpoint, leaking, "what comes after depends on the input in other ways too")
-    _tell(checkpoint, unreached, f"{UNREACHED} (--epochs 0 trains nothing)")
-    _tell(checkpoint, sorted(disordered), "they give the images in another order")
+    for why in dict.fromkeys(unreached.values()):
+        alike = [layer for layer in unreached if unreached[layer] == why]
+        _tell(checkpoint, alike, f"{why} (--epochs 0 trains nothing)")
+    _tell(checkpoint, sorted(another_order), "they give the images in another order")
+    _tell(checkpoint, sorted(mixed), "they depend on the other images of a batch")
+    _tell(checkpoint, sorted(uneven), "they do not give one row for each image")
     return {
         **{layer: not_a_cut(checkpoint.path, layer, blocks[layer]) for layer in leaking},
-        **{layer: _unreached(checkpoint.path, layer) for layer in unreached},
-        **{layer: _in_another_order(checkpoint.path, layer) for layer in disordered},
+        **{layer: _unreached(checkpoint.path, layer, why) for layer, why in unreached.items()},
+        **{layer: _in_another_order(checkpoint.path, layer) for layer in another_order},
+        **{layer: _mixed(checkpoint.path, layer) for layer in mixed},
+        **{layer: _uneven(checkpoint.path, layer) for layer in uneven},
     }
+
+
+@torch.no_grad()
+def _logits(network: Network, images: Tensor) -> Tensor:
+    return network(images)
 
 
 def _tell(checkpoint: Checkpoint, layers: Sequence[str], why: str) -> None:
@@ -109,10 +127,31 @@ def _in_another_order(path: Path, layer: str) -> MemtoolError:
     )
 
 
-def _unreached(path: Path, layer: str) -> MemtoolError:
+def _mixed(path: Path, layer: str) -> MemtoolError:
     return MemtoolError(
-        f"{path}: a stitching layer at {layer!r} cannot be trained: {UNREACHED}; take another cut, "
+        f"{path}: {layer!r} depends on the other images of a batch, so that nothing can be kept of "
+        f"it for each image; take another cut (list them: memtool info --layers {path})"
+    )
+
+
+def _uneven(path: Path, layer: str) -> MemtoolError:
+    return MemtoolError(
+        f"{path}: {layer!r} does not give one row for each image, so that nothing can be stitched "
+        f"there; take another cut (list them: memtool info --layers {path})"
+    )
+
+
+def _unreached(path: Path, layer: str, why: str) -> MemtoolError:
+    return MemtoolError(
+        f"{path}: a stitching layer at {layer!r} cannot be trained: {why}; take another cut, "
         "or train none (--epochs 0)"
+    )
+
+
+def _keeps_state(path: Path) -> MemtoolError:
+    return MemtoolError(
+        f"{path}: its model gives other results after a forward pass that ended at a layer, as if "
+        "it undid at its end what it changed in itself; such a network cannot be stitched"
     )
 
 
@@ -161,16 +200,19 @@ def is_cut(network: Network, layer: str, images: Tensor) -> bool:
     return all(nearly_equal(logits, expected, rtol=1e-5, atol=1e-6) for logits in found)
 
 
-def is_reached(network: Network, layer: str, images: Tensor) -> bool:
-    """Whether gradients of the logits reach an activation that takes the place of the layer's."""
+def why_unreached(network: Network, layer: str, images: Tensor) -> str | None:
+    """Why no gradient of the logits reaches an activation that takes the place of the layer's; None
+    if one does."""
     given = network.normalized(images)
     try:
-        with foreign_code(layer), torch.enable_grad():
+        with torch.enable_grad():
             activation = run_to(network.model, [layer], given.clone())[layer].detach()
             activation.requires_grad_()
             # Times 1, since what follows may change it in place, as a leaf cannot be.
             result = Back(network.model, layer)(activation * 1, given)
-            network.logits_in(result).sum().backward()
-    except MemtoolError:
-        return False
-    return activation.grad is not None
+            logits = network.logits_in(result)
+            if logits.requires_grad:
+                logits.sum().backward()
+    except Exception as error:  # whatever the model raises, or PyTorch on the way back
+        return f"no gradient reaches it ({one_line(error)})"
+    return UNREACHED if activation.grad is None else None

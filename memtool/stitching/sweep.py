@@ -17,10 +17,11 @@ from memtool.checkpoints import Checkpoint
 from memtool.data import Dataset
 from memtool.device import Processes
 from memtool.files import check_writable
+from memtool.layers import evenly_spaced
 from memtool.models import foreign_code
 from memtool.progress import Progress, silent
 from memtool.stitching.activations import CachedNetwork, Examples, memory_shares, step_footprint
-from memtool.stitching.checks import verified_cuts
+from memtool.stitching.checks import TRIED, verified_cuts
 from memtool.stitching.cuts import Cut, chosen_cuts
 from memtool.stitching.execution import Stitching
 from memtool.stitching.planning import StitchSettings, directed
@@ -62,9 +63,11 @@ class Sweep:
         Raises MemtoolError for what would be in its way, be it after hours: as these two do, for
         too little memory, and as `check` does.
         """
-        chosen = chosen_cuts(fronts, back, at)
-        memory_shares(settings.memory, [*fronts, back], len(dataset.train) + len(dataset.test))
-        few = torch.from_numpy(dataset.test.images[:5]).to(device)
+        chosen, n = chosen_cuts(fronts, back, at), len(dataset.train) + len(dataset.test)
+        shares = memory_shares(settings.memory, [*fronts, back], n).values()
+        most = min(TRIED, *(share.batch for share in shares))
+        places = evenly_spaced(len(dataset.test), max(4, most + 1))
+        few = torch.from_numpy(dataset.test.images[places]).to(device)
         classes, trains = len(dataset.classes), settings.epochs > 0
         cuts = verified_cuts(fronts, back, chosen, settings.directions, few, classes, trains)
         sweep = Sweep(fronts, back, cuts, settings, folder)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from memtool.layers import out_of_order
+from memtool.layers import misplaced
 
 
 class Net(nn.Module):
@@ -31,7 +31,7 @@ NETS = {
     "rolled": (lambda x: x.roll(1, 0), lambda y, x: y.roll(-1, 0), {"inner"}),
     "sorted": (lambda x: x[order(x)], lambda y, x: y[order(x).argsort()], {"inner"}),
     "never sorted back": (lambda x: x[order(x)], lambda y, x: y, {"inner", "outer"}),
-    # A network may do that; whether an image's results depend on others is told elsewhere.
+    # The result depends on the other images, too: that is told of the model, not of its layers.
     "beside their mean": (lambda x: x - x.mean(0), lambda y, x: y, set()),
     "all alike": (lambda x: x * 0, lambda y, x: y, set()),
     "a part of them": (lambda x: x[1:], lambda y, x: nn.functional.pad(y, (0, 0, 1, 0)), set()),
@@ -45,7 +45,8 @@ def test_rows_that_are_those_of_other_images(change, back, expected, n):
     generator = torch.Generator().manual_seed(0)
     model = Net(change, back).eval()
     images = torch.randn(n, 6, generator=generator)
-    assert out_of_order(model, model, {"inner": 0, "outer": 0}, images) == expected
+    uneven = set() if len(change(images)) == n else {"inner"}
+    assert misplaced(model, model, {"inner": 0, "outer": 0}, images) == (expected, set(), uneven)
 
 
 @pytest.mark.parametrize(
@@ -61,7 +62,8 @@ def test_activations_of_any_type_and_shape(kind, shape):
         model = nn.Sequential(nn.Identity())
         is_changed = bool(shape != (0,) and (change(images[:-1]) != images[:-1]).any())
         run = lambda some, model=model, change=change: model(change(some))  # noqa: E731
-        assert out_of_order(model, run, {"0": 0}, images) == ({"0"} if is_changed else set())
+        expected = {"0"} if is_changed else set()
+        assert misplaced(model, run, {"0": 0}, images).another_order == expected
 
 
 def test_the_images_may_lie_along_another_axis():
@@ -73,4 +75,21 @@ def test_the_images_may_lie_along_another_axis():
         def run(some, model=model, flipped=flipped):
             return model((some.flip(0) if flipped else some).movedim(0, 1))
 
-        assert out_of_order(model, run, {"0": 1}, images) == ({"0"} if flipped else set())
+        expected = {"0"} if flipped else set()
+        assert misplaced(model, run, {"0": 1}, images).another_order == expected
+
+
+def test_rows_that_mix_images_though_the_result_does_not():
+    class Mixed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.norm, self.after = nn.Softmax(0), nn.Identity()
+
+        def forward(self, images):
+            self.after(self.norm(images))
+            return self.after(images)
+
+    images = torch.randn(9, 6, generator=torch.Generator().manual_seed(0))
+    axes = {"norm": 0, "after": 0, "after_1": 0}
+    model = Mixed()
+    assert misplaced(model, model, axes, images) == (set(), {"norm", "after"}, set())

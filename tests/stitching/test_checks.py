@@ -141,18 +141,24 @@ class InParts(nn.Module):
 
     def forward(self, images):
         x = self.stem(images.flatten(1)).relu()
-        return self.fc(torch.cat([self.body(part) for part in x.split(7)]))
+        return self.fc(torch.cat([self.body(part) for part in x.split(SIZE)]))
 """
 
 
-def test_a_layer_that_sees_some_images_at_a_time_is_told(run, tmp_path):
-    (tmp_path / "net.py").write_text(IN_PARTS)
+@pytest.mark.parametrize("size", [7, 100])
+def test_a_layer_that_sees_some_images_at_a_time_is_told(run, tmp_path, size):
+    (tmp_path / "net.py").write_text(IN_PARTS.replace("SIZE", str(size)))
     spec = models.parse(f"{tmp_path}/net.py:InParts")
     path = saved(tmp_path / "0.safetensors", spec)
     command = ("stitch", path, path, "--trust", "--connector", "none", "--epochs", 0, "--at")
-    refused = run(*command, "all")
-    assert refused.code == 1 and refused.stdout.count("\n") == 1  # the header
-    assert f"{path}: layer 'body' gives 7 rows for 1797 images" in refused.stderr
+    every = run(*command, "all")
+    if size == 7:
+        assert every.code == 0 and f"{path}: body left out: they do not give one" in every.stderr
+        refused = run(*command, "body")
+        assert refused.code == 1 and "'body' does not give one row for each" in refused.stderr
+    else:  # more than are tried
+        assert every.code == 1 and every.stdout.count("\n") == 1  # the header
+        assert f"{path}: layer 'body' gives 100 rows for 1797 images" in every.stderr
     (row,) = csv.DictReader(io.StringIO(run(*command, "stem").stdout))
     assert float(row["agreement"]) == 1
 
@@ -173,6 +179,73 @@ def test_a_layer_that_sees_the_images_in_another_order_is_no_cut(run, tmp_path, 
         io.StringIO(run(*(*command[:1], paths[0], *paths[:1], *command[3:]), "stem").stdout)
     )
     assert float(row["agreement"]) == 1
+
+
+RARELY = """
+import torch
+from torch import nn
+
+class Rarely(nn.Module):
+    # A bright image, one in ten, is looked at again at the end.
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.body = nn.Linear(64, 8), nn.Linear(8, 8)
+        self.fc, self.again = nn.Linear(8, num_classes), nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        inputs = images.flatten(1)
+        logits = self.fc(self.body(self.stem(inputs)))
+        hard = (inputs.mean(1) - 0.3).abs() < 0.17
+        return torch.where(hard[:, None], self.again(inputs), logits) if hard.any() else logits
+
+class Level(nn.Module):
+    # Counts up at the start of a forward pass, and down at its end.
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.level = 0.0
+        self.stem, self.fc = nn.Linear(64, 8), nn.Linear(8, num_classes)
+
+    def forward(self, images):
+        self.level += 1
+        logits = self.fc((self.stem(images.flatten(1)) * self.level).relu())
+        self.level -= 1
+        return logits
+
+class Mixed(nn.Module):
+    # `body` normalizes rows that hold parts of other images; the logits are each image's own.
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.stem, self.body, self.fc = nn.Linear(8, 6), nn.Tanh(), nn.Linear(6, num_classes)
+
+    def forward(self, images):
+        x = self.stem(images[:, 0]).transpose(0, 1)
+        rows = self.body(x.reshape(len(images), 8, 6)).view(8, len(images), 6)
+        return self.fc(rows.mean(0))
+"""
+
+
+def test_cuts_are_tried_with_images_enough_to_show_what_is_rare(run, tmp_path):
+    (tmp_path / "net.py").write_text(RARELY)
+    path = saved(tmp_path / "0.safetensors", models.parse(f"{tmp_path}/net.py:Rarely"))
+    result = run("stitch", path, path, "--trust", "--connector", "none", "--epochs", 0)
+    assert result.code == 1 and "none of its cuts" in result.stderr
+    assert "left out: what comes after depends on the input in other ways too" in result.stderr
+
+
+def test_a_network_whose_passes_may_not_end_early_is_refused(run, tmp_path):
+    (tmp_path / "net.py").write_text(RARELY)
+    path = saved(tmp_path / "0.safetensors", models.parse(f"{tmp_path}/net.py:Level"))
+    result = run("stitch", path, path, "--trust", "--connector", "none", "--epochs", 0)
+    assert (result.code, result.stdout) == (1, "")
+    assert f"{path}: its model gives other results after a forward pass that ended" in result.stderr
+
+
+def test_a_layer_that_mixes_images_is_no_cut(run, tmp_path):
+    (tmp_path / "net.py").write_text(RARELY)
+    path = saved(tmp_path / "0.safetensors", models.parse(f"{tmp_path}/net.py:Mixed"))
+    command = ("stitch", path, path, "--trust", "--connector", "none", "--epochs", 0)
+    result = run(*command, "--at", "body")
+    assert result.code == 1 and "'body' depends on the other images of a batch" in result.stderr
 
 
 def test_the_front_is_tested_as_it_is_even_if_its_last_layer_is_no_cut(run, hidden):
