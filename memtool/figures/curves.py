@@ -97,9 +97,7 @@ def one_per_seed(rows: Iterable[Row], y: str) -> list[Row]:
 
 def _check_alike(first: Row, row: Row) -> None:
     for column in row:
-        # Without noise there is no kind of noise, but a row may name one all the same.
-        is_told = row.get(column.replace("kind", "ratio")) != 0
-        if column.endswith(ALIKE) and is_told and first[column] != row[column]:
+        if column.endswith(ALIKE) and first[column] != row[column]:
             a, b = (" and ".join(_networks(one)) for one in (first, row))
             raise MemtoolError(
                 f"{a}, as well as {b}, would become one point, although they differ in {column} "
@@ -232,9 +230,7 @@ def run(row: Row) -> Run:
     """The run that a row belongs to; runs that differ in seeds alone count as one."""
     ratio: float | None = row["noise_ratio"]
     noise = str(row["checkpoint"]) if ratio is None else round(ratio, 9)
-    # Without noise there is no kind of noise, but a row may name one all the same.
-    kind = row.get("noise_kind") if ratio else None
-    return Run(noise, kind, row.get("model"))
+    return Run(noise, row.get("noise_kind"), row.get("model"))
 
 
 def cut_name(row: Row) -> str | None:

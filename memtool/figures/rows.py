@@ -40,13 +40,19 @@ class Needs:
         """The rows with the declared columns alone, their cells of the types that the table
         declares; None in those that a row lacks.
 
+        The kind of noise of a network without any is None, whatever its row names.
+
         Raises MemtoolError, naming line and column, for a cell of another type, but in a condition,
         and for an empty one that has to name a file or a layer.
         """
-        return [
-            {name: self._cell(row, name, number) for name in self.names}
-            for number, row in enumerate(rows, 1)
-        ]
+        return [self._selected(row, number) for number, row in enumerate(rows, 1)]
+
+    def _selected(self, row: Row, number: int) -> Row:
+        cells = {name: self._cell(row, name, number) for name in self.names}
+        for name in self.names:
+            if name.endswith("noise_kind") and cells.get(name.replace("kind", "ratio")) == 0:
+                cells[name] = None
+        return cells
 
     def _cell(self, row: Row, column: str, number: int) -> Any:
         try:
@@ -89,9 +95,6 @@ class Needs:
 
 def _values(rows: Rows, condition: str) -> list[str]:
     """The different values of a condition, sorted."""
-    if condition == "noise_kind":
-        # A run without noise has no kind of noise, but its row may name one all the same.
-        rows = [row for row in rows if row["noise_ratio"] != 0]
     return sorted({str(row[condition]) for row in rows if row[condition] is not None})
 
 

@@ -97,14 +97,12 @@ def test_nothing_but_seeds_is_averaged_over(change, message):
 
 @pytest.mark.parametrize("column", ["model", "front_model", "connector", "back_noise_kind"])
 def test_different_networks_are_not_averaged_whatever_their_seeds(column):
-    row = {"front": "a", "back": "p", "back_noise_ratio": 0.5, "seed": 0, "x": 1, "y": 0.5}
+    row = {"front": "a", "back": "p", "seed": 0, "x": 1, "y": 0.5}
     rows = [row | {column: "m"}, row | {"front": "b", "seed": 1, column: "n"}]
     message = rf"^a and p, as well as b and p, would .* differ in {column} \('?m'? and '?n'?\)"
     with pytest.raises(MemtoolError, match=message):
         curve(rows, "x", "y")
     assert curve([row | {column: "n"} for row in rows], "x", "y").n == [2]
-    if column == "back_noise_kind":  # the kind of noise of a network without any does not matter
-        assert curve([row | {"back_noise_ratio": 0.0} for row in rows], "x", "y").n == [2]
 
 
 def test_an_unknown_epoch_is_refused_by_name():

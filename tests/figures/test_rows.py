@@ -4,6 +4,7 @@ import pytest
 
 from memtool import MemtoolError, tables
 from memtool.figures import Kind, draw, recognize
+from memtool.figures.curves import curve
 from memtool.figures.drawing import FIGURES
 from memtool.figures.rows import Needs, groups, in_order, positions, usable
 
@@ -69,6 +70,23 @@ def test_a_run_without_noise_may_name_any_kind_of_noise():
     check([training_row(), clean])
     with pytest.raises(MemtoolError, match="differ in noise_kind"):
         check([training_row(), training_row(noise_kind="pairflip")])
+
+
+def test_the_kind_of_noise_of_a_network_without_any_does_not_matter():
+    needs = Needs(
+        tables.StitchingRow,
+        columns=("back_noise_ratio", "epoch", "test_accuracy"),
+        conditions=(),
+        optional=("back_noise_kind", "seed"),
+    )
+    row = {"back_noise_ratio": 0.0, "epoch": 1, "test_accuracy": 0.5}
+    kinds = ("uniform", "pairflip")
+    rows = [row | {"back_noise_kind": kind, "seed": seed} for seed, kind in enumerate(kinds)]
+    assert curve(needs.select(rows), "epoch", "test_accuracy").n == [2]
+    noisy = needs.select([row | {"back_noise_ratio": 0.5} for row in rows])
+    assert [row["back_noise_kind"] for row in noisy] == [*kinds]
+    with pytest.raises(MemtoolError, match="differ in back_noise_kind"):
+        curve(noisy, "epoch", "test_accuracy")
 
 
 def test_rows_without_a_value_are_not_usable():
