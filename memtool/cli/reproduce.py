@@ -190,7 +190,13 @@ def reproduce(
     if data_dir:
         os.environ["MEMTOOL_DATA"] = str(data_dir)
     recipe = chosen_recipe(
-        *(study, dataset, model, small, samples_train, samples, save_every),
+        study=study,
+        data=dataset,
+        model=model,
+        small=small,
+        samples_train=samples_train,
+        samples=samples,
+        save_every=save_every,
         saved=options.epochs(save_at) if save_at is not None else None,
         ratios=_percent(ratios),
         supplement=_percent(supplement),

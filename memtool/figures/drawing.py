@@ -44,21 +44,40 @@ OF_CKA = ("x", "layers", "ratios", "epochs", "marks")
 OF_EVERY_FIGURE = ("width", "title", "style")
 FIGURES: dict[Kind, Design] = {
     Kind.convergence: Design(
-        similarity.NEEDS, similarity.of_convergence, similarity.draw_convergence, OF_CKA
+        needs=similarity.NEEDS,
+        choose=similarity.of_convergence,
+        draw=similarity.draw_convergence,
+        takes=OF_CKA,
     ),
     Kind.divergence: Design(
-        similarity.NEEDS, similarity.of_divergence, similarity.draw_divergence, OF_CKA
+        needs=similarity.NEEDS,
+        choose=similarity.of_divergence,
+        draw=similarity.draw_divergence,
+        takes=OF_CKA,
     ),
     Kind.stitching: Design(
-        *(stitching.NEEDS, stitching.choose, stitching.draw),
+        needs=stitching.NEEDS,
+        choose=stitching.choose,
+        draw=stitching.draw,
         takes=("layers", "ratios", "net_of_control"),
     ),
     Kind.supplement: Design(
-        supplement.NEEDS, supplement.choose, supplement.draw, takes=("layers", "ratios", "marks")
+        needs=supplement.NEEDS,
+        choose=supplement.choose,
+        draw=supplement.draw,
+        takes=("layers", "ratios", "marks"),
     ),
-    Kind.heatmap: Design(heatmap.NEEDS, heatmap.choose, heatmap.draw, takes=("layers", "marks")),
+    Kind.heatmap: Design(
+        needs=heatmap.NEEDS,
+        choose=heatmap.choose,
+        draw=heatmap.draw,
+        takes=("layers", "marks"),
+    ),
     Kind.training: Design(
-        training.NEEDS, training.choose, training.draw, takes=("ratios", "epochs")
+        needs=training.NEEDS,
+        choose=training.choose,
+        draw=training.draw,
+        takes=("ratios", "epochs"),
     ),
 }
 

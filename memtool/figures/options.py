@@ -59,15 +59,15 @@ def as_options(
     if x is not None and x not in set(XAxis):
         raise MemtoolError(f"no x axis {str(x)!r}; there are {', '.join(XAxis)}")
     return Options(
-        XAxis(x) if x is not None else None,
-        tuple(_parts(layers)),
-        tuple(specs.ratio(str(part)) for part in _parts(ratios)),
-        tuple(_epoch(part) for part in _parts(epochs)),
-        tuple(_parts(marks)),
-        _inches(width),
-        title,
-        read_style(Path(style)) if style is not None else {},
-        net_of_control,
+        x=XAxis(x) if x is not None else None,
+        layers=tuple(_parts(layers)),
+        ratios=tuple(specs.ratio(str(part)) for part in _parts(ratios)),
+        epochs=tuple(_epoch(part) for part in _parts(epochs)),
+        marks=tuple(_parts(marks)),
+        width=_inches(width),
+        title=title,
+        style=read_style(Path(style)) if style is not None else {},
+        net_of_control=net_of_control,
     )
 
 
