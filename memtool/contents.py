@@ -22,6 +22,7 @@ from typing import IO, Any
 
 from memtool import MemtoolError
 from memtool.errors import some, told_size
+from memtool.paths import is_special
 
 START = 1024  # bytes that are looked at
 MAX_RATIO = 100  # an archive that unpacks to more than so many times its size is a trap
@@ -112,7 +113,7 @@ def is_pickle(path: Path) -> bool:
 
 def check_regular(path: Path) -> None:
     """Raise MemtoolError for a pipe or a device, which might keep a command waiting for ever."""
-    if path.exists() and not path.is_file() and not path.is_dir():
+    if is_special(path):
         raise MemtoolError(f"{path}: is a pipe or a device; write what it gives to a file first")
 
 

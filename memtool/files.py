@@ -16,19 +16,12 @@ from pathlib import Path
 
 from memtool import MemtoolError
 from memtool.device import is_first
+from memtool.paths import is_special
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # which Windows does not have
 HOLDER = "holder"  # the file that is locked, and says who has locked it
 
 _claims: set[Path] = set()  # the folders that are this process's own
-
-
-def _is_special(path: Path) -> bool:
-    """Whether `path` is a device or a pipe, such as /dev/null. It is written in place then, since a
-    rename would replace it."""
-    with suppress(OSError):  # a name that no file can have: whoever opens it says so
-        return path.exists() and not path.is_file() and not path.is_dir()
-    return False
 
 
 @contextmanager
@@ -40,7 +33,7 @@ def replacing(path: Path) -> Iterator[Path]:
     the umask gives, whoever wrote it. Raises MemtoolError if the file cannot be written, or if
     another process is writing it.
     """
-    if _is_special(path):
+    if is_special(path):  # a rename would replace it
         yield path
         return
     try:
@@ -183,7 +176,7 @@ def check_writable(path: Path) -> None:
     try:
         if path.is_dir():
             raise MemtoolError(f"{path}: is a folder; name a file")
-        if _is_special(path):
+        if is_special(path):
             return
         parents = Path(os.path.realpath(path)).parents
         if parents[0].exists():
@@ -199,7 +192,7 @@ def check_writable(path: Path) -> None:
 def check_name(path: Path) -> None:
     """Raise MemtoolError if safetensors could not open this file: its name is not UTF-8, or it is a
     pipe or a device, which would be waited for, or replaced by a file."""
-    if _is_special(path):
+    if is_special(path):
         raise MemtoolError(f"{path}: is a pipe or a device; name a file")
     try:
         os.fsencode(path).decode()

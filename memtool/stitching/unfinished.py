@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
 from memtool.files import claimed, replacing
+from memtool.paths import is_special
 from memtool.tables import StitchingRow, checked, columns
 from memtool.tensors import files_of
 
@@ -53,7 +54,7 @@ class Unfinished:
         Raises MemtoolError if the file is of a sweep with other settings or other networks, and if
         another process writes the table.
         """
-        if table is None or table.exists() and not table.is_file():
+        if table is None or is_special(table):
             yield Unfinished()
             return
         path = table.with_name(f"{table.name}.partial")

@@ -13,6 +13,7 @@ from typing import Any, Protocol, TextIO
 from memtool import MemtoolError
 from memtool.errors import UNSEEN, printable
 from memtool.files import replacing
+from memtool.paths import is_special
 from memtool.tables.schema import Column, columns
 from memtool.tables.terminal import cell, render
 
@@ -56,7 +57,7 @@ def format_of(path: Path | None, chosen: Format | None) -> Format:
         return Format.table if sys.stdout.isatty() else Format.csv
     if found := format_by_suffix(path):
         return found
-    if path.suffix.lower() in ("", ".txt") or not path.is_file() and path.exists():
+    if path.suffix.lower() in ("", ".txt") or path.is_dir() or is_special(path):
         return Format.csv
     raise MemtoolError(
         f"{path}: the suffix says no table format; end it in .csv, .tsv or .jsonl, or pass --format"
