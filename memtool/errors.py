@@ -73,11 +73,11 @@ def some(names: Sequence[str], most: int = 3) -> str:
 def told_names(names: Sequence[str], most: int = 5) -> str:
     """The first of some names, and how many more there are.
 
-    >>> told_names(["a", "b", "c"], most=2)
-    'a, b and 1 more'
+    >>> told_names(["a", "b\\n", "c"], most=2)
+    'a, b\\\\n and 1 more'
     """
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{', '.join(names[:most])}{more}"
+    return f"{', '.join(map(printable, names[:most]))}{more}"
 
 
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
