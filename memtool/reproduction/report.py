@@ -44,8 +44,8 @@ def _are_percentages(value: Any) -> bool:
     )
 
 
-# What the record says of the runs, by which the report finds their tables.
-CHOICES: Mapping[str, Callable[[Any], bool]] = {
+# The choices by which the report finds the tables of the runs.
+SENSIBLE: Mapping[str, Callable[[Any], bool]] = {
     "ratios": _are_percentages,
     "supplement": _are_percentages,
     "seeds": lambda value: isinstance(value, int) and 1 <= value <= MOST_SEEDS,
@@ -67,8 +67,8 @@ def write_report(folder: Path) -> Path:
 
 def report(folder: Path) -> str:
     """The page. What is not in the folder is left out, and the page says so."""
-    record = _record(folder / "reproduction.json")
-    found = {kind: _rows(folder, kind, record) for kind in GLOBS}
+    choices = _read_choices(folder / "reproduction.json")
+    found = {kind: _rows(folder, kind, choices) for kind in GLOBS}
     if not any(found.values()):
         raise MemtoolError(
             f"{folder}: has no tables of a reproduction, such as tables/training-r0-s0.csv; make "
@@ -76,15 +76,15 @@ def report(folder: Path) -> str:
         )
     cka = [*found["cka"], *found["ceiling"]]
     findings = measure_findings(found["training"], cka, found["stitching"])
-    what = str(record.get("study") or _values(found["training"], "data") or "a data set")
-    steps, ran = _steps_of(record), _ran(folder / "steps.csv")
-    scale = joined(_scale(folder, found), *_unfinished(folder, record, steps, ran))
+    what = str(choices.get("study") or _values(found["training"], "data") or "a data set")
+    steps, step_rows = _steps_of(choices), _step_rows(folder / "steps.csv")
+    scale = joined(_scale(folder, found), *_unfinished(folder, choices, steps, step_rows))
     sections = {
         "scale": ("What was run, and at what scale", scale),
         "findings": ("Findings", _findings(findings)),
         "figures": ("Figures", _figures(found)),
-        "settings": ("Settings and versions", _settings(folder, record)),
-        "steps": ("Commands, time and memory", _steps(steps, ran)),
+        "settings": ("Settings and versions", _settings(folder, choices)),
+        "steps": ("Commands, time and memory", _steps(steps, step_rows)),
     }
     end = joined(
         element("p", f"The paper: {PAPER}.", class_="quiet"),
@@ -93,23 +93,23 @@ def report(folder: Path) -> str:
     return page(f"Where memorization lives: {what}", _summary(findings), sections, end)
 
 
-def _rows(folder: Path, kind: str, record: Mapping[str, Any]) -> Rows:
-    """The rows of the tables of a kind, of all runs; of those on record, if there is a record."""
-    on_record = _on_record(record)
+def _rows(folder: Path, kind: str, choices: Mapping[str, Any]) -> Rows:
+    """The rows of the tables of a kind, of the runs that were chosen; of all if none are known."""
+    expected = _expected_tables(choices)
     return [
         row
         for path in sorted((folder / "tables").glob(GLOBS[kind]))
-        if on_record is None or path.relative_to(folder) in on_record
+        if expected is None or path.relative_to(folder) in expected
         for row in tables.read(path, ROWS[kind])
     ]
 
 
-def _on_record(record: Mapping[str, Any]) -> list[Path] | None:
-    """The tables of the runs on record, run by run; None without a record."""
-    if "ratios" not in record or "seeds" not in record:
+def _expected_tables(choices: Mapping[str, Any]) -> list[Path] | None:
+    """The tables of the runs that were chosen, run by run; None if that is not known."""
+    if "ratios" not in choices or "seeds" not in choices:
         return None
-    ratios, seeds = record["ratios"], record["seeds"]
-    by_kind = tables_of(ratios, seeds, record.get("supplement", ratios))
+    ratios, seeds = choices["ratios"], choices["seeds"]
+    by_kind = tables_of(ratios, seeds, choices.get("supplement", ratios))
     return sorted((path for paths in by_kind.values() for path in paths), key=_run_of)
 
 
@@ -122,22 +122,22 @@ def _run_of(table: Path) -> str:
     return table.stem.partition("-")[2]
 
 
-def _record(path: Path) -> dict[str, Any]:
+def _read_choices(path: Path) -> dict[str, Any]:
     """What reproduction.json holds; empty if there is none. Raises MemtoolError if it is no JSON
     object, or what it says of the runs cannot be."""
     if not path.is_file():
         return {}
     try:
-        record = read_json(path)
+        choices = read_json(path)
     except (ValueError, OSError) as error:
         raise MemtoolError(f"{path}: cannot be read as JSON ({shortened(error)})") from error
-    if not isinstance(record, dict):
+    if not isinstance(choices, dict):
         raise MemtoolError(f"{path}: holds no JSON object")
-    for name, is_sensible in CHOICES.items():
-        if name in record and not is_sensible(record[name]):
-            told = shortened(json.dumps(record[name]))
+    for name, is_sensible in SENSIBLE.items():
+        if name in choices and not is_sensible(choices[name]):
+            told = shortened(json.dumps(choices[name]))
             raise MemtoolError(f"{path}: {told} is no sensible {name!r}")
-    return record
+    return choices
 
 
 def _summary(findings: Sequence[FindingRow]) -> Markup:
@@ -179,13 +179,13 @@ def _scale(folder: Path, found: Mapping[str, Rows]) -> Markup:
 
 
 def _unfinished(
-    folder: Path, record: Mapping[str, Any], steps: Sequence[Step], ran: Rows
+    folder: Path, choices: Mapping[str, Any], steps: Sequence[Step], step_rows: Rows
 ) -> list[Markup]:
-    """A sentence on the tables of the runs on record that are not there, and on the `steps` that
-    were `ran` by other commands."""
-    expected = _on_record(record) or []
+    """A sentence on the tables of the chosen runs that are not there, and on the `steps` that were
+    run by other commands, as `step_rows` tells."""
+    expected = _expected_tables(choices) or []
     missing = [path.name for path in expected if not (folder / path).exists()]
-    known = {str(row.get("output")): str(row["command"]) for row in ran if row.get("command")}
+    known = {str(row.get("output")): str(row["command"]) for row in step_rows if row.get("command")}
     stale = [step.name for step in steps if step.is_stale(known)]
     told = []
     if missing:
@@ -195,10 +195,10 @@ def _unfinished(
     return [element("p", element("strong", f"Unfinished: {'; '.join(told)}."))] if told else []
 
 
-def _steps_of(record: Mapping[str, Any]) -> list[Step]:
-    """The steps of the recipe on record; none if that is not whole."""
+def _steps_of(choices: Mapping[str, Any]) -> list[Step]:
+    """The steps of the recipe that was chosen; none if a choice is missing."""
     try:
-        return steps_for(Recipe.from_json(record), Path())
+        return steps_for(Recipe.from_json(choices), Path())
     except Exception:  # whatever stands there in place of a choice
         return []
 
@@ -305,16 +305,16 @@ def _figure(number: int, exhibit: Exhibit, rows: Rows) -> Markup:
     return joined(element("h3", exhibit.title), element("figure", drawing, caption))
 
 
-def _settings(folder: Path, record: Mapping[str, Any]) -> Markup:
-    if not record:
+def _settings(folder: Path, choices: Mapping[str, Any]) -> Markup:
+    if not choices:
         return element("p", f"Not recorded: {folder.name} has no reproduction.json.")
-    return _pairs({key: _setting(value) for key, value in _flat(record)})
+    return _pairs({key: _setting(value) for key, value in _flat(choices)})
 
 
-def _flat(record: Mapping[str, Any]) -> list[tuple[str, Any]]:
+def _flat(choices: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """The settings by their names; one within another has both names, with a dot."""
     found: list[tuple[str, Any]] = []
-    for key, value in sorted(record.items()):
+    for key, value in sorted(choices.items()):
         parts = sorted(value.items()) if isinstance(value, dict) else None
         found += [(key, value)] if parts is None else [(f"{key}.{k}", v) for k, v in parts]
     return found
@@ -332,15 +332,15 @@ def _setting(value: Any) -> str:
     return "none" if value is None else shortened(json.dumps(value), 1000)
 
 
-def _ran(path: Path) -> Rows:
+def _step_rows(path: Path) -> Rows:
     """The steps that were run, by their record."""
     return tables.read(path, StepRow) if path.is_file() else []
 
 
-def _steps(steps: Sequence[Step], ran: Rows) -> Markup:
-    """Those of the steps that were `ran`; all that were, if it is not known which there are."""
+def _steps(steps: Sequence[Step], step_rows: Rows) -> Markup:
+    """Those of `steps` that were run; all in `step_rows`, if it is not known which there are."""
     keys = {step.key for step in steps}
-    rows = [row for row in ran if not keys or row.get("output") in keys]
+    rows = [row for row in step_rows if not keys or row.get("output") in keys]
     if not rows:
         return element("p", "Not recorded: there is no steps.csv.")
     body = [
