@@ -226,12 +226,12 @@ def reproduce(
         check_unrecorded(steps, record.commands, main)
         write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
-            for outcome in run_steps(steps, at_once, main, record):
-                advance(description=outcome.step.name)
-                if outcome.seconds is not None:
-                    logger.info(f"{outcome.step.name}: {outcome.seconds:.1f} s")
-                for warning in outcome.warnings:
-                    logger.warning(f"{outcome.step.name}: {warning}")
+            for result in run_steps(steps, at_once, main, record):
+                advance(description=result.step.name)
+                if result.seconds is not None:
+                    logger.info(f"{result.step.name}: {result.seconds:.1f} s")
+                for warning in result.warnings:
+                    logger.warning(f"{result.step.name}: {warning}")
         findings = findings_of(recipe, output)
         for path, chosen in ((output / "findings.csv", None), (None, table_format)):
             options.write(findings, tables.FindingRow, path, chosen)

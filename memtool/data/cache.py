@@ -56,7 +56,7 @@ MEASURED = ("mean", "std", "fingerprint")
 
 
 @dataclass(frozen=True)
-class Content:
+class Decoded:
     """All images of a data set, or vectors; if they are a map of a file, with checksums and what
     is known of them."""
 
@@ -81,7 +81,7 @@ def cached(
     spec: str,
     options: Options,
     progress: Progress,
-) -> Content:
+) -> Decoded:
     """The images in n files, decoded as by `images.decoded` into a file, unless it is there.
 
     `labels` are those of each split, and `shape` is the one expected. Raises MemtoolError as
@@ -127,7 +127,7 @@ def _key(paths: Sequence[str], labels: Sequence[Labels], options: Options) -> st
     return digest.hexdigest()[:32]
 
 
-def _opened(file: Path, count: int, tell: bool = False) -> tuple[Content, list[str]] | None:
+def _opened(file: Path, count: int, tell: bool = False) -> tuple[Decoded, list[str]] | None:
     """The images in a file, and the notes of their decoding; None if it is absent or, which
     `tell` says in a warning, damaged."""
     if not file.exists():
@@ -153,7 +153,7 @@ def _opened(file: Path, count: int, tell: bool = False) -> tuple[Content, list[s
         if tell:
             logger.warning(f"{error}; its images are decoded again")
         return None
-    content = Content(_mapped(file, shape, "c"), Checksums(checksums, file), measured)
+    content = Decoded(_mapped(file, shape, "c"), Checksums(checksums, file), measured)
     return content, metadata["data"].get("notes", [])
 
 

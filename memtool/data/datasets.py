@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.data.batches import Split
-from memtool.data.cache import Content, cached
+from memtool.data.cache import Decoded, cached
 from memtool.data.images import decoded, resized, shape_of, with_channels
 from memtool.data.listing import Labels, told_shape
 from memtool.data.sources import listed
@@ -168,12 +168,12 @@ def _content(
     options: Options,
     memory: int,
     progress: Progress,
-) -> Content:
+) -> Decoded:
     """All images, or vectors, of the parts one after another, in memory or in a file."""
     items = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
     if items.dtype != object:
         images = _images(items, spec, options, progress, memory)
-        return Content(images if images.ndim == 2 else with_channels(images, options.channels))
+        return Decoded(images if images.ndim == 2 else with_channels(images, options.channels))
     paths = list(items)
     shape = shape_of(paths, options)
     if shape and math.prod(shape) > memory:
@@ -182,7 +182,7 @@ def _content(
         images, notes = decoded(paths, spec, options, advance)
     for note in notes:
         logger.info(note)
-    return Content(images)
+    return Decoded(images)
 
 
 def _images(

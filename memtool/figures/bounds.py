@@ -42,25 +42,25 @@ def _is_clean(row: Row) -> bool:
 
 def draw_ceiling(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = None) -> None:
     """Draw the CKA of second clean networks: the mean over all; one epoch alone is a level line."""
-    found = curve(rows, x, "cka")
-    _draw(axes, found, CEILING, x)
-    record(axes, found, "cka", str(CEILING["label"]), names)
+    ceiling = curve(rows, x, "cka")
+    _draw(axes, ceiling, CEILING, x)
+    record(axes, ceiling, "cka", str(CEILING["label"]), names)
 
 
 def draw_floor(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = None) -> None:
     """Draw the floor of the rows: the mean of `cka_null` over all at each x."""
-    found = _mean_floor(rows, x)
-    _draw(axes, found, FLOOR, x)
-    record(axes, found, "cka_null", str(FLOOR["label"]), names)
+    floor = _mean_floor(rows, x)
+    _draw(axes, floor, FLOOR, x)
+    record(axes, floor, "cka_null", str(FLOOR["label"]), names)
 
 
-def _draw(axes: Axes, found: Curve, style: Style, x: str) -> None:
-    if len(found.x) == 1 and x == "epoch":
-        axes.axhline(found.mean[0], **style)
-    elif found.x:
+def _draw(axes: Axes, bound: Curve, style: Style, x: str) -> None:
+    if len(bound.x) == 1 and x == "epoch":
+        axes.axhline(bound.mean[0], **style)
+    elif bound.x:
         # A line of one point would not be seen.
-        dash: Style = {"marker": "_", "markersize": 12} if len(found.x) == 1 else {}
-        axes.plot(found.x, found.mean, **style | dash)
+        dash: Style = {"marker": "_", "markersize": 12} if len(bound.x) == 1 else {}
+        axes.plot(bound.x, bound.mean, **style | dash)
 
 
 def _mean_floor(rows: Iterable[Row], x: str) -> Curve:

@@ -85,14 +85,14 @@ def one_per_seed(rows: Iterable[Row], y: str) -> list[Row]:
     rows of equal seeds that are about different networks, or that differ in column `y`; and for two
     of any seeds that differ in a column of ALIKE, or one that ends so.
     """
-    found: dict[Hashable, Row] = {}
+    by_seeds: dict[Hashable, Row] = {}
     for row in rows:
         seeds = tuple(value for column, value in row.items() if column.endswith("seed"))
-        _check_repeats(found.setdefault(seeds, row), row, y)
-    first, *others = [*found.values()] or [{}]
+        _check_repeats(by_seeds.setdefault(seeds, row), row, y)
+    first, *others = [*by_seeds.values()] or [{}]
     for row in others:
         _check_alike(first, row)
-    return list(found.values())
+    return list(by_seeds.values())
 
 
 def _check_alike(first: Row, row: Row) -> None:
@@ -154,7 +154,7 @@ def draw_runs(
 
 def draw_curve(
     axes: Axes,
-    found: Curve,
+    curve: Curve,
     y: str,
     style: Style,
     marked: Collection[float] | None = None,
@@ -165,32 +165,32 @@ def draw_curve(
     Its spread is a light band. Where positions on the x axis stand for `names`, these are recorded
     among the figure's points.
     """
-    if not found.x:
+    if not curve.x:
         return
-    if len(found.x) == 1:  # a line of one point would not be seen
+    if len(curve.x) == 1:  # a line of one point would not be seen
         style, marked = {"marker": "o", "markersize": 3, **style}, None
-    at = [i for i, x in enumerate(found.x) if marked is None or x in marked]
-    axes.plot(found.x, found.mean, **style, markevery=at, clip_on=False)
-    if any(found.spread) and style.get("linestyle") != "none":
-        low, high = np.subtract(found.mean, found.spread), np.add(found.mean, found.spread)
-        axes.fill_between(found.x, low, high, color=style["color"], **BAND)
-        _drawing(axes).bands.update(found.n)
-    record(axes, found, y, style["label"], names)
+    at = [i for i, x in enumerate(curve.x) if marked is None or x in marked]
+    axes.plot(curve.x, curve.mean, **style, markevery=at, clip_on=False)
+    if any(curve.spread) and style.get("linestyle") != "none":
+        low, high = np.subtract(curve.mean, curve.spread), np.add(curve.mean, curve.spread)
+        axes.fill_between(curve.x, low, high, color=style["color"], **BAND)
+        _drawing(axes).bands.update(curve.n)
+    record(axes, curve, y, style["label"], names)
 
 
 def draw_error_bars(
-    axes: Axes, found: Curve, y: str, style: Style, names: Sequence[str] | None = None
+    axes: Axes, curve: Curve, y: str, style: Style, names: Sequence[str] | None = None
 ) -> None:
     """Draw a curve as `draw_curve` does, with its spread as error bars."""
-    spread = found.spread if any(found.spread) else None
-    axes.errorbar(found.x, found.mean, spread, elinewidth=0.6, capsize=1.5, **style)
+    spread = curve.spread if any(curve.spread) else None
+    axes.errorbar(curve.x, curve.mean, spread, elinewidth=0.6, capsize=1.5, **style)
     if spread:
-        _drawing(axes).bands.update(found.n)
-    record(axes, found, y, style["label"], names)
+        _drawing(axes).bands.update(curve.n)
+    record(axes, curve, y, style["label"], names)
 
 
 def record(
-    axes: Axes, found: Curve, y: str, label: str, names: Sequence[str] | None = None
+    axes: Axes, curve: Curve, y: str, label: str, names: Sequence[str] | None = None
 ) -> None:
     """Add a curve that is drawn, or its like, to the points of the figure."""
     _drawing(axes).points += [
@@ -203,7 +203,7 @@ def record(
             "deviation": spread if n > 1 else None,
             "n": n,
         }
-        for x, mean, spread, n in zip(*found, strict=True)
+        for x, mean, spread, n in zip(*curve, strict=True)
     ]
 
 

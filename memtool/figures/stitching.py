@@ -120,8 +120,8 @@ def _over_ratios(rows: Rows, options: Options) -> Figure:
     titles = [_title(name, group) for name, group in directions.items()]
     figure, panels = panel_grid(titles, len(titles), options.width)
     for axes, group in zip(panels, directions.values(), strict=True):
-        for name, found in groups(group, lambda row: str(row["curve"])).items():
-            accuracy = curve(found, "percent", "test_accuracy")
+        for name, of_curve in groups(group, lambda row: str(row["curve"])).items():
+            accuracy = curve(of_curve, "percent", "test_accuracy")
             draw_error_bars(axes, accuracy, _measure(options), styles[name])
         if not options.net_of_control:
             alone = curve(_alone(group, _noisy_ends), "percent", "accuracy")
@@ -139,8 +139,8 @@ def _over_cuts(rows: Rows, options: Options) -> Figure:
     styles = _direction_styles(rows)
     figure, panels = panel_grid([f"r = {r:g} %" for r in ratios], len(ratios), options.width)
     for axes, group in zip(panels, ratios.values(), strict=True):
-        for key, found in groups(group, lambda row: (row["direction"], row["other"])).items():
-            accuracy = curve(found, "place", "test_accuracy")
+        for key, of_curve in groups(group, lambda row: (row["direction"], row["other"])).items():
+            accuracy = curve(of_curve, "place", "test_accuracy")
             draw_error_bars(axes, accuracy, _measure(options), styles[key], names)
         if not options.net_of_control:
             alone = curve(_alone(group, _noisy_ends), "percent", "accuracy")
@@ -164,20 +164,20 @@ def _measure(options: Options) -> str:
 def _net_of_control(rows: Rows) -> list[Row]:
     """The rows after subtracting the test accuracy of its control from each."""
     stitched = [row for row in rows if row["direction"] != "control"]
-    found: list[Row] = [
+    net: list[Row] = [
         {**row, "test_accuracy": row["test_accuracy"] - row["control_accuracy"]}
         for row in stitched
         if row["control_accuracy"] is not None
     ]
     without = {str(cut_name(row)): None for row in stitched if row["control_accuracy"] is None}
-    if found and without:
+    if net and without:
         logger.info(f"stitching: {listed(list(without))} left out where there is no control")
-    if not found:
+    if not net:
         raise MemtoolError(
             "no row has a control to subtract: stitch with --control, and keep the rows of the "
             "other directions"
         )
-    return found
+    return net
 
 
 def _noisy_end(row: Row) -> str:
@@ -291,23 +291,23 @@ def _draw_levels(
     return [*([CLEAN] if clean.x else []), NOISY]
 
 
-def _draw_level(axes: Axes, found: Curve, style: Style, names: Sequence[str] | None) -> None:
+def _draw_level(axes: Axes, level: Curve, style: Style, names: Sequence[str] | None) -> None:
     """Draw a curve of one point as a level line with a band; nothing if there is no point. It is
     recorded at each of the `names` on the x axis, or at its noise ratio."""
-    for mean, spread, n in zip(*found[1:], strict=True):
+    for mean, spread in zip(level.mean, level.spread, strict=True):
         axes.axhline(mean, **style)
         if spread:
             axes.axhspan(mean - spread, mean + spread, color=style["color"], **BAND)
-        if names:
-            number = len(names)
-            found = Curve([*range(number)], [mean] * number, [spread] * number, [n] * number)
-    record(axes, found, "test_accuracy", style["label"], names)
+    if level.x and names:
+        count = len(names)
+        level = Curve([*range(count)], level.mean * count, level.spread * count, level.n * count)
+    record(axes, level, "test_accuracy", style["label"], names)
 
 
 def _alone(rows: Rows, ends: Callable[[Row], Iterable[str]]) -> list[Row]:
     """The networks alone that are these `ends` of the rows: one row for each, with its noise ratio
     in `percent` and its `accuracy`."""
-    found = [
+    networks = [
         {
             "checkpoint": row[end],
             "percent": 100 * row[f"{end}_noise_ratio"],
@@ -320,6 +320,6 @@ def _alone(rows: Rows, ends: Callable[[Row], Iterable[str]]) -> list[Row]:
         for end in ends(row)
         if row[f"{end}_accuracy"] is not None
     ]
-    by_ratio = groups(found, lambda row: float(row["percent"])).values()
+    by_ratio = groups(networks, lambda row: float(row["percent"])).values()
     checked = [row for group in by_ratio for row in one_per_seed(group, "accuracy")]
     return list({(row["checkpoint"], row["accuracy"]): row for row in checked}.values())

@@ -101,8 +101,8 @@ def draw(rows: Rows, options: Options) -> Figure:
         alone = [row for row in noisy if row["noise_ratio"] in key]
         draw_floor(axes, without_shortcuts(group), "place", axis.layers)
         draw_layers(axes, alone, NOISY, axis, ())
-        for cut, found in groups(group, cut_name).items():
-            _draw_cut(axes, found, styles[cut], axis)
+        for cut, models in groups(group, cut_name).items():
+            _draw_cut(axes, models, styles[cut], axis)
     lines = [*styles.values(), BEFORE, AFTER, *([NOISY] if noisy else [])]
     return finished(figure, panels, axis, _label(rows), rows, [], lines, "cut")
 

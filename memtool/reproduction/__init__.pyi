@@ -16,7 +16,7 @@ from .rehearsal import check_unrecorded as check_unrecorded
 from .rehearsal import rehearse as rehearse
 from .report import write_report as write_report
 from .rules import FIGURES as FIGURES
-from .runner import Outcome as Outcome
+from .runner import StepResult as StepResult
 from .runner import run_steps as run_steps
 from .steps import Step as Step
 from .steps import pending as pending

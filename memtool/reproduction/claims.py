@@ -81,10 +81,10 @@ def _third(number: int) -> Third:
     Of n layers, the one at place i, counted from 0, is at the depth (i + 1/2) / n.
     """
 
-    def mean(values: Values, found: Sample) -> Values:
-        n = len(found.layers)
+    def mean(values: Values, sample: Sample) -> Values:
+        n = len(sample.layers)
         if n < 2:
-            raise Missing(f"one layer alone ({found.layers[0]}): no depth to compare")
+            raise Missing(f"one layer alone ({sample.layers[0]}): no depth to compare")
         if n == 2 and number == 1:
             raise Missing("two layers alone: none in the middle third")
         inside = np.minimum((3 * (2 * np.arange(n) + 1)) // (2 * n), 2) == number
@@ -100,14 +100,14 @@ def _lowest(values: Values, _: Sample) -> float:
     return float(values.min())
 
 
-def _over_ratios(found: Sample, values: Values) -> float:
-    if len(found.ratios) < 3:
+def _over_ratios(sample: Sample, values: Values) -> float:
+    if len(sample.ratios) < 3:
         raise Missing(f"a rank correlation with r needs three noise ratios, not {len(values)}")
-    return _trend(found.ratios, values)
+    return _trend(sample.ratios, values)
 
 
-def _over_depth(found: Sample, values: Values) -> float:
-    if len(found.layers) < 3:
+def _over_depth(sample: Sample, values: Values) -> float:
+    if len(sample.layers) < 3:
         raise Missing(f"a rank correlation with depth needs three layers, not {len(values)}")
     return _trend(np.arange(len(values)), values)
 
@@ -117,66 +117,66 @@ def _trend(x: ArrayLike, values: Values) -> float:
     return spearman(x, values) if np.ptp(values) >= FLAT else 0.0
 
 
-def _rank_of_accuracy(values: Values, found: Sample) -> float:
-    return _over_ratios(found, values.ravel())
+def _rank_of_accuracy(values: Values, sample: Sample) -> float:
+    return _over_ratios(sample, values.ravel())
 
 
 def _range_of(third: Third) -> Statistic:
-    def statistic(values: Values, found: Sample) -> float:
-        if len(found.ratios) < 2:
+    def statistic(values: Values, sample: Sample) -> float:
+        if len(sample.ratios) < 2:
             raise Missing("one noise ratio alone: nothing to compare")
-        return float(np.ptp(third(values, found)))
+        return float(np.ptp(third(values, sample)))
 
     return statistic
 
 
 def _rank_of(third: Third) -> Statistic:
-    return lambda values, found: _over_ratios(found, third(values, found).ravel())
+    return lambda values, sample: _over_ratios(sample, third(values, sample).ravel())
 
 
-def _slowing_over_depth(values: Values, found: Sample) -> float:
+def _slowing_over_depth(values: Values, sample: Sample) -> float:
     """Whether it is in deeper layers that convergence differs more between lowest and highest r."""
-    if len(found.ratios) < 2:
+    if len(sample.ratios) < 2:
         raise Missing("one noise ratio alone: nothing to compare")
-    return _over_depth(found, values[0, :, 0] - values[-1, :, 0])
+    return _over_depth(sample, values[0, :, 0] - values[-1, :, 0])
 
 
-def _peak(values: Values, found: Sample) -> float:
+def _peak(values: Values, sample: Sample) -> float:
     """When CKA is highest at the largest r, in the last third, as a fraction of the training."""
-    curve = LAST(values, found)[-1]
-    return found.epochs[int(curve.argmax())] / _several(found)[-1]
+    curve = LAST(values, sample)[-1]
+    return sample.epochs[int(curve.argmax())] / _several(sample)[-1]
 
 
-def _fall(values: Values, found: Sample) -> float:
+def _fall(values: Values, sample: Sample) -> float:
     """From the peak to the end at the largest r, in the last third."""
-    return float(_falls(LAST(values, found), found)[-1])
+    return float(_falls(LAST(values, sample), sample)[-1])
 
 
-def _fall_over_ratios(values: Values, found: Sample) -> float:
-    return _over_ratios(found, _falls(LAST(values, found), found))
+def _fall_over_ratios(values: Values, sample: Sample) -> float:
+    return _over_ratios(sample, _falls(LAST(values, sample), sample))
 
 
-def _fall_over_depth(values: Values, found: Sample) -> float:
-    return _over_depth(found, _falls(values, found)[-1])
+def _fall_over_depth(values: Values, sample: Sample) -> float:
+    return _over_depth(sample, _falls(values, sample)[-1])
 
 
-def _falls(values: Values, found: Sample) -> Values:
+def _falls(values: Values, sample: Sample) -> Values:
     """By how much curves, along the last axis, end below their peak."""
-    _several(found)
+    _several(sample)
     return np.asarray(values.max(axis=-1) - values[..., -1])
 
 
-def _several(found: Sample) -> tuple[int, ...]:
-    if len(found.epochs) < 2:
+def _several(sample: Sample) -> tuple[int, ...]:
+    if len(sample.epochs) < 2:
         raise Missing("one epoch alone: no peak to fall from")
-    return found.epochs
+    return sample.epochs
 
 
 def _at_largest(third: Third) -> Statistic:
-    return lambda values, found: float(third(values, found)[-1, 0])
+    return lambda values, sample: float(third(values, sample)[-1, 0])
 
 
-def _first_cut(values: Values, found: Sample) -> float:
+def _first_cut(values: Values, sample: Sample) -> float:
     return float(values[-1, 0, 0])
 
 

@@ -121,7 +121,7 @@ def _cka(rows: Rows, what: str) -> Sample:
 def convergence(tables: Tables) -> Sample:
     """CKA to the final model of the same run before that is reached, where it is 1, averaged over
     the epochs: how early a layer was as it is in the end."""
-    found = _cka(
+    cka = _cka(
         [
             row
             for row in _similarities(tables)
@@ -129,7 +129,7 @@ def convergence(tables: Tables) -> Sample:
         ],
         "CKA to the final model of the same run",
     )
-    return replace(found, values=found.values.mean(axis=3, keepdims=True), epochs=(0,))
+    return replace(cka, values=cka.values.mean(axis=3, keepdims=True), epochs=(0,))
 
 
 def divergence(tables: Tables) -> Sample:
@@ -138,8 +138,7 @@ def divergence(tables: Tables) -> Sample:
 
 
 def noisy_divergence(tables: Tables) -> Sample:
-    found = divergence(tables)
-    return _noisy(found.where(ratio > 0 for ratio in found.ratios))
+    return divergence(tables).noisy
 
 
 def _to_clean(tables: Tables) -> list[Row]:
@@ -156,21 +155,13 @@ def below_ceiling(tables: Tables) -> Sample:
     seeds = {row["seed"] for row in rows if row["noise_ratio"] == 0}
     if not seeds:
         raise Missing("no second clean network to compare with")
-    found = _cka([row for row in rows if row["seed"] in seeds], "CKA to the final clean model")
-    ceiling = found.where(ratio == 0 for ratio in found.ratios)
-    noisy = found.where(ratio > 0 for ratio in found.ratios)
-    return _noisy(replace(noisy, values=ceiling.values - noisy.values))
-
-
-def _noisy(found: Sample) -> Sample:
-    if not found.ratios:
-        raise Missing("no noise ratio above 0")
-    return found
+    cka = _cka([row for row in rows if row["seed"] in seeds], "CKA to the final clean model")
+    return replace(cka.noisy, values=cka.clean.values - cka.noisy.values)
 
 
 def drop(tables: Tables) -> Sample:
     """Accuracy that a noisy front costs a clean back, less what a clean front costs it."""
-    found = sample(
+    loss = sample(
         [
             (
                 Cell(row["front_seed"], row["front_noise_ratio"], str(cut_name(row))),
@@ -181,11 +172,9 @@ def drop(tables: Tables) -> Sample:
         ],
         "accuracy of noisy fronts on a clean back",
     )
-    if 0 not in found.ratios:
+    if 0 not in loss.ratios:
         raise Missing("no clean front on a clean back, which shows what the stitching layer costs")
-    own = found.where(ratio == 0 for ratio in found.ratios)
-    noisy = found.where(ratio > 0 for ratio in found.ratios)
-    return _noisy(replace(noisy, values=noisy.values - own.values))
+    return replace(loss.noisy, values=loss.noisy.values - loss.clean.values)
 
 
 def gain(tables: Tables) -> Sample:

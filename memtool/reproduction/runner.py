@@ -41,7 +41,7 @@ UNFINISHED = ("{0.stem}.state.safetensors", "{0.name}.partial")
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StepResult:
     """A step that is done: the seconds it ran for, None if it was skipped, the most bytes that its
     process had in memory, and its warnings."""
 
@@ -53,7 +53,7 @@ class Outcome:
 
 def run_steps(
     steps: Sequence[Step], jobs: int, command: Command, record: Record
-) -> Iterator[Outcome]:
+) -> Iterator[StepResult]:
     """Run the steps that are not done yet, at most `jobs` at a time; yield each as it ends.
 
     A step runs once those that make its inputs are done; among the steps that can run, those that
@@ -76,7 +76,7 @@ def run_steps(
                         if steps[place].key not in record.commands:  # make made it
                             record.keep(steps[place])
                         order.done(place)
-                        yield Outcome(steps[place])
+                        yield StepResult(steps[place])
                     else:
                         heapq.heappush(waiting, place)
             while waiting and len(running) < jobs:
@@ -85,10 +85,10 @@ def run_steps(
                 with _uninterrupted():
                     running[place] = _start(steps[place], command, Path(logs))
             for place in _ended(running):
-                outcome = running.pop(place).outcome()
-                record.keep(outcome.step, outcome.seconds, outcome.memory, outcome.warnings)
+                result = running.pop(place).result()
+                record.keep(result.step, result.seconds, result.memory, result.warnings)
                 order.done(place)
-                yield outcome
+                yield result
 
 
 def try_steps(steps: Sequence[Step], command: Command) -> None:
@@ -102,7 +102,7 @@ def try_steps(steps: Sequence[Step], command: Command) -> None:
             with _stopping(running):
                 with _uninterrupted():
                     running.append(_start(step, command, Path(logs)))
-                running[0].outcome()
+                running[0].result()
 
 
 def _prepare(step: Step, record: Record) -> None:
@@ -139,7 +139,7 @@ class _Running:
     start: float
     log: Path
 
-    def outcome(self) -> Outcome:
+    def result(self) -> StepResult:
         """Wait for the process to end. Raises MemtoolError if the step failed."""
         self.process.join()
         said = self.log.read_text(errors="replace").splitlines() if self.log.exists() else []
@@ -147,7 +147,7 @@ class _Running:
         warnings = tuple(line.removeprefix(WARNING) for line in said if line.startswith(WARNING))
         memory = _memory_file(self.log)
         bytes_ = int(memory.read_text()) if memory.exists() else None
-        return Outcome(self.step, time.monotonic() - self.start, bytes_, warnings)
+        return StepResult(self.step, time.monotonic() - self.start, bytes_, warnings)
 
 
 def _start(step: Step, command: Command, logs: Path) -> _Running:

@@ -41,8 +41,20 @@ class Sample:
     epochs: tuple[int, ...]
     note: str = ""
 
-    def where(self, keep: Iterable[bool]) -> "Sample":
-        """The sample with those noise ratios alone whose `keep` is true."""
+    @property
+    def clean(self) -> "Sample":
+        """The part with noise ratio 0."""
+        return self._where(ratio == 0 for ratio in self.ratios)
+
+    @property
+    def noisy(self) -> "Sample":
+        """The part with other noise ratios; raises Missing if there are none."""
+        if not any(self.ratios):
+            raise Missing("no noise ratio above 0")
+        return self._where(ratio > 0 for ratio in self.ratios)
+
+    def _where(self, keep: Iterable[bool]) -> "Sample":
+        """The part with the noise ratios whose `keep` is true."""
         kept = np.array(list(keep), dtype=bool)
         ratios = tuple(ratio for ratio, yes in zip(self.ratios, kept, strict=True) if yes)
         return Sample(self.values[:, kept], self.seeds, ratios, self.layers, self.epochs, self.note)

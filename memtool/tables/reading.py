@@ -21,7 +21,7 @@ from memtool import MemtoolError
 from memtool.contents import check_regular, limited
 from memtool.device import machine_memory
 from memtool.errors import shortened
-from memtool.tables.rows import KINDS
+from memtool.tables.rows import CELL_TYPES
 from memtool.tables.schema import checked, columns
 
 STREAMS = ("/dev/fd/", "/dev/stdin")  # pipes that a shell has opened, as for <(cut ...)
@@ -182,7 +182,7 @@ def _is_header(names: Sequence[str], columns: Sequence[str]) -> bool:
     """Whether a line is a header again, be it that of another table."""
     found = [name for name in names if name]
     return found == [name for name in columns if name] or (
-        len(found) > 1 and all(name in KINDS for name in found)
+        len(found) > 1 and all(name in CELL_TYPES for name in found)
     )
 
 
@@ -202,7 +202,7 @@ def _row(
     if len(cells) < len(columns) or any(cell.strip() for cell in cells[len(columns) :]):
         raise ValueError(f"line {number} has {len(cells)} cells, the header {len(columns)}")
     return {
-        column: _value(cell, KINDS.get(column), decimal_comma)
+        column: _value(cell, CELL_TYPES.get(column), decimal_comma)
         for column, cell in zip(columns, cells, strict=False)
         if column  # pandas, for one, numbers rows in a column without a name
     }

@@ -7,7 +7,7 @@ column; figures declare which of these columns they need; man pages print the me
 
 from typing import Annotated, TypedDict
 
-from memtool.tables.schema import Column, kinds
+from memtool.tables.schema import Column, cell_types
 
 
 class TrainingRow(TypedDict):
@@ -408,4 +408,4 @@ class StepRow(TypedDict):
 
 TABLES = (TrainingRow, CkaRow, StitchingRow, PointRow, FileRow, LayerRow, FindingRow, StepRow)
 # The type of each column's cells, which is the same in all tables.
-KINDS = {column: kind for table in TABLES for column, kind in kinds(table).items()}
+CELL_TYPES = {column: type_ for table in TABLES for column, type_ in cell_types(table).items()}

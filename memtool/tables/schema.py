@@ -43,21 +43,21 @@ def type_of(row_type: type, column: str) -> str:
     >>> type_of(LayerRow, "cut")
     'true or false'
     """
-    return WORDS[kinds(row_type)[column]]
+    return WORDS[cell_types(row_type)[column]]
 
 
 WORDS = {str: "text", int: "whole number", float: "number", bool: "true or false"}
 
 
 @cache
-def kinds(row_type: type) -> dict[str, type]:
+def cell_types(row_type: type) -> dict[str, type]:
     """The type of each column's cells: str, int, float or bool."""
 
-    def kind(hint: Any) -> type:
+    def not_none(hint: Any) -> type:
         (found,) = [part for part in get_args(hint) or (hint,) if part is not type(None)]
         return cast(type, found)
 
-    return {column: kind(hint) for column, hint in get_type_hints(row_type).items()}
+    return {column: not_none(hint) for column, hint in get_type_hints(row_type).items()}
 
 
 @cache
@@ -90,16 +90,16 @@ def checked(row_type: type, column: str, cell: Any) -> Any:
     Traceback (most recent call last):
     ValueError: 'n/a' is no number
     """
-    kind = kinds(row_type)[column]
+    cell_type = cell_types(row_type)[column]
     nothing = ("",) if is_name(row_type, column) else ("", "nan", "na")
     if cell is None or isinstance(cell, float) and math.isnan(cell):
         return None
     if isinstance(cell, str) and cell.strip().lower() in nothing:
         return None
     try:
-        value = CHECKS[kind](cell)
+        value = CHECKS[cell_type](cell)
     except (ValueError, OverflowError) as error:
-        raise ValueError(f"{shortened(repr(cell))} is no {WORDS[kind]}{error}") from error
+        raise ValueError(f"{shortened(repr(cell))} is no {WORDS[cell_type]}{error}") from error
     if column.endswith(FRACTIONS) and value is not None and not 0 <= value <= 1:
         hint = "; divide percent by 100" if 1 < value <= 100 else ""
         raise ValueError(f"{value:g} is outside [0, 1]{hint}")

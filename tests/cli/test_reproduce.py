@@ -10,10 +10,10 @@ from memtool.cli import main
 from memtool.files import claimed
 from memtool.reproduction import (
     RECIPES,
-    Outcome,
     Recipe,
     Record,
     Step,
+    StepResult,
     Study,
     chosen_recipe,
     steps_for,
@@ -95,8 +95,8 @@ def test_without_a_study_or_with_an_epoch_too_late_there_is_a_way_out(run, tmp_p
 def one_step(tmp_path, monkeypatch):
     """One step that seems to have run; nothing is found in its tables."""
     step = Step("x", (), (), (Path("x"),), tmp_path)
-    outcome = Outcome(step, 1.5, None, ("a layer is constant",))
-    monkeypatch.setattr("memtool.reproduction.run_steps", lambda *_: iter([outcome]))
+    result = StepResult(step, 1.5, None, ("a layer is constant",))
+    monkeypatch.setattr("memtool.reproduction.run_steps", lambda *_: iter([result]))
     monkeypatch.setattr("memtool.reproduction.findings_of", lambda *_: [])
     monkeypatch.setattr("memtool.reproduction.write_report", lambda root: root / "report.html")
 

@@ -114,7 +114,7 @@ def test_layers_and_checkpoints_that_look_like_numbers_are_names(tmp_path):
 def test_a_column_has_one_type_in_all_tables():
     for table in declared.TABLES:
         for column in tables.columns(table):
-            assert tables.type_of(table, column) == schema.WORDS[declared.KINDS[column]]
+            assert tables.type_of(table, column) == schema.WORDS[declared.CELL_TYPES[column]]
 
 
 def with_cell(rows, column, cell):
