@@ -1,44 +1,38 @@
 """The figures of a report, in their order, with how to read each."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+
+from memtool.reproduction.rules import PLOTS, Plot
 
 
 @dataclass(frozen=True)
 class Exhibit:
-    """A figure of the report: the kinds of tables it is drawn from, how, and how to read it."""
+    """A figure of the report, and how to read it."""
 
-    tables: tuple[str, ...]
-    kind: str
+    plot: Plot
     title: str
     reading: str
-    options: Mapping[str, Any] | None = None
 
 
 EXHIBITS = (
     Exhibit(
-        ("cka", "ceiling"),
-        "divergence",
+        PLOTS["divergence-final"],
         "Where networks differ from the clean one in the end",
         "Each curve is a network that has learned labels of which r percent were drawn at random; "
         "it shows how similar its layers are to those of the final clean network. 1 is the same "
         "but for rotation and scale. A dotted line, where there is one, is a second clean network, "
         "which saw the images in another order: what is not below it has not diverged. A thin "
         "grey line is what unrelated layers would have.",
-        {"x": "layer", "epochs": "last"},
     ),
     Exhibit(
-        ("cka",),
-        "convergence",
+        PLOTS["figure1-convergence"],
         "Figure 1: convergence",
         "Each checkpoint is compared with the final model of its own run. A layer that is near 1 "
         "at an early epoch was soon as it is in the end; a layer that gets there late was changing "
         "for as long. Look for the layers in which noisy labels make networks lag behind.",
     ),
     Exhibit(
-        ("stitching",),
-        "stitching",
+        PLOTS["figure2-stitching"],
         "Figure 2: stitching",
         "The front of one network runs into the back of another, with a layer between them that is "
         "trained on clean labels. Noisy front, clean back: as long as the front serves the back "
@@ -48,24 +42,20 @@ EXHIBITS = (
         "layer.",
     ),
     Exhibit(
-        ("stitching",),
-        "stitching",
+        replace(PLOTS["figure2-stitching"], options={"net_of_control": True}),
         "Figure 2, net of the control",
         "The same after subtracting the control: above 0 a stitched network does better than the "
         "noisy network with a trained layer at the same cut.",
-        {"net_of_control": True},
     ),
     Exhibit(
-        ("cka", "ceiling"),
-        "divergence",
+        PLOTS["figure3-divergence"],
         "Figure 3: divergence",
         "Each checkpoint is compared with the final clean network. CKA rises while a network "
         "learns what all labels have in common, and falls as it memorizes: look for how early the "
         "peak is, how far CKA falls from it, and in which layers.",
     ),
     Exhibit(
-        ("supplement",),
-        "supplement",
+        PLOTS["supplement"],
         "Supplement: stitched networks, layer by layer",
         "Each stitched network is compared with the final clean network, layer by layer: hollow "
         "points are its front, full ones its back, and the dotted step between them is the "
@@ -73,8 +63,7 @@ EXHIBITS = (
         "brings a noisy front near to the clean network again, and from which cut on it does not.",
     ),
     Exhibit(
-        ("training",),
-        "training",
+        PLOTS["training"],
         "Training",
         "Accuracy on the given labels of the mislabelled images is memorization; that on all true "
         "labels and on the test images is what the network has learned besides. Where the first "

@@ -13,7 +13,8 @@ from memtool.contents import read_json
 from memtool.files import replacing
 from memtool.reproduction.findings import measure_findings
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
-from memtool.reproduction.steps import ROWS, Step, tables_of
+from memtool.reproduction.rules import TABLES
+from memtool.reproduction.steps import Step, tables_of
 from memtool.tables import FindingRow, StepRow
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
@@ -65,7 +66,7 @@ class Record:
 def findings_of(recipe: Recipe, root: Path) -> list[FindingRow]:
     """The findings in the tables of a reproduction in the folder `root`."""
     rows = {
-        kind: [row for path in paths for row in tables.read(root / path, ROWS[kind])]
+        kind: [row for path in paths for row in tables.read(root / path, TABLES[kind].row_type)]
         for kind, paths in tables_of(recipe.ratios, recipe.seeds, recipe.supplemented).items()
     }
     return measure_findings(rows["training"], rows["cka"] + rows["ceiling"], rows["stitching"])

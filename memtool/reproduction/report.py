@@ -15,7 +15,8 @@ from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED, measure_findi
 from memtool.reproduction.markup import Markup, element, inline, joined
 from memtool.reproduction.page import page
 from memtool.reproduction.recipes import MOST_RATIOS, MOST_SEEDS, Recipe
-from memtool.reproduction.steps import ROWS, Step, steps_for, tables_of
+from memtool.reproduction.rules import TABLES
+from memtool.reproduction.steps import Step, steps_for, tables_of
 from memtool.tables import FindingRow, Row, StepRow
 from memtool.tensors import read_metadata
 
@@ -24,14 +25,6 @@ PAPER = (
     "Gupta, Saha, Rai: Understanding Memorization using Representation Similarity Analysis and "
     "Model Stitching, UniReps 2024"
 )
-# The files of each kind of tables, of which there is one per run.
-GLOBS = {
-    "training": "training-r*.csv",
-    "cka": "cka-r*.csv",
-    "ceiling": "cka-ceiling-*.csv",  # of the second clean network
-    "stitching": "stitching-r*.csv",
-    "supplement": "supplement-r*.csv",
-}
 WIDE = 5  # inches; a wider figure would be too small on a phone, and scrolls there
 MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
 
@@ -68,7 +61,7 @@ def write_report(folder: Path) -> Path:
 def report(folder: Path) -> str:
     """The page. What is not in the folder is left out, and the page says so."""
     choices = _read_choices(folder / "reproduction.json")
-    found = {kind: _rows(folder, kind, choices) for kind in GLOBS}
+    found = {kind: _rows(folder, kind, choices) for kind in TABLES}
     if not any(found.values()):
         raise MemtoolError(
             f"{folder}: has no tables of a reproduction, such as tables/training-r0-s0.csv; make "
@@ -98,9 +91,9 @@ def _rows(folder: Path, kind: str, choices: Mapping[str, Any]) -> Rows:
     expected = _expected_tables(choices)
     return [
         row
-        for path in sorted((folder / "tables").glob(GLOBS[kind]))
+        for path in sorted((folder / "tables").glob(TABLES[kind].glob))
         if expected is None or path.relative_to(folder) in expected
-        for row in tables.read(path, ROWS[kind])
+        for row in tables.read(path, TABLES[kind].row_type)
     ]
 
 
@@ -274,7 +267,7 @@ def _verdict(verdict: str) -> Markup:
 def _figures(found: Mapping[str, Rows]) -> Markup:
     return joined(
         *(
-            _figure(number, one, [row for kind in one.tables for row in found[kind]])
+            _figure(number, one, [row for kind in one.plot.tables for row in found[kind]])
             for number, one in enumerate(EXHIBITS)
         )
     )
@@ -283,11 +276,12 @@ def _figures(found: Mapping[str, Rows]) -> Markup:
 def _figure(number: int, exhibit: Exhibit, rows: Rows) -> Markup:
     """A figure drawn anew from its rows, or why there is none."""
     drawing: Markup
-    source = " and ".join(f"tables/{GLOBS[kind]}" for kind in exhibit.tables)
+    plot = exhibit.plot
+    source = " and ".join(f"tables/{TABLES[kind].glob}" for kind in plot.tables)
     try:
         if not rows:
             raise MemtoolError(f"there is no {source}")
-        figure = figures.draw(exhibit.kind, rows, figures.as_options(**exhibit.options or {}))
+        figure = figures.draw(plot.kind, rows, figures.as_options(**plot.options))
         width = figure.get_figwidth()
         how = {"class_": "drawing wide", "tabindex": "0"}  # with the keyboard, too, it scrolls
         if width < WIDE:

@@ -6,7 +6,34 @@ ratio of 25 % and seed 0. `$(NAME)` is one of the recipe's choices or of FUNCTIO
 `$@` are the first file that is needed, all of them, and the file that is made, if there is but one.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from memtool.tables import CkaRow, StitchingRow, TrainingRow
+
+
+@dataclass(frozen=True)
+class Table:
+    """The tables of a kind: `tables/NAME-RUN.csv` for each run that the variable `runs` lists."""
+
+    name: str
+    runs: str
+    row_type: type
+
+    @property
+    def glob(self) -> str:
+        """The names of the files of all runs."""
+        return f"{self.name}-{'ceiling-' if self.runs == 'CEILINGS' else 'r'}*.csv"
+
+
+TABLES = {
+    "training": Table("training", "RUNS", TrainingRow),
+    "cka": Table("cka", "RUNS", CkaRow),
+    "ceiling": Table("cka", "CEILINGS", CkaRow),  # of the second clean networks
+    "stitching": Table("stitching", "RUNS", StitchingRow),
+    "supplement": Table("supplement", "SUPPLEMENTS", CkaRow),
+}
 
 # Names that depend on the run or the model, or stand for files of all runs, and what make takes
 # them from.
@@ -17,11 +44,7 @@ FUNCTIONS = {
     "trust": "$(if $(findstring .py:,$(MODEL)),--trust)",
     "before": "$(filter-out $(shell printf %04d $(EPOCHS)),$(SAVED))",  # the last epoch
     "saved": "$(before:%=$(DIR)/runs/$*/epoch-%.safetensors)",
-    "training": "$(RUNS:%=$(DIR)/tables/training-%.csv)",
-    "cka": "$(RUNS:%=$(DIR)/tables/cka-%.csv)",
-    "ceiling": "$(CEILINGS:%=$(DIR)/tables/cka-%.csv)",
-    "stitching": "$(RUNS:%=$(DIR)/tables/stitching-%.csv)",
-    "supplement": "$(SUPPLEMENTS:%=$(DIR)/tables/supplement-%.csv)",
+    **{kind: f"$({t.runs}:%=$(DIR)/tables/{t.name}-%.csv)" for kind, t in TABLES.items()},
 }
 
 
@@ -84,18 +107,32 @@ SUPPLEMENT = Rule(
 RUN_RULES = (LABELS, TRAIN, CKA, STITCHING, SUPPLEMENT)
 
 
-def _figure(name: str, plot: str, *tables: str) -> Rule:
+@dataclass(frozen=True)
+class Plot:
+    """What a figure shows: its kind, the kinds of tables that it is drawn from, and its options."""
+
+    kind: str
+    tables: tuple[str, ...]
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+PLOTS = {
+    "figure1-convergence": Plot("convergence", ("cka",)),
+    "figure2-stitching": Plot("stitching", ("stitching",)),
+    "figure3-divergence": Plot("divergence", ("cka", "ceiling")),
+    "divergence-final": Plot("divergence", ("cka", "ceiling"), {"x": "layer", "epochs": "last"}),
+    "supplement": Plot("supplement", ("supplement",)),
+    "training": Plot("training", ("training",)),
+}
+
+
+def _figure(name: str, plot: Plot) -> Rule:
     """What `memtool plot` makes of tables; % is the folder of the reproduction."""
     files = tuple(f"%/{name}{suffix}" for suffix in (".csv", ".pdf", ".png"))
+    options = "".join(f" --{option} {value}" for option, value in plot.options.items())
     outputs = " ".join(f"-o {file.replace('%', '$*')}" for file in files)
-    return Rule(name, files, tuple(f"$({table})" for table in tables), f"plot {plot} $^ {outputs}")
+    needs = tuple(f"$({table})" for table in plot.tables)
+    return Rule(name, files, needs, f"plot {plot.kind}{options} $^ {outputs}")
 
 
-FIGURES = (
-    _figure("figure1-convergence", "convergence", "cka"),
-    _figure("figure2-stitching", "stitching", "stitching"),
-    _figure("figure3-divergence", "divergence", "cka", "ceiling"),
-    _figure("divergence-final", "divergence --x layer --epochs last", "cka", "ceiling"),
-    _figure("supplement", "supplement", "supplement"),
-    _figure("training", "training", "training"),
-)
+FIGURES = tuple(_figure(name, plot) for name, plot in PLOTS.items())

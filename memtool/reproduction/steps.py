@@ -13,17 +13,8 @@ from pathlib import Path
 from memtool import specs
 from memtool.models.spec import code_file
 from memtool.reproduction.recipes import Recipe, told
-from memtool.reproduction.rules import CEILING, CKA, FIGURES, RUN_RULES, SUPPLEMENT, Rule
-from memtool.tables import CkaRow, StitchingRow, TrainingRow
+from memtool.reproduction.rules import CEILING, CKA, FIGURES, RUN_RULES, SUPPLEMENT, TABLES, Rule
 
-# What the tables of each kind hold, of which there is one for each run.
-ROWS = {
-    "training": TrainingRow,
-    "cka": CkaRow,
-    "ceiling": CkaRow,
-    "stitching": StitchingRow,
-    "supplement": CkaRow,
-}
 ROOT = "$(DIR)"
 NAMES = re.compile(r"\$(?:\((\w+)\)|([*<@^]))")
 
@@ -98,17 +89,15 @@ def tables_of(
 ) -> dict[str, list[Path]]:
     """The tables of all runs by their kinds, below the folder of the reproduction; those of CKA of
     the second clean runs are the `ceiling`. Noise ratios are in percent."""
-    of_runs = dict.fromkeys(("training", "cka", "stitching"), ratios)
-    found = {
-        kind: [
-            Path("tables", f"{kind}-r{ratio:g}-s{seed}.csv")
-            for seed in range(seeds)
-            for ratio in chosen
-        ]
-        for kind, chosen in {**of_runs, "supplement": supplemented}.items()
+    runs = {
+        "RUNS": [f"r{ratio:g}-s{seed}" for seed in range(seeds) for ratio in ratios],
+        "SUPPLEMENTS": [f"r{ratio:g}-s{seed}" for seed in range(seeds) for ratio in supplemented],
+        "CEILINGS": [f"ceiling-s{seed}" for seed in range(seeds)],
     }
-    ceilings = [Path("tables", f"cka-ceiling-s{seed}.csv") for seed in range(seeds)]
-    return {**found, "ceiling": ceilings}
+    return {
+        kind: [Path("tables", f"{table.name}-{run}.csv") for run in runs[table.runs]]
+        for kind, table in TABLES.items()
+    }
 
 
 def pending(steps: Sequence[Step], known: Mapping[str, str]) -> Iterator[Step]:
