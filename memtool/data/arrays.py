@@ -22,7 +22,7 @@ from memtool import MemtoolError
 from memtool.contents import check_regular, check_unpacked, described
 from memtool.data.classes import classes_of, values
 from memtool.data.images import check_memory
-from memtool.data.listing import Images, Listing, Vectors
+from memtool.data.listing import Examples, Images, Listing, Vectors
 from memtool.errors import last_line
 from memtool.metadata import MAX_FEATURES
 
@@ -56,8 +56,8 @@ def listed(path: Path, memory: int) -> Listing:
             f"{path}: training {name} are {items[0].shape[1:]}, test {name} {items[-1].shape[1:]}"
         )
     classes, numbers = classes_of(labels, f"{path}: labels")
-    *train, test = zip(items, numbers, strict=True)
-    if train and (missing := np.setdiff1d(test[1], train[0][1])).size:
+    *train, test = (Examples(*pair) for pair in zip(items, numbers, strict=True))
+    if train and (missing := np.setdiff1d(test.labels, train[0].labels)).size:
         logger.warning(
             f"{path}: class {classes[missing[0]]!r} occurs among the test labels alone; label "
             "noise may draw it nevertheless"

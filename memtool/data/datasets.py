@@ -2,7 +2,7 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -15,7 +15,7 @@ from memtool import MemtoolError
 from memtool.data.batches import Split
 from memtool.data.cache import Decoded, cached
 from memtool.data.images import decoded, resized, shape_of, with_channels
-from memtool.data.listing import Labels, told_shape
+from memtool.data.listing import Examples, told_shape
 from memtool.data.sources import listed
 from memtool.data.spec import RESIZING, Options, parse
 from memtool.data.splitting import divided, sampled, with_fewer
@@ -133,6 +133,9 @@ def load(
     if training and options.samples:
         raise MemtoolError(f"{spec}: samples is for comparing, not for training; leave it out")
     listing = listed(source, folder, memory=memory)
+    for part in (listing.train, listing.test):
+        if part is not None:
+            part.check(spec)
     if options.split_at is not None:
         listing = divided(listing, options.split_at, spec)
     if options.samples_train is not None:
@@ -143,40 +146,38 @@ def load(
         raise MemtoolError(
             f"{spec}: has no training images; say how much is for training (--split-at 80%)"
         )
-    test, test_labels = listing.test
-    train, train_labels = listing.train or (test[:0], test_labels[:0])
-    for items, labels in ((train, train_labels), (test, test_labels)):
-        if len(items) != len(labels):  # the border between the splits would move
-            raise MemtoolError(f"{spec}: has {len(items)} images, but {len(labels)} labels of them")
-    content = _content([train, test], [train_labels, test_labels], spec, options, memory, progress)
+    test = listing.test
+    train = test[:0] if listing.train is None else listing.train
+    content = _content([train, test], spec, options, memory, progress)
     _check_channels(spec, options, content.images)
-    border = len(train_labels)
+    border = len(train)
     return Dataset(
         name=spec,
         classes=listing.classes,
-        train=content.split(slice(border), train_labels),
-        test=content.split(slice(border, None), test_labels),
+        train=content.split(slice(border), train.labels),
+        test=content.split(slice(border, None), test.labels),
         options=options,
         measured=content.measured,
     )
 
 
 def _content(
-    parts: list[NDArray[Any]],
-    labels: list[Labels],
+    parts: Sequence[Examples],
     spec: str,
     options: Options,
     memory: int,
     progress: Progress,
 ) -> Decoded:
     """All images, or vectors, of the parts one after another, in memory or in a file."""
-    items = np.concatenate(parts) if all(map(len, parts)) else max(parts, key=len)
+    each = [part.items for part in parts]
+    items = np.concatenate(each) if all(map(len, each)) else max(each, key=len)
     if items.dtype != object:
         images = _images(items, spec, options, progress, memory)
         return Decoded(images if images.ndim == 2 else with_channels(images, options.channels))
     paths = list(items)
     shape = shape_of(paths, options)
     if shape and math.prod(shape) > memory:
+        labels = [part.labels for part in parts]
         return cached(paths, labels, shape, spec, options, progress)
     with progress(f"reading {spec}", len(paths)) as advance:
         images, notes = decoded(paths, spec, options, advance)

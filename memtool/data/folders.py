@@ -6,14 +6,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.contents import read_text
-from memtool.data.listing import Labels, Listing
+from memtool.data.listing import Examples, Listing
 from memtool.data.pictures import SUFFIXES
 
 TESTS = ("test", "val", "valid", "validation")  # names of a test split; the first that has labels
@@ -74,7 +72,7 @@ def _unsplit(root: Path, skipped: Skipped) -> Listing:
         raise MemtoolError(f"{root}: has {part.name} but no train; name it itself (folder:{part})")
     listing = Listing(tuple(classes), None, _files_of(root, classes, skipped))
     if len(classes) == 1 and all(
-        os.path.dirname(file) != str(root / classes[0]) for file in listing.test[0]
+        os.path.dirname(file) != str(root / classes[0]) for file in listing.test.items
     ):
         logger.warning(
             f"{root}: has one class only, {classes[0]!r}, whose images are in folders of their "
@@ -114,9 +112,7 @@ def _has_labels(test: Path, classes: Sequence[str]) -> bool:
     return is_listed or bool(folders - {"images"}) or "images" in folders & set(classes)
 
 
-def _test_files(
-    test: Path, classes: Sequence[str], train: Path, skipped: Skipped
-) -> tuple[NDArray[Any], Labels]:
+def _test_files(test: Path, classes: Sequence[str], train: Path, skipped: Skipped) -> Examples:
     """The files of a test split, of the classes of `train`; a class may have none."""
     if (test / ANNOTATIONS).is_file():
         return _annotated(test, _annotations(test / ANNOTATIONS), classes, skipped)
@@ -139,7 +135,7 @@ def _class_names(folder: Path, skipped: Skipped) -> list[str]:
 
 def _files_of(
     folder: Path, classes: Sequence[str], skipped: Skipped, allow_empty: bool = False
-) -> tuple[NDArray[Any], Labels]:
+) -> Examples:
     """The paths of all image files, class by class, and their labels.
 
     Raises MemtoolError for a class that has none or, with `allow_empty`, only if no class has any.
@@ -155,7 +151,7 @@ def _files_of(
         labels += [label] * len(own)
     if not found:
         raise _no_images(folder)
-    return np.array(found, dtype=object), np.array(labels, dtype=np.int64)
+    return Examples(np.array(found, dtype=object), np.array(labels, dtype=np.int64))
 
 
 def _no_images(folder: Path) -> MemtoolError:
@@ -208,7 +204,7 @@ def _annotations(path: Path) -> dict[str, str]:
 
 def _annotated(
     folder: Path, names: dict[str, str], classes: Sequence[str], skipped: Skipped
-) -> tuple[NDArray[Any], Labels]:
+) -> Examples:
     """The files in a folder that has annotations, and their labels, sorted by name.
 
     Raises MemtoolError for an image that is missing or of a class not among `classes`.
@@ -223,7 +219,7 @@ def _annotated(
     for name in sorted(files.keys() - names.keys()):
         skipped.add(f"images that are not in {ANNOTATIONS}", files[name])
     chosen = sorted(names)
-    return (
+    return Examples(
         np.array([files[name] for name in chosen], dtype=object),
         np.array([label_of[names[name]] for name in chosen], dtype=np.int64),
     )

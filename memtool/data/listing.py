@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from memtool import MemtoolError
+
 Images = NDArray[np.uint8]  # (n, channels, height, width)
 Vectors = NDArray[np.float32]  # (n, features), what networks on vectors take for images
 Labels = NDArray[np.int64]  # (n,), from 0 on
@@ -24,15 +26,38 @@ def told_shape(shape: Sequence[int]) -> str:
 
 
 @dataclass(frozen=True)
-class Listing:
-    """The classes of a data set and its examples, whose images may still be files.
+class Examples:
+    """Examples whose images may still be files.
 
-    `train` and `test` are pairs of items and labels of equal length. Items are images, uint8
-    (n, channels, height, width), vectors, float32 (n, features), or the paths of image files, str
-    in an object array (n,). `train` is None for a data set that is not split: all of its examples
-    are in `test`.
+    Items are images, uint8 (n, channels, height, width), vectors, float32 (n, features), or the
+    paths of image files, str in an object array (n,).
+    """
+
+    items: NDArray[Any]
+    labels: Labels
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, chosen: NDArray[np.bool_] | slice) -> "Examples":
+        return Examples(self.items[chosen], self.labels[chosen])
+
+    def check(self, spec: str) -> None:
+        """Raise MemtoolError, which names `spec`, unless there are as many items as labels: the
+        border between the splits would move."""
+        if len(self.items) != len(self.labels):
+            raise MemtoolError(
+                f"{spec}: has {len(self.items)} images, but {len(self.labels)} labels of them"
+            )
+
+
+@dataclass(frozen=True)
+class Listing:
+    """The classes of a data set and its examples.
+
+    `train` is None for a data set that is not split: all of its examples are in `test`.
     """
 
     classes: tuple[str, ...]
-    train: tuple[NDArray[Any], Labels] | None
-    test: tuple[NDArray[Any], Labels]
+    train: Examples | None
+    test: Examples

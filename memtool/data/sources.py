@@ -23,7 +23,7 @@ import numpy as np
 
 from memtool import MemtoolError
 from memtool.data import arrays, folders
-from memtool.data.listing import Listing, told_shape
+from memtool.data.listing import Examples, Listing, told_shape
 from memtool.data.spec import NAMES, TORCHVISION
 from memtool.data.splitting import stratified
 from memtool.errors import last_line
@@ -69,12 +69,8 @@ def _digits() -> Listing:
 
     content = load(resources.files("memtool.data").joinpath("digits.safetensors").read_bytes())
     images, labels = content["images"][:, None], content["labels"].astype(np.int64)
-    test = stratified(labels, DIGITS_TEST_SIZE)
-    return Listing(
-        classes=tuple("0123456789"),
-        train=(images[~test], labels[~test]),
-        test=(images[test], labels[test]),
-    )
+    examples, test = Examples(images, labels), stratified(labels, DIGITS_TEST_SIZE)
+    return Listing(tuple("0123456789"), train=examples[~test], test=examples[test])
 
 
 def default_folder() -> Path:
@@ -98,7 +94,7 @@ def _torchvision(name: str, folder: Path) -> Listing:
         )
     parts = _downloaded(name, getattr(datasets, TORCHVISION[name]), folder)
     train, test = [
-        (
+        Examples(
             arrays.nchw(np.asarray(part.data), f"{name}: its images"),
             np.asarray(part.labels if name == "svhn" else part.targets, dtype=np.int64),
         )
@@ -106,11 +102,11 @@ def _torchvision(name: str, folder: Path) -> Listing:
     ]
     classes = [str(label).split(" - ")[0] for label in getattr(parts[0], "classes", range(10))]
     damaged = f"{name}: its files in {folder} are damaged or of something else:"
-    for _, labels in (train, test):
+    for labels in (train.labels, test.labels):
         if wrong := labels[(labels < 0) | (labels >= len(classes))].tolist():
             raise MemtoolError(f"{damaged} {wrong[0]} is no label from 0 to {len(classes) - 1}")
-    if train[0].shape[1:] != test[0].shape[1:]:
-        sizes = (told_shape(images.shape[1:]) for images, _ in (train, test))
+    if train.items.shape[1:] != test.items.shape[1:]:
+        sizes = (told_shape(images.shape[1:]) for images in (train.items, test.items))
         raise MemtoolError(f"{damaged} {' to train and '.join(sizes)} to test")
     return Listing(tuple(classes), train, test)
 

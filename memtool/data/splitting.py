@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.data.listing import Labels, Listing
+from memtool.data.listing import Examples, Labels, Listing
 
 
 def stratified(labels: Labels, size: int) -> NDArray[np.bool_]:
@@ -41,28 +41,28 @@ def divided(listing: Listing, size: float, spec: str) -> Listing:
     """
     if listing.train is not None:
         raise MemtoolError(f"{spec}: has a training split; leave out split_at")
-    items, labels = listing.test
-    count = round(size * len(labels)) if isinstance(size, float) else size
-    if not 0 < count < len(labels):
+    n = len(listing.test)
+    count = round(size * n) if isinstance(size, float) else size
+    if not 0 < count < n:
         raise MemtoolError(
-            f"{spec}: of its {len(labels)} images, split_at leaves {max(0, count)} to train on "
-            f"and {max(0, len(labels) - count)} to test on"
+            f"{spec}: of its {n} images, split_at leaves {max(0, count)} to train on "
+            f"and {max(0, n - count)} to test on"
         )
-    test = stratified(labels, len(labels) - count)
-    return replace(listing, train=(items[~test], labels[~test]), test=(items[test], labels[test]))
+    test = stratified(listing.test.labels, n - count)
+    return replace(listing, train=listing.test[~test], test=listing.test[test])
 
 
 def with_fewer(listing: Listing, size: int) -> Listing:
     """At most `size` of the training examples, and all test examples."""
     if listing.train is None:
         return listing
-    items, labels = listing.train
-    chosen = stratified(labels, min(size, len(labels)))
-    return replace(listing, train=(items[chosen], labels[chosen]))
+    return replace(listing, train=_fewer(listing.train, size))
 
 
 def sampled(listing: Listing, size: int) -> Listing:
     """At most `size` of the test examples, and no training examples."""
-    items, labels = listing.test
-    chosen = stratified(labels, min(size, len(labels)))
-    return replace(listing, train=None, test=(items[chosen], labels[chosen]))
+    return replace(listing, train=None, test=_fewer(listing.test, size))
+
+
+def _fewer(examples: Examples, size: int) -> Examples:
+    return examples[stratified(examples.labels, min(size, len(examples)))]

@@ -45,8 +45,8 @@ def test_folders_within_a_class_count_in_the_order_of_imagefolder(
     caplog.set_level("INFO", logger="memtool")
     found = folders.listed(str(tmp_path / "images"))
     expected = ImageFolder(tmp_path / "images")
-    assert list(found.test[0]) == [path for path, _ in expected.samples]
-    assert found.test[1].tolist() == expected.targets == [0] * 10 + [1] * 10
+    assert list(found.test.items) == [path for path, _ in expected.samples]
+    assert found.test.labels.tolist() == expected.targets == [0] * 10 + [1] * 10
     assert not caplog.messages
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from memtool import MemtoolError
-from memtool.data.listing import Listing
+from memtool.data.listing import Examples, Listing
 from memtool.data.splitting import divided, sampled, stratified, with_fewer
 
 
@@ -22,20 +22,24 @@ def test_every_class_has_its_share(labels: list[int], drawn: st.DataObject) -> N
 
 
 LABELS = np.repeat([0, 1], [20, 10])
-LISTING = Listing(("ant", "bee"), None, (np.arange(30), LABELS))
+LISTING = Listing(("ant", "bee"), None, Examples(np.arange(30), LABELS))
 
 
 @pytest.mark.parametrize("size", [0.8, 24], ids=["fraction", "number"])
 def test_a_listing_is_divided_into_two_without_loss(size: float) -> None:
     found = divided(LISTING, size, "x")
-    assert [np.bincount(labels).tolist() for _, labels in (found.train, found.test)] == [
-        [16, 8],
-        [4, 2],
-    ]
-    for items, labels in (found.train, found.test):
-        assert (LABELS[items] == labels).all()
-        assert (np.diff(items) > 0).all()
-    assert sorted([*found.train[0], *found.test[0]]) == list(range(30))
+    assert np.bincount(found.train.labels).tolist() == [16, 8]
+    assert np.bincount(found.test.labels).tolist() == [4, 2]
+    for part in (found.train, found.test):
+        assert (LABELS[part.items] == part.labels).all()
+        assert (np.diff(part.items) > 0).all()
+    assert sorted([*found.train.items, *found.test.items]) == list(range(30))
+
+
+def test_items_without_labels_are_refused() -> None:
+    Examples(np.arange(30), LABELS).check("x")
+    with pytest.raises(MemtoolError, match="^x: has 31 images, but 30 labels of them$"):
+        Examples(np.arange(31), LABELS).check("x")
 
 
 @pytest.mark.parametrize("size", [0, 30, 31, 0.01, 0.99])
@@ -52,15 +56,15 @@ def test_what_is_split_is_not_divided_again() -> None:
 def test_a_sample_leaves_no_training_examples() -> None:
     found = sampled(divided(LISTING, 0.5, "x"), 6)
     assert found.train is None
-    assert np.bincount(found.test[1]).tolist() == [4, 2]
-    assert len(sampled(LISTING, 99).test[0]) == 30
+    assert np.bincount(found.test.labels).tolist() == [4, 2]
+    assert len(sampled(LISTING, 99).test.items) == 30
 
 
 def test_fewer_training_examples_leave_the_test_examples() -> None:
     whole = divided(LISTING, 0.8, "x")
     found = with_fewer(whole, 6)
-    assert np.bincount(found.train[1]).tolist() == [4, 2]
-    assert (LABELS[found.train[0]] == found.train[1]).all()
+    assert np.bincount(found.train.labels).tolist() == [4, 2]
+    assert (LABELS[found.train.items] == found.train.labels).all()
     assert found.test is whole.test
-    assert len(with_fewer(whole, 99).train[0]) == 24
+    assert len(with_fewer(whole, 99).train.items) == 24
     assert with_fewer(LISTING, 6) is LISTING
