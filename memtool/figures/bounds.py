@@ -43,15 +43,15 @@ def _is_clean(row: Row) -> bool:
 def draw_ceiling(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = None) -> None:
     """Draw the CKA of second clean networks: the mean over all; one epoch alone is a level line."""
     ceiling = curve(rows, x, "cka")
-    _draw(axes, ceiling, CEILING, x)
-    record(axes, ceiling, "cka", str(CEILING["label"]), names)
+    _draw(axes, ceiling, style=CEILING, x=x)
+    record(axes, ceiling, y="cka", label=str(CEILING["label"]), names=names)
 
 
 def draw_floor(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = None) -> None:
     """Draw the floor of the rows: the mean of `cka_null` over all at each x."""
     floor = _mean_floor(rows, x)
-    _draw(axes, floor, FLOOR, x)
-    record(axes, floor, "cka_null", str(FLOOR["label"]), names)
+    _draw(axes, floor, style=FLOOR, x=x)
+    record(axes, floor, y="cka_null", label=str(FLOOR["label"]), names=names)
 
 
 def _draw(axes: Axes, bound: Curve, style: Style, x: str) -> None:

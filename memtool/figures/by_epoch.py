@@ -37,9 +37,16 @@ def draw(rows: Rows, ceiling: Rows, ylabel: str, options: Options) -> Figure:
     for axes, layer in zip(panels, names, strict=True):
         draw_floor(axes, layers[layer], "epoch")
         draw_ceiling(axes, highest.get(layer, ()), "epoch")
-        draw_runs(axes, layers[layer], "epoch", "cka", styles, marked)
+        draw_runs(axes, layers[layer], x="epoch", y="cka", styles=styles, marked=marked)
     unit_interval(panels)
     panels[0].xaxis.set_major_locator(whole_numbers())
     lines = [*styles.values(), *styles_of_bounds(rows, ceiling)]
-    finish(figure, "epoch", ylabel, lines, runs_title(styles), spread_legend(figure))
+    finish(
+        figure,
+        x="epoch",
+        y=ylabel,
+        styles=lines,
+        legend_title=runs_title(styles),
+        more=spread_legend(figure),
+    )
     return figure

@@ -74,9 +74,17 @@ def _panel_per_run(
         by_epoch = groups(runs[one], lambda row: row["epoch"])
         _draw_bounds(axes, runs[one], ceiling, axis)
         for epoch, style in styles.items():
-            draw_layers(axes, by_epoch.get(epoch, ()), style, axis, ())
-    listed = few(list(styles.values()), MOST_IN_LEGEND)
-    return finished(figure, panels, axis, ylabel, rows, ceiling, listed, "epoch")
+            draw_layers(axes, by_epoch.get(epoch, ()), style=style, axis=axis, marked=())
+    return finished(
+        figure,
+        panels,
+        axis,
+        ylabel=ylabel,
+        rows=rows,
+        ceiling=ceiling,
+        styles=few(list(styles.values()), MOST_IN_LEGEND),
+        legend_title="epoch",
+    )
 
 
 def _one_panel(rows: Rows, ceiling: Rows, axis: LayerAxis, ylabel: str, options: Options) -> Figure:
@@ -86,9 +94,17 @@ def _one_panel(rows: Rows, ceiling: Rows, axis: LayerAxis, ylabel: str, options:
     (axes,) = panels
     _draw_bounds(axes, rows, ceiling, axis)
     for one, style in styles.items():
-        draw_layers(axes, runs[one], style, axis, axis.marked)
-    legend = list(styles.values())
-    return finished(figure, panels, axis, ylabel, rows, ceiling, legend, runs_title(styles))
+        draw_layers(axes, runs[one], style=style, axis=axis, marked=axis.marked)
+    return finished(
+        figure,
+        panels,
+        axis,
+        ylabel=ylabel,
+        rows=rows,
+        ceiling=ceiling,
+        styles=list(styles.values()),
+        legend_title=runs_title(styles),
+    )
 
 
 def finished(
@@ -108,7 +124,14 @@ def finished(
     figure.set_figheight(figure.get_figheight() + below)
     shortcuts = [SHORTCUTS] if any(map(is_side, axis.layers)) else []
     lines = [*styles, *shortcuts, *styles_of_bounds(without_shortcuts(rows), ceiling)]
-    finish(figure, "layer", ylabel, lines, legend_title, spread_legend(figure))
+    finish(
+        figure,
+        x="layer",
+        y=ylabel,
+        styles=lines,
+        legend_title=legend_title,
+        more=spread_legend(figure),
+    )
     return figure
 
 
@@ -117,15 +140,16 @@ def draw_layers(
 ) -> None:
     """Draw CKA against the places of layers; those of shortcuts are dots of their own."""
     main = curve(without_shortcuts(rows), "place", "cka")
-    draw_curve(axes, main, "cka", style, marked, axis.layers)
+    draw_curve(axes, main, y="cka", style=style, marked=marked, names=axis.layers)
     side = curve([row for row in rows if is_side(row["layer"])], "place", "cka")
     dots = {**style, **SIDE_MARK, "label": f"{style['label']}, shortcuts"}
-    draw_curve(axes, side, "cka", dots, None, axis.layers)
+    draw_curve(axes, side, y="cka", style=dots, names=axis.layers)
 
 
 def _draw_bounds(axes: Axes, rows: Rows, ceiling: Rows, axis: LayerAxis) -> None:
-    draw_floor(axes, without_shortcuts(of_epochs(rows, [LAST], run)), "place", axis.layers)
-    draw_ceiling(axes, ceiling, "place", axis.layers)
+    last = of_epochs(rows, [LAST], run)
+    draw_floor(axes, without_shortcuts(last), x="place", names=axis.layers)
+    draw_ceiling(axes, ceiling, x="place", names=axis.layers)
 
 
 def doubling(epochs: Sequence[int]) -> list[int]:

@@ -55,10 +55,10 @@ class Curve(NamedTuple):
         """The means of the values at each x."""
         values = [points[x] for x in sorted(points)]
         return Curve(
-            sorted(points),
-            [float(np.mean(v)) for v in values],
-            [float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values],
-            [len(v) for v in values],
+            x=sorted(points),
+            mean=[float(np.mean(v)) for v in values],
+            spread=[float(np.std(v, ddof=1)) if len(v) > 1 else 0.0 for v in values],
+            n=[len(v) for v in values],
         )
 
 
@@ -149,7 +149,7 @@ def draw_runs(
     """Draw column `y` against column `x` with one curve per run, as `draw_curve` does."""
     runs = groups(rows, run)
     for name, style in styles.items():
-        draw_curve(axes, curve(runs.get(name, ()), x, y), y, style, marked)
+        draw_curve(axes, curve(runs.get(name, ()), x, y), y=y, style=style, marked=marked)
 
 
 def draw_curve(
@@ -175,7 +175,7 @@ def draw_curve(
         low, high = np.subtract(curve.mean, curve.spread), np.add(curve.mean, curve.spread)
         axes.fill_between(curve.x, low, high, color=style["color"], **BAND)
         _drawing(axes).bands.update(curve.n)
-    record(axes, curve, y, style["label"], names)
+    record(axes, curve, y=y, label=style["label"], names=names)
 
 
 def draw_error_bars(
@@ -186,7 +186,7 @@ def draw_error_bars(
     axes.errorbar(curve.x, curve.mean, spread, elinewidth=0.6, capsize=1.5, **style)
     if spread:
         _drawing(axes).bands.update(curve.n)
-    record(axes, curve, y, style["label"], names)
+    record(axes, curve, y=y, label=style["label"], names=names)
 
 
 def record(

@@ -122,12 +122,19 @@ def _over_ratios(rows: Rows, options: Options) -> Figure:
     for axes, group in zip(panels, directions.values(), strict=True):
         for name, of_curve in groups(group, lambda row: str(row["curve"])).items():
             accuracy = curve(of_curve, "percent", "test_accuracy")
-            draw_error_bars(axes, accuracy, _measure(options), styles[name])
+            draw_error_bars(axes, accuracy, y=_measure(options), style=styles[name])
         if not options.net_of_control:
             alone = curve(_alone(group, _noisy_ends), "percent", "accuracy")
-            draw_curve(axes, alone, "test_accuracy", NOISY)
+            draw_curve(axes, alone, y="test_accuracy", style=NOISY)
     lines = [*styles.values(), *_draw_levels(panels, rows, options)]
-    finish(figure, NOISE_RATIO, _label(options), lines, "cut", spread_legend(figure))
+    finish(
+        figure,
+        x=NOISE_RATIO,
+        y=_label(options),
+        styles=lines,
+        legend_title="cut",
+        more=spread_legend(figure),
+    )
     return figure
 
 
@@ -141,14 +148,20 @@ def _over_cuts(rows: Rows, options: Options) -> Figure:
     for axes, group in zip(panels, ratios.values(), strict=True):
         for key, of_curve in groups(group, lambda row: (row["direction"], row["other"])).items():
             accuracy = curve(of_curve, "place", "test_accuracy")
-            draw_error_bars(axes, accuracy, _measure(options), styles[key], names)
+            draw_error_bars(axes, accuracy, y=_measure(options), style=styles[key], names=names)
         if not options.net_of_control:
             alone = curve(_alone(group, _noisy_ends), "percent", "accuracy")
-            _draw_level(axes, alone, NOISY, names)
+            _draw_level(axes, alone, style=NOISY, names=names)
     _name_cuts(figure, panels, cuts)
     lines = [*styles.values(), *_draw_levels(panels, rows, options, names)]
-    xlabel = "cut k: the last layer of the front"
-    finish(figure, xlabel, _label(options), lines, "", spread_legend(figure))
+    finish(
+        figure,
+        x="cut k: the last layer of the front",
+        y=_label(options),
+        styles=lines,
+        legend_title="",
+        more=spread_legend(figure),
+    )
     return figure
 
 
@@ -287,7 +300,7 @@ def _draw_levels(
         return [NO_GAIN]
     clean = curve(_alone(rows, _clean_ends), "percent", "accuracy")
     for axes in panels:
-        _draw_level(axes, clean, CLEAN, names)
+        _draw_level(axes, clean, style=CLEAN, names=names)
     return [*([CLEAN] if clean.x else []), NOISY]
 
 
@@ -300,8 +313,13 @@ def _draw_level(axes: Axes, level: Curve, style: Style, names: Sequence[str] | N
             axes.axhspan(mean - spread, mean + spread, color=style["color"], **BAND)
     if level.x and names:
         count = len(names)
-        level = Curve([*range(count)], level.mean * count, level.spread * count, level.n * count)
-    record(axes, level, "test_accuracy", style["label"], names)
+        level = Curve(
+            x=[*range(count)],
+            mean=level.mean * count,
+            spread=level.spread * count,
+            n=level.n * count,
+        )
+    record(axes, level, y="test_accuracy", label=style["label"], names=names)
 
 
 def _alone(rows: Rows, ends: Callable[[Row], Iterable[str]]) -> list[Row]:

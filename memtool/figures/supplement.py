@@ -99,12 +99,21 @@ def draw(rows: Rows, options: Options) -> Figure:
     figure, panels = panel_grid(*_laid_out(list(ends)), options.width)
     for axes, (key, group) in zip(panels, ends.items(), strict=True):
         alone = [row for row in noisy if row["noise_ratio"] in key]
-        draw_floor(axes, without_shortcuts(group), "place", axis.layers)
-        draw_layers(axes, alone, NOISY, axis, ())
+        draw_floor(axes, without_shortcuts(group), x="place", names=axis.layers)
+        draw_layers(axes, alone, style=NOISY, axis=axis, marked=())
         for cut, models in groups(group, cut_name).items():
             _draw_cut(axes, models, styles[cut], axis)
     lines = [*styles.values(), BEFORE, AFTER, *([NOISY] if noisy else [])]
-    return finished(figure, panels, axis, _label(rows), rows, [], lines, "cut")
+    return finished(
+        figure,
+        panels,
+        axis,
+        ylabel=_label(rows),
+        rows=rows,
+        ceiling=[],
+        styles=lines,
+        legend_title="cut",
+    )
 
 
 def _label(rows: Rows) -> str:
@@ -178,8 +187,8 @@ def _draw_cut(axes: Axes, rows: Rows, style: Style, axis: LayerAxis) -> None:
     at += [min((row["place"] for row in after), default=-1)]
     marked = {*axis.marked, *at}
     label = {"label": f"{style['label']}, before the cut"}
-    draw_layers(axes, before, style | OPEN | label, axis, marked)
-    draw_layers(axes, after, style, axis, marked)
+    draw_layers(axes, before, style=style | OPEN | label, axis=axis, marked=marked)
+    draw_layers(axes, after, style=style, axis=axis, marked=marked)
     step = [
         mean
         for part, place in zip((before, after), at, strict=True)

@@ -51,12 +51,18 @@ def draw(rows: Rows, options: Options) -> Figure:
     styles, marked = run_styles(rows), marked_epochs(rows)
     figure, panels = panel_grid([TITLES[name] for name in columns], 3, options.width, sharey=False)
     for axes, column in zip(panels, columns, strict=True):
-        draw_runs(axes, rows, "epoch", column, styles, marked)
+        draw_runs(axes, rows, x="epoch", y=column, styles=styles, marked=marked)
         if column == "loss":
             axes.set_ylim(bottom=0)
         else:
             unit_interval([axes])
     panels[0].xaxis.set_major_locator(whole_numbers())
-    more = spread_legend(figure)
-    finish(figure, "epoch", "", list(styles.values()), runs_title(styles), more)
+    finish(
+        figure,
+        x="epoch",
+        y="",
+        styles=list(styles.values()),
+        legend_title=runs_title(styles),
+        more=spread_legend(figure),
+    )
     return figure

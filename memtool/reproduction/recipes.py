@@ -65,7 +65,8 @@ class Recipe:
     def of(data: str, model: str) -> "Recipe":
         """For any data set and model, with the epochs that the model is trained for by default."""
         epochs = config_for(specs.split(model, "model")[0], images=50_000).epochs
-        return Recipe(data, model, epochs, every(-(-epochs // CHECKPOINTS), epochs))
+        saved = every(-(-epochs // CHECKPOINTS), epochs)
+        return Recipe(data=data, model=model, epochs=epochs, saved=saved)
 
     def but(self, **chosen: Any) -> "Recipe":
         """The recipe with what is chosen, and not None, in place of its own; with other `epochs`,

@@ -63,45 +63,46 @@ TRAINING = (
     " $(TRAIN) --seed $(seed)"
 )
 LABELS = Rule(
-    "labels",
-    ("$(DIR)/labels/%.safetensors",),
-    (),
-    "make-noisy '$(DATA)' -r $(ratio)% --seed $(seed) -q -o $@",
+    kind="labels",
+    makes=("$(DIR)/labels/%.safetensors",),
+    needs=(),
+    command="make-noisy '$(DATA)' -r $(ratio)% --seed $(seed) -q -o $@",
 )
 TRAIN = Rule(
-    "train",
-    ("$(DIR)/runs/%.safetensors", "$(DIR)/tables/training-%.csv"),
-    ("$(DIR)/labels/%.safetensors",),
-    f"{TRAINING} -q --resume --table $(DIR)/tables/training-$*.csv -o $(DIR)/runs/$*.safetensors",
+    kind="train",
+    makes=("$(DIR)/runs/%.safetensors", "$(DIR)/tables/training-%.csv"),
+    needs=("$(DIR)/labels/%.safetensors",),
+    command=f"{TRAINING} -q --resume --table $(DIR)/tables/training-$*.csv"
+    " -o $(DIR)/runs/$*.safetensors",
 )
 # A second clean network, with equal initial weights and another order of batches, for each seed,
 # which % stands for: what is no less like the first one has not diverged.
 CEILING = Rule(
-    "train",
-    ("$(DIR)/runs/ceiling-s%.safetensors", "$(DIR)/tables/training-ceiling-s%.csv"),
-    ("$(DIR)/labels/r0-s%.safetensors",),
-    f"{TRAINING} --order-seed 1$(seed) -q --resume"
+    kind="train",
+    makes=("$(DIR)/runs/ceiling-s%.safetensors", "$(DIR)/tables/training-ceiling-s%.csv"),
+    needs=("$(DIR)/labels/r0-s%.safetensors",),
+    command=f"{TRAINING} --order-seed 1$(seed) -q --resume"
     " --table $(DIR)/tables/training-ceiling-s$*.csv -o $(DIR)/runs/ceiling-s$*.safetensors",
 )
 CKA = Rule(
-    "cka",
-    ("$(DIR)/tables/cka-%.csv",),
-    ("$(DIR)/runs/%.safetensors", "$(clean)"),
-    "cka $(saved) $< --reference $< --reference $(clean)"
+    kind="cka",
+    makes=("$(DIR)/tables/cka-%.csv",),
+    needs=("$(DIR)/runs/%.safetensors", "$(clean)"),
+    command="cka $(saved) $< --reference $< --reference $(clean)"
     " --layers '$(LAYERS)' $(CKA) $(trust) -q -o $@",
 )
 STITCHING = Rule(
-    "stitching",
-    ("$(DIR)/tables/stitching-%.csv",),
-    ("$(DIR)/runs/%.safetensors", "$(clean)"),
-    "stitch $< $(clean) --at '$(CUTS)' --both --control $(STITCH) $(trust) --seed $(seed)"
+    kind="stitching",
+    makes=("$(DIR)/tables/stitching-%.csv",),
+    needs=("$(DIR)/runs/%.safetensors", "$(clean)"),
+    command="stitch $< $(clean) --at '$(CUTS)' --both --control $(STITCH) $(trust) --seed $(seed)"
     " --save $(DIR)/stitched/$* -q --resume -o $@",
 )
 SUPPLEMENT = Rule(
-    "supplement",
-    ("$(DIR)/tables/supplement-%.csv",),
-    ("$(DIR)/tables/stitching-%.csv", "$(clean)"),
-    "cka $< $(DIR)/runs/$*.safetensors --reference $(clean)"
+    kind="supplement",
+    makes=("$(DIR)/tables/supplement-%.csv",),
+    needs=("$(DIR)/tables/stitching-%.csv", "$(clean)"),
+    command="cka $< $(DIR)/runs/$*.safetensors --reference $(clean)"
     " --layers '$(LAYERS)' $(CKA) $(trust) -q -o $@",
 )
 RUN_RULES = (LABELS, TRAIN, CKA, STITCHING, SUPPLEMENT)
@@ -132,7 +133,8 @@ def _figure(name: str, plot: Plot) -> Rule:
     options = "".join(f" --{option} {value}" for option, value in plot.options.items())
     outputs = " ".join(f"-o {file.replace('%', '$*')}" for file in files)
     needs = tuple(f"$({table})" for table in plot.tables)
-    return Rule(name, files, needs, f"plot {plot.kind}{options} $^ {outputs}")
+    command = f"plot {plot.kind}{options} $^ {outputs}"
+    return Rule(kind=name, makes=files, needs=needs, command=command)
 
 
 FIGURES = tuple(_figure(name, plot) for name, plot in PLOTS.items())

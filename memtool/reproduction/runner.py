@@ -146,8 +146,12 @@ class _Running:
         _check(self.step, self.process.exitcode, [line for line in said if line.strip()])
         warnings = tuple(line.removeprefix(WARNING) for line in said if line.startswith(WARNING))
         memory = _memory_file(self.log)
-        bytes_ = int(memory.read_text()) if memory.exists() else None
-        return StepResult(self.step, time.monotonic() - self.start, bytes_, warnings)
+        return StepResult(
+            self.step,
+            seconds=time.monotonic() - self.start,
+            memory=int(memory.read_text()) if memory.exists() else None,
+            warnings=warnings,
+        )
 
 
 def _start(step: Step, command: Command, logs: Path) -> _Running:
@@ -161,7 +165,7 @@ def _start(step: Step, command: Command, logs: Path) -> _Running:
     process = context.Process(target=_execute, args=(command, step.arguments, log, end))
     process.start()
     end.close()
-    return _Running(step, process, pipe, time.monotonic(), log)
+    return _Running(step=step, process=process, pipe=pipe, start=time.monotonic(), log=log)
 
 
 @contextmanager

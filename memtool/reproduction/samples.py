@@ -1,7 +1,7 @@
 """The rows of a table as numbers for each run: seeds x noise ratios x layers x epochs."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -57,7 +57,7 @@ class Sample:
         """The part with the noise ratios whose `keep` is true."""
         kept = np.array(list(keep), dtype=bool)
         ratios = tuple(ratio for ratio, yes in zip(self.ratios, kept, strict=True) if yes)
-        return Sample(self.values[:, kept], self.seeds, ratios, self.layers, self.epochs, self.note)
+        return replace(self, values=self.values[:, kept], ratios=ratios)
 
 
 def sample(measured: Iterable[tuple[Cell, float | None]], what: str) -> Sample:
@@ -93,7 +93,14 @@ def sample(measured: Iterable[tuple[Cell, float | None]], what: str) -> Sample:
         ]
     )
     note = _note([cell for cell, _ in measured], ratios, layers, epochs)
-    return Sample(values, tuple(seeds), tuple(ratios), tuple(layers), tuple(epochs), note)
+    return Sample(
+        values=values,
+        seeds=tuple(seeds),
+        ratios=tuple(ratios),
+        layers=tuple(layers),
+        epochs=tuple(epochs),
+        note=note,
+    )
 
 
 def _cells(measured: Iterable[tuple[Cell, float | None]], what: str) -> dict[Cell, float]:

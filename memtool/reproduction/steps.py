@@ -81,7 +81,8 @@ def steps_for(recipe: Recipe, root: Path) -> list[Step]:
     steps = [step for seed in range(recipe.seeds) for step in _steps_of(recipe, seed, root)]
     tables = tables_of(recipe.ratios, recipe.seeds, recipe.supplemented).items()
     names = {kind: [f"{ROOT}/{path}" for path in paths] for kind, paths in tables}
-    return [*steps, *(_step(rule, rule.kind, ROOT, names, root) for rule in FIGURES)]
+    figures = [_step(rule, name=rule.kind, stem=ROOT, names=names, root=root) for rule in FIGURES]
+    return [*steps, *figures]
 
 
 def tables_of(
@@ -136,12 +137,12 @@ def _steps_of(recipe: Recipe, seed: int, root: Path) -> Iterator[Step]:
         for rule in RUN_RULES:
             if rule is SUPPLEMENT and ratio not in recipe.supplemented:
                 continue
-            yield _step(rule, f"{rule.kind} {run}", run, names, root)
+            yield _step(rule, name=f"{rule.kind} {run}", stem=run, names=names, root=root)
         if not ratio:
             ceiling = f"ceiling-s{seed}"
             names = _names(recipe, ceiling, seed)
-            yield _step(CEILING, f"{CEILING.kind} {ceiling}", str(seed), names, root)
-            yield _step(CKA, f"{CKA.kind} {ceiling}", ceiling, names, root)
+            for rule, stem in ((CEILING, str(seed)), (CKA, ceiling)):
+                yield _step(rule, name=f"{rule.kind} {ceiling}", stem=stem, names=names, root=root)
 
 
 def _names(recipe: Recipe, run: str, seed: int) -> dict[str, str | list[str]]:
@@ -164,8 +165,13 @@ def _step(rule: Rule, name: str, stem: str, names: Names, root: Path) -> Step:
     words = [
         word for text in shlex.split(rule.command) for word in _expanded(text, {**names, **its_own})
     ]
-    inputs, outputs = (tuple(map(_below, paths)) for paths in (dict.fromkeys(needs), makes))
-    return Step(name, tuple(map(_word, words)), inputs, outputs, root)
+    return Step(
+        name=name,
+        words=tuple(map(_word, words)),
+        inputs=tuple(map(_below, dict.fromkeys(needs))),
+        outputs=tuple(map(_below, makes)),
+        root=root,
+    )
 
 
 def _expanded(text: str, names: Names) -> Sequence[str]:

@@ -150,7 +150,7 @@ def _delimited_rows(text: str) -> Iterator[tuple[int, dict[str, Any]]]:
         if columns is None or _is_header(names, columns):
             columns = _header(number, names)
         else:
-            yield number, _row(number, columns, cells, delimiter != ",")
+            yield number, _row(number, columns, cells, decimal_comma=delimiter != ",")
 
 
 # The first line of a file for Excel.
