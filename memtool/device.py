@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from memtool import MemtoolError, __version__
 from memtool.errors import last_line
 
+MEMORY = 4 * 2**30  # bytes that images, or passes and results, may take unless told otherwise
+
 if TYPE_CHECKING:  # the command line offers Precision, and torch is slow to import
     import torch
 

@@ -228,8 +228,7 @@ class Checkpoint:
             )
         if unknown := sorted({"mean", "std"} - self.data.keys() - given.keys()):
             split = "training" if len(dataset.train) else "test"
-            is_library = self.spec.name.startswith(("torchvision:", "timm:"))
-            hint = f"; ImageNet's are {IMAGENET}" if is_library else ""
+            hint = f"; ImageNet's are {IMAGENET}" if self.spec.is_of_library else ""
             logger.info(
                 f"{self.path}: does not say how its images are normalized; took the "
                 f"{' and '.join(unknown)} of the {split} images of {dataset.name} "

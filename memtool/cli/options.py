@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from memtool import MemtoolError, specs, tables
+from memtool import MemtoolError, device, specs, tables
 from memtool.cli.console import be_debugging, be_quiet, logger, progress
 from memtool.data import NAMES, with_defaults, with_options
 from memtool.models import OURS
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from memtool.data import Dataset
     from memtool.models import ModelSpec
 
+LARGEST_SEED = 2**32 - 1
 DATASETS = f"{', '.join(NAMES[:-1])} or {NAMES[-1]}"
 
 Output = Annotated[
@@ -120,7 +121,7 @@ BatchSize = Annotated[
 Seed = Annotated[
     int,
     typer.Option(
-        "--seed", metavar="N", min=0, max=2**32 - 1, help="Seed of everything that is random"
+        "--seed", metavar="N", min=0, max=LARGEST_SEED, help="Seed of everything that is random"
     ),
 ]
 Device = Annotated[
@@ -132,7 +133,7 @@ Device = Annotated[
         help="Device to compute on: auto, cpu, cuda, cuda:1, ... or mps",
     ),
 ]
-MEMORY = "4GiB"  # by default
+MEMORY = f"{device.MEMORY >> 30}GiB"  # by default
 Memory = Annotated[
     str,
     typer.Option(

@@ -10,6 +10,7 @@ from memtool import MemtoolError
 from memtool.cli import app, options
 from memtool.cli.console import progress
 from memtool.device import Precision
+from memtool.models import OURS
 from memtool.tables.schema import LARGEST
 from memtool.training.defaults import config_for, told
 from memtool.training.settings import Augment, Optimizer, Schedule, TrainConfig
@@ -22,7 +23,7 @@ def train(
         typer.Option(
             "--model",
             metavar="SPEC",
-            help="digits-cnn, cnn, resnet18, resnet34, resnet50, torchvision:NAME, timm:NAME, "
+            help=f"{', '.join(OURS)}, torchvision:NAME, timm:NAME, "
             "FILE.py:FACTORY or FILE.json, each with options as in resnet18?width=16",
         ),
     ],
@@ -188,7 +189,7 @@ def train(
             "--order-seed",
             metavar="N",
             min=0,
-            max=2**32 - 1,
+            max=options.LARGEST_SEED,
             help="Seed of the order of batches and of augmentation: with another one than --seed, "
             "equal initial weights are trained again, to see by how much two runs differ anyway",
             show_default="that of --seed",

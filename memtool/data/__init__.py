@@ -9,10 +9,6 @@ outgrows memory goes into a file by `cache`. `batches` brings images to a device
 measures them. For networks on vectors there are vectors, float32, instead of images.
 
 `noise` replaces labels by random ones, as arrays; `labels` keeps given and true labels in a file.
-
-To add a data set, see `sources`: a function that lists its examples, a line that calls it, and a
-name in `NAMES`, from which help texts and error messages are made. To add a kind of noise, see
-`noise`.
 """
 
 import lazy_loader

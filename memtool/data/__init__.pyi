@@ -1,7 +1,6 @@
 from .batches import HostImages as HostImages
 from .batches import Split as Split
 from .batches import on_device as on_device
-from .datasets import MEMORY as MEMORY
 from .datasets import Dataset as Dataset
 from .datasets import load as load
 from .datasets import normalize as normalize

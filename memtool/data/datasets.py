@@ -20,12 +20,11 @@ from memtool.data.sources import listed
 from memtool.data.spec import RESIZING, Options, parse
 from memtool.data.splitting import divided, sampled, with_fewer
 from memtool.data.statistics import channel_statistics, feature_statistics, fingerprint
+from memtool.device import MEMORY
 from memtool.progress import Progress, silent
 
 if TYPE_CHECKING:
     import torch
-
-MEMORY = 4 * 2**30  # bytes that images may take
 
 logger = logging.getLogger("memtool")
 

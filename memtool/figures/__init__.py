@@ -7,9 +7,6 @@ figure), `rows` and `selection` (which columns and rows it shows), `curves` (mea
 `layer_axis` and `stages` (of a network, by the names of its layers), `bounds` (floor and ceiling of
 CKA), `colors` and `style` (what figures look like), `saving` and `terminal`.
 
-To add a figure, write a module that declares its `NEEDS`, chooses among rows that meet them and
-draws these, and give its kind a name and a `Design` in `drawing`.
-
 The paper is Gupta, Saha, Rai, "Understanding Memorization using Representation Similarity Analysis
 and Model Stitching", UniReps 2024.
 """

@@ -4,10 +4,6 @@ Read `spec` first: a `ModelSpec` is the name of an architecture and its options,
 `sources` knows where architectures come from (ours, torchvision, timm, the user's file) and which
 options they have, `building` makes the module, `nets` has our own networks and `stitched` the
 network that joins the front of one to the back of another.
-
-To add a network of ours, write a function that builds it in `nets`, with the options `num_classes`,
-`channels` and, if its shapes depend on it, `image_size`, and name it in `sources.OURS`. Its
-checkpoints are then recognized by the names and shapes of their tensors.
 """
 
 import lazy_loader

@@ -212,15 +212,14 @@ def _returned_class(factory: "Factory") -> Any:
 def check_options(spec: ModelSpec) -> None:
     """Raise MemtoolError unless the model has each option of `spec`."""
     names = accepted_options(spec)
-    library = spec.name.startswith(("torchvision:", "timm:"))
     for option in spec.options:
-        if library and option in NOT_OPTIONS:
+        if spec.is_of_library and option in NOT_OPTIONS:
             raise MemtoolError(
                 f"model {spec.name!r}: {option!r} is no option here; weights come from a file "
                 "(memtool convert makes one)"
             )
         if names is not None and option not in names:
-            listed = [name for name in names if not (library and name in NOT_OPTIONS)]
+            listed = [name for name in names if not (spec.is_of_library and name in NOT_OPTIONS)]
             raise MemtoolError(
                 f"model {spec.name!r} has no option {option!r} (it has: {', '.join(listed)})"
             )
@@ -311,7 +310,7 @@ def complete_for_dataset(spec: ModelSpec, image_shape: tuple[int, ...], classes:
 def _complete_for_vectors(
     spec: ModelSpec, names: Sequence[str], features: int, classes: int
 ) -> ModelSpec:
-    if spec.name in OURS or spec.name.startswith(("torchvision:", "timm:")):
+    if spec.name in OURS or spec.is_of_library:
         raise MemtoolError(
             f"model {spec.name!r} takes images, the data set has vectors of {features} numbers; "
             "name a network on vectors (FILE.py:FACTORY), or save images as (n, channels, height, "

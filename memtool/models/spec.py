@@ -63,6 +63,11 @@ class ModelSpec:
         return self.name == STITCHED
 
     @property
+    def is_of_library(self) -> bool:
+        """Whether it is torchvision's or timm's."""
+        return self.name.startswith(("torchvision:", "timm:"))
+
+    @property
     def parts(self) -> "tuple[ModelSpec, ModelSpec]":
         """The specs of the front and the back of a stitched model, as trusted as its own."""
         front, back = (ModelSpec.from_json(self.options[part]) for part in ("front", "back"))

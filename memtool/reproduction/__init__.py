@@ -7,9 +7,7 @@ out of date, several at a time, and `record.py` keeps what they took. Out come f
 and `findings.py` says which claims of the paper hold in them, by the numbers in `claims.py`.
 `report.py` makes one page of all that.
 
-Start reading at `recipes.py`. To add a study, add a member to `Study` and its recipe to `RECIPES`.
-To add a step for every run, or a figure, add a `Rule` in `rules.py`. To add a claim, add it to
-`CLAIMS` in `claims.py`, and what it is decided by to `evidence.py`.
+Start reading at `recipes.py`.
 """
 
 import lazy_loader

@@ -5,10 +5,6 @@ first, which has the formulas and the table. Three producers fill it, each a rec
 and sums of a pair of networks (see `recorder`): `minibatch`, `tiles` and `feature_space`. `pairs`
 says which layers are compared, `planning` how that fits into memory, `measuring` has the loop over
 the images, `comparison` makes rows. `streaming` is the same for tensors, without files or models.
-
-Another estimator is one new file: a `Recorder` whose `Batch` takes in features, a `PairSums` that
-gives the `Hsic` table, a name in `settings.Estimator`, and a line in `measuring` that makes the
-recorder.
 """
 
 import lazy_loader

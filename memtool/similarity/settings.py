@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from enum import StrEnum
 
-from memtool.device import Precision
+from memtool.device import MEMORY, Precision
 
 
 class Estimator(StrEnum):
@@ -53,7 +53,7 @@ class CkaSettings:
     precision: Precision = Precision.float32
     batch_size: int = 256
     seed: int = 0
-    memory: int = 4 * 2**30
+    memory: int = MEMORY
 
     def in_float32(self) -> "CkaSettings":
         return replace(self, precision=Precision.float32)

@@ -6,9 +6,6 @@ each if it is to be kept. Start at `Sweep.rows` in `sweep`. `planning` says what
 `activations` keeps what the networks compute, `execution` trains and tests one stitching layer,
 which `least_squares` initializes, and `unfinished` keeps rows until the table is done. The
 stitching layer and the stitched model themselves are in `memtool.models`.
-
-A new connector is a value of `models.Connector`, what `StitchingLayer` does with it, and when
-`planning.connector_between` takes or refuses it.
 """
 
 import lazy_loader

@@ -9,6 +9,7 @@ from typing import TypeVar
 import torch
 
 from memtool import MemtoolError
+from memtool.device import MEMORY
 from memtool.errors import told_size
 from memtool.layers import Layer
 from memtool.models import Connector, StitchingLayer
@@ -41,7 +42,7 @@ class StitchSettings:
     init: Init = Init.lstsq
     batch_norm: bool = False
     resize: bool = False
-    memory: int = 4 << 30
+    memory: int = MEMORY
     curve: bool = False
 
     @property

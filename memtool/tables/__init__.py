@@ -2,8 +2,7 @@
 
 A row is a dictionary: one measurement with all its conditions. Start with `rows`, which declares
 the columns of each table that memtool writes; `writing` and `reading` handle files and streams, and
-`terminal` lays a table out as text. To add a table, declare the type of its rows in `rows` and pass
-it to `writer`; a command that prints it is listed in `memtool.manual` too.
+`terminal` lays a table out as text.
 """
 
 import lazy_loader

@@ -5,9 +5,6 @@ checkpoints on disk and one `TrainingRow` per evaluated epoch. Start reading at 
 `optimize` is the one training loop, for classifiers and stitching layers alike, and `fit` applies
 it to a classifier; `evaluation.py` measures what that has learned. `run.py` puts both on disk, with
 `state.py` for resuming a run that was stopped, and `parallel.py` shares them among processes.
-
-To add an optimizer, a schedule or an augmentation, add a member to its enum in `settings.py` and a
-case to `make_optimizer`, `TrainConfig.rate` or `fit`; defaults of networks are in `defaults.py`.
 """
 
 import lazy_loader

@@ -161,7 +161,11 @@ def fit(
         return task.logits(model, crops(images, batch) if crops else images)
 
     return optimize(
-        *(forward, task.given, optimizer, config, done),
+        forward,
+        task.given,
+        optimizer,
+        config,
+        done,
         start=start,
         processes=processes,
         graph=may_graph(task, config, processes),
