@@ -106,7 +106,7 @@ def _tell(outcome: Outcome) -> None:
     if outcome.uncalled:
         logger.info(
             f"{path}: no activations of {told_names(outcome.uncalled)}: "
-            "the model has but never calls them"
+            "the model did not call them in the pass that shows its layers"
         )
     names: dict[str, list[str]] = {}
     for layer in layers:
@@ -116,7 +116,8 @@ def _tell(outcome: Outcome) -> None:
         if tensor in outcome.unaligned:
             logger.warning(
                 f"{path}: {named} does not give one row for each image, all of one length and in "
-                "the order of the images (it sees but some of them, or sorts them?): no CKA with it"
+                "the order of the images (it sees, or is called for, some of them alone, or sorts "
+                "them?): no CKA with it"
             )
         elif tensor in outcome.mixed:
             logger.warning(

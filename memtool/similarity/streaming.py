@@ -203,18 +203,18 @@ def _whole_sums(
     batches = list(zip([0, *ends], ends, strict=False))
     n, sides = ends[-1], tuple(zip(*kept, strict=True))
     widths = [[layer[0].numel() for layer in side[0]] for side in sides]
-    makers: list[Recorder] = []
+    run = [(range(len(xs)), xs[0].device, batches, estimator) for xs, *_ in sides]
+    recorders: list[Recorder]
     if kernel is Kernel.linear and is_cheaper(n, [*widths[0], *widths[1]], product(*widths)):
-        for side in sides:
-            layers, device = range(len(side[0])), side[0][0].device
-            makers.append(FeatureRecorder(layers, device, batches, estimator, range(len(batches))))
+        recorders = [FeatureRecorder(*of_side, range(len(batches))) for of_side in run]
+    elif kernel is Kernel.linear:
+        recorders = [TileRecorder(*of_side, n) for of_side in run]
     else:
-        sigmas = [None, None] if kernel is Kernel.linear else _median_distances(kept, sample(n))
-        for side, sigma in zip(sides, sigmas, strict=True):
-            layers, device = range(len(side[0])), side[0][0].device
-            scaled = None if sigma is None else bandwidth * sigma
-            makers.append(TileRecorder(layers, device, batches, estimator, n, scaled))
-    sums = _sums(*makers)
+        sigmas = (bandwidth * distance for distance in _median_distances(kept, sample(n)))
+        recorders = [
+            TileRecorder(*of_side, n, sigma) for of_side, sigma in zip(run, sigmas, strict=True)
+        ]
+    sums = _sums(*recorders)
     for number, (xs, ys) in enumerate(kept):
         _feed(sums, Visit(number, *batches[number], range(len(kept))), xs, ys)
     return sums
@@ -241,7 +241,7 @@ def _median_distances(
     x, y = (
         torch.stack(
             [
-                median_distance(torch.cat([features(layer) for layer in layer])[chosen])
+                median_distance(torch.cat([features(part) for part in layer])[chosen])
                 for layer in zip(*side, strict=True)
             ]
         )

@@ -152,7 +152,7 @@ def _check_types(cannot: str, front: Layer, back: Layer, wanted: Connector) -> N
         if not layer.dtype.is_floating_point:
             raise MemtoolError(
                 f"{cannot}: the values of {layer.name!r} are {layer.dtype}, no real numbers; only "
-                "--connector none, between layers of one type, joins these"
+                "--connector none, between layers of one type, joins these (other cuts: --at)"
             )
 
 

@@ -31,7 +31,7 @@ from memtool.training.loop import fit, make_optimizer, seed_all
 from memtool.training.memory import evaluation_batch
 from memtool.training.parallel import agree, check_shares, shared, synchronized
 from memtool.training.settings import Augment, TrainConfig
-from memtool.training.state import Progress, State, check_same, history_of
+from memtool.training.state import State, Trained, check_same, history_of
 
 logger = logging.getLogger("memtool")
 
@@ -57,7 +57,7 @@ class Run:
         """Where the checkpoint of an epoch is kept."""
         return self.output.with_suffix("") / f"epoch-{epoch:04d}.safetensors"
 
-    def metadata(self, progress: Progress = Progress()) -> Metadata:
+    def metadata(self, progress: Trained = Trained()) -> Metadata:
         """The metadata of the checkpoint that a run has after its latest epoch; those of the
         initial model have no metrics."""
         steps = progress.epoch * self.config.steps_per_epoch(len(self.labels.given))
@@ -135,7 +135,7 @@ class Run:
         optimizer = make_optimizer(model, self.config)
         if not resume and self._state.path.exists():
             logger.info(f"{self._state.path}: a stopped run, which --resume continues; starts anew")
-        progress = self._state.load(model, optimizer) if resume else Progress()
+        progress = self._state.load(model, optimizer) if resume else Trained()
         rows = {metrics["epoch"]: self._row(metrics) for metrics in progress.history}
         yield from (rows.get(epoch) for epoch in range(1, progress.epoch + 1))
         if not progress.epoch:
@@ -149,7 +149,7 @@ class Run:
             metrics = self._evaluated(model, task, epoch)
             cost = cost.plus(trained - started, _clock(device) - trained)
             history = (*progress.history, metrics) if metrics else progress.history
-            progress = Progress(epoch, history)
+            progress = Trained(epoch, history)
             self._save_checkpoint(model, progress, device)
             if not self.processes.rank:
                 self._state.save(model, optimizer, progress)
@@ -254,7 +254,7 @@ class Run:
             batch_size=batch_size,
         )
 
-    def _save_checkpoint(self, model: nn.Module, progress: Progress, device: torch.device) -> None:
+    def _save_checkpoint(self, model: nn.Module, progress: Trained, device: torch.device) -> None:
         """Save the checkpoint of the latest epoch if it is to be kept."""
         if progress.epoch in self.epochs_to_save and not self.processes.rank:
             path = self.epoch_path(progress.epoch)

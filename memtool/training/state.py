@@ -18,7 +18,7 @@ from memtool.training.settings import Optimizer
 
 
 @dataclass(frozen=True)
-class Progress:
+class Trained:
     """How far a run has come: the epochs that are done, and the metrics of those of them that were
     evaluated."""
 
@@ -38,7 +38,7 @@ class State:
     path: Path
     settings: Metadata
 
-    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> None:
+    def save(self, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Trained) -> None:
         """Replace the file."""
         tensors = {f"model.{key}": value for key, value in model.state_dict().items()}
         for index, state in optimizer.state_dict()["state"].items():
@@ -63,13 +63,13 @@ class State:
         if resume:
             check_same(self.path, metadata["settings"], self.settings)
 
-    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Progress:
+    def load(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> Trained:
         """Restore `model` and `optimizer`; return the progress, which is none without a file.
 
         Raises MemtoolError if the file belongs to a run with other settings.
         """
         if not self.path.exists():
-            return Progress()
+            return Trained()
         metadata = read_metadata(self.path, "state")
         check_same(self.path, metadata["settings"], self.settings)
         progress = _progress(self.path, metadata)
@@ -84,7 +84,7 @@ class State:
             ) from error
         return progress
 
-    def latest(self) -> tuple[dict[str, Tensor], Progress]:
+    def latest(self) -> tuple[dict[str, Tensor], Trained]:
         """The weights and the progress after the latest epoch; the file has to exist."""
         metadata = read_metadata(self.path, "state")
         return _part(load_tensors(self.path), "model."), _progress(self.path, metadata)
@@ -114,13 +114,13 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def _progress(path: Path, metadata: Metadata) -> Progress:
+def _progress(path: Path, metadata: Metadata) -> Trained:
     epoch, epochs = metadata["epoch"], metadata["settings"].get("training", {}).get("epochs", inf)
     if epoch > epochs:
         raise MemtoolError(
             f"{path}: its memtool metadata has no sensible 'epoch': {epoch} is beyond {epochs}"
         )
-    return Progress(epoch, history_of(path, metadata))
+    return Trained(epoch, history_of(path, metadata))
 
 
 def history_of(path: Path, metadata: Metadata) -> tuple[EpochMetrics, ...]:

@@ -11,14 +11,14 @@ from memtool import MemtoolError
 from memtool.tensors import load_tensors, read_metadata, save_tensors
 from memtool.training import Optimizer, TrainConfig, make_optimizer, optimize
 from memtool.training.evaluation import EpochMetrics
-from memtool.training.state import Progress, State, check_same
+from memtool.training.state import State, Trained, check_same
 
 LABELS = torch.arange(12) % 3
 IMAGES = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
 # Epochs 1 and 2 are evaluated, 3 is not.
 METRICS = {name: None if "mislabelled" in name else 0.25 for name in get_type_hints(EpochMetrics)}
 HISTORY = ({**METRICS, "epoch": 1, "loss": 1.5}, {**METRICS, "epoch": 2})
-PROGRESS = Progress(3, HISTORY)
+PROGRESS = Trained(3, HISTORY)
 
 
 def trained(model, config, epochs, done=0, optimizer=None):
@@ -56,10 +56,10 @@ def test_the_latest_weights_and_metrics_are_those_saved_last(tmp_path):
     state = State(tmp_path / "r.state.safetensors", {})
     first, second = network(seed=1), network(seed=2)
     for count, model in enumerate((first, second), 1):
-        progress = Progress(count, HISTORY[:count])
+        progress = Trained(count, HISTORY[:count])
         state.save(model, make_optimizer(model, TrainConfig()), progress)
     weights, progress = state.latest()
-    assert progress == Progress(2, HISTORY)
+    assert progress == Trained(2, HISTORY)
     assert weights.keys() == second.state_dict().keys()
     assert all(torch.equal(weights[name], tensor) for name, tensor in second.state_dict().items())
     state.remove()
@@ -69,7 +69,7 @@ def test_the_latest_weights_and_metrics_are_those_saved_last(tmp_path):
 def test_without_a_file_there_is_no_history_and_the_model_stays_as_it_is(tmp_path):
     model, same = network(), network()
     state = State(tmp_path / "r.state.safetensors", {})
-    assert state.load(model, make_optimizer(model, TrainConfig())) == Progress()
+    assert state.load(model, make_optimizer(model, TrainConfig())) == Trained()
     assert functional.mse_loss(model(IMAGES), same(IMAGES)) == 0
 
 
