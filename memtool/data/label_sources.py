@@ -289,7 +289,9 @@ def _columns(path: Path, n: int) -> Arrays:
     Of n + 1 rows, the first is a header."""
     content = path.read_bytes()
     text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    text = re.sub(r"\A[\r\n]*(#[ \t]+)?|(\r?\n[ \t]*)+\Z", "", text)  # # begins savetxt's headers
+    text = re.sub(r"\A[\r\n]*(#[ \t]+)?", "", text)  # # begins savetxt's headers
+    end = len(text.rstrip())
+    text = text[:end] + text[end:].partition("\n")[0]  # a tab there may be an empty cell's
     lines = csv.reader(
         io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True
     )

@@ -1,6 +1,7 @@
 """Given labels that others made."""
 
 import os
+import time
 import zipfile
 
 import numpy as np
@@ -249,3 +250,16 @@ def test_what_numpy_writes_as_text(tmp_path, options):
 def test_a_header_of_several_words(tmp_path):
     (tmp_path / "y.csv").write_text("noisy labels\n" + rows(GIVEN))
     assert found(tmp_path / "y.csv") == ("y.csv", "noisy labels")
+
+
+@pytest.mark.parametrize("empty", ["\n", " \t\r\n"])
+@pytest.mark.parametrize("end", ["", "and more"])
+def test_many_empty_lines_take_no_time(tmp_path, empty, end):
+    (tmp_path / "y.csv").write_text("label\n" + rows(GIVEN) + empty * 20_000 + end, newline="")
+    started = time.process_time()
+    if end:
+        with pytest.raises(MemtoolError, match="rows, the data set has 60"):
+            found(tmp_path / "y.csv")
+    else:
+        assert found(tmp_path / "y.csv") == ("y.csv", "label")
+    assert time.process_time() - started < 2  # it took half a minute, by a pattern
