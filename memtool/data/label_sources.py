@@ -286,19 +286,24 @@ def _as_array(value: Any) -> NDArray[Any] | None:
 def _columns(path: Path, n: int) -> Arrays:
     """The columns of a table by the names in its header; without one, by numbers from 1 on.
 
-    Of n + 1 rows, the first is a header."""
+    Of n + 1 rows, the first is a header. Empty lines are no rows; where one of n + 1 could be that
+    of an example without a label, they are refused."""
     content = path.read_bytes()
     text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     text = re.sub(r"\A[\r\n]*(#[ \t]+)?", "", text)  # # begins savetxt's headers
-    end = len(text.rstrip())
-    text = text[:end] + text[end:].partition("\n")[0]  # a tab there may be an empty cell's
-    lines = csv.reader(
-        io.StringIO(text, newline=""), delimiter=_delimiter(text), skipinitialspace=True
-    )
-    # A line of one empty cell, such as `""`, is that of an example without a label.
-    rows = [[cell.strip() for cell in line] for line in lines if line]
-    while rows and len(rows[-1]) > 1 and not any(rows[-1]):  # as spreadsheets end
-        rows.pop()
+    lines = _cells(text.replace("\r\r\n", "\n"), _delimiter(text))  # \r\r\n: Windows, of \r\n
+    end = len(lines)
+    while end and not any(lines[end - 1]) and lines[end - 1] != [""]:  # as spreadsheets end, too
+        end -= 1
+    rows = [line for line in lines[:end] if line]
+    # What pandas calls columns without names could be labels, and then the first of n + 1 is none.
+    first = rows[0] if rows else []
+    is_numbered = first == [*map(str, range(len(first)))]
+    if len(rows) == n < (len(lines) if is_numbered else end):
+        raise MemtoolError(
+            f"{path}: has empty lines, and {n} others, one for each training example or a header "
+            'and one too few; remove the empty lines, and write "" for a label that is missing'
+        )
     if len(rows) not in (n, n + 1):
         raise MemtoolError(
             f"{path}: has {len(rows)} rows, the data set has {n} training examples (one row for "
@@ -314,6 +319,13 @@ def _columns(path: Path, n: int) -> Arrays:
         raise MemtoolError(f"{path}: two of its columns have one name ({', '.join(names)})")
     columns = zip(names, zip(*rows, strict=True), strict=True)
     return {name: np.array([_whole(cell) for cell in cells]) for name, cells in columns}
+
+
+def _cells(text: str, delimiter: str) -> list[list[str]]:
+    """The cells of each line; none of an empty one. The line `""` has one, which is empty."""
+    lines = (line if line.strip() else "\n" for line in io.StringIO(text, newline=""))
+    found = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
+    return [[cell.strip() for cell in cells] for cells in found]
 
 
 def _delimiter(text: str) -> str:

@@ -241,6 +241,33 @@ def test_an_empty_label_is_told_and_moves_no_others(tmp_path, header, missing):
         found(tmp_path / "y.csv")
 
 
+@pytest.mark.parametrize("header", ["0", "0,1", ",0"])
+@pytest.mark.parametrize("missing", [0, 20, 59])
+@pytest.mark.parametrize("empty", ["", " \t"])
+def test_an_empty_line_may_be_a_label_and_moves_no_others(tmp_path, header, missing, empty):
+    cells = [f"{i},{given}" if "," in header else str(given) for i, given in enumerate(GIVEN)]
+    cells[missing] = f"{missing}," if header == ",0" and missing == 59 else empty
+    (tmp_path / "y.csv").write_text("\n".join([header, *cells]) + "\n")
+    with pytest.raises(MemtoolError, match='write "" for a label that|that of example 59 is empt'):
+        found(f"{tmp_path / 'y.csv'}:{header.split(',')[-1]}")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "0\n\n" + rows(GIVEN[:30]) + "\n \n" + rows(GIVEN[30:]),
+        rows(GIVEN) + "\n",
+        rows(GIVEN, end="\r\r\n"),
+        "label,\n" + rows(GIVEN, [""] * 60) + ",\n",
+    ],
+    ids=["with a header", "at the end", "of Windows", "of a spreadsheet"],
+)
+def test_empty_lines_that_are_no_labels_do_not_matter(tmp_path, text):
+    (tmp_path / "y.csv").write_text(text, newline="")
+    names = text.partition("\n")[0].partition(",")
+    found(f"{tmp_path / 'y.csv'}:label" if names[1] else tmp_path / "y.csv")
+
+
 @pytest.mark.parametrize("options", [{}, {"fmt": "%d", "header": "labels"}, {"fmt": "%.3e"}])
 def test_what_numpy_writes_as_text(tmp_path, options):
     np.savetxt(tmp_path / "y.txt", GIVEN, **options)
