@@ -10,7 +10,6 @@ import io
 import logging
 import re
 import zipfile
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
@@ -291,7 +290,7 @@ def _columns(path: Path, n: int) -> Arrays:
     content = path.read_bytes()
     text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
     text = re.sub(r"\A[\r\n]*(#[ \t]+)?", "", text)  # # begins savetxt's headers
-    lines = _cells(text.replace("\r\r\n", "\n"), _delimiter(text))  # \r\r\n: Windows, of \r\n
+    lines = _lines(text.replace("\r\r\n", "\n"))  # so Windows writes what has \r\n already
     end = len(lines)
     while end and not any(lines[end - 1]) and lines[end - 1] != [""]:  # as spreadsheets end, too
         end -= 1
@@ -321,20 +320,38 @@ def _columns(path: Path, n: int) -> Arrays:
     return {name: np.array([_whole(cell) for cell in cells]) for name, cells in columns}
 
 
-def _cells(text: str, delimiter: str) -> list[list[str]]:
-    """The cells of each line; none of an empty one. The line `""` has one, which is empty."""
-    lines = (line if line.strip() else "\n" for line in io.StringIO(text, newline=""))
+def _lines(text: str) -> list[list[str]]:
+    """The cells of each line; none of an empty one. The line `""` has one, which is empty.
+
+    What stands between cells is what gives all lines equally many, two or more; if nothing does,
+    what is most frequent in the last line. Several spaces are as one, since they align columns.
+    Where pandas and R leave out the name of the column that numbers the rows, an empty one is put.
+    """
+    for mark in ",;\t ":
+        lines = _divided(text, mark) if mark in text else []
+        first, *rest = [line for line in lines if line] or [[]]
+        if _lacks_a_name(first, rest):
+            first.insert(0, "")
+        if len(first) > 1 and all(len(line) == len(first) for line in rest):
+            return lines
+    last = text.rstrip().rpartition("\n")[2]
+    return _divided(text, max(",;\t", key=last.count))
+
+
+def _lacks_a_name(header: list[str], rows: list[list[str]]) -> bool:
+    """Whether rows have one cell more than their header, the first of which numbers them."""
+    if not rows or any(len(row) != len(header) + 1 for row in rows):
+        return False
+    return _numbering(np.array([row[0] for row in rows]), len(rows)) is not None
+
+
+def _divided(text: str, delimiter: str) -> list[list[str]]:
+    lines = (
+        line.strip(" \r\n") + "\n" if line.strip() else "\n"
+        for line in io.StringIO(text, newline="")
+    )
     found = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     return [[cell.strip() for cell in cells] for cells in found]
-
-
-def _delimiter(text: str) -> str:
-    """What stands between cells: in the first line, which may be a header, as often as in the last;
-    else what is most frequent in that."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    first, last = Counter(lines[0]), Counter(lines[-1])
-    alike = (mark for mark in ",;\t " if first[mark] == last[mark] > 0)
-    return next(alike, max(",;\t", key=last.__getitem__))
 
 
 def _whole(cell: str) -> str:

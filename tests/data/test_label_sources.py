@@ -274,6 +274,53 @@ def test_what_numpy_writes_as_text(tmp_path, options):
     assert found(tmp_path / "y.txt")[0] == "y.txt"
 
 
+ALIGNED = [f"{i:<6d}{given:<4d}" for i, given in enumerate(GIVEN)]
+PRINTED = [f"{i:<2d} {name:>6s}" for i, name in enumerate(NAMES)]
+
+
+@pytest.mark.parametrize(
+    ("lines", "key"),
+    [
+        (ALIGNED, "2"),
+        (["idx   label", *ALIGNED], "label"),
+        (["       label", *PRINTED], "label"),
+        (["     true  label", *(f"{line[:3]} ant {line[3:]}" for line in PRINTED)], "label"),
+        (['"label"', *(f'"{i}" "{name}"' for i, name in enumerate(NAMES, 1))], "label"),
+        (['"label"', *(f'"{i}","{name}"' for i, name in enumerate(NAMES, 1))], "label"),
+    ],
+    ids=["no header", "header", "pandas", "two columns of pandas", "R", "R with commas"],
+)
+def test_columns_that_spaces_align_and_rows_with_numbers(tmp_path, lines, key):
+    (tmp_path / "y.txt").write_text("\n".join(lines) + "\n")
+    assert found(f"{tmp_path / 'y.txt'}:{key}") == ("y.txt", key)
+
+
+def test_numbers_of_any_width_that_numpy_aligns(tmp_path):
+    np.savetxt(tmp_path / "y.txt", np.stack([np.arange(60), GIVEN], 1), fmt="%4d %2d")
+    assert found(tmp_path / "y.txt") == ("y.txt", "2")
+
+
+@pytest.mark.parametrize(
+    ("header", "words"),
+    [
+        ("", ["sea lion", "wolf", "red fox"]),
+        ("label\n", ["sea lion", "wolf", "red fox"]),
+        ("given labels\n", ["sea lion", "wolf", "red fox"]),
+        ("label\n", ["sea lion", "grey wolf", "red fox"]),
+    ],
+)
+def test_names_of_several_words_are_one_column(tmp_path, header, words):
+    (tmp_path / "y.txt").write_text(header + rows(np.array(words)[GIVEN]))
+    given, _ = given_labels(str(tmp_path / "y.txt"), words, TRUE)
+    assert given.tolist() == GIVEN.tolist()
+
+
+def test_a_column_more_than_names_that_numbers_nothing_is_refused(tmp_path):
+    (tmp_path / "y.csv").write_text("given,true\n" + rows(GIVEN, TRUE, [""] * 60))
+    with pytest.raises(MemtoolError, match="has 3 cells for example 0, not 2"):
+        found(f"{tmp_path / 'y.csv'}:given")
+
+
 def test_a_header_of_several_words(tmp_path):
     (tmp_path / "y.csv").write_text("noisy labels\n" + rows(GIVEN))
     assert found(tmp_path / "y.csv") == ("y.csv", "noisy labels")
