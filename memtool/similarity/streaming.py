@@ -4,12 +4,16 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from itertools import accumulate, product
-from typing import TypeVar
+from numbers import Integral, Real
+from typing import Any, TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from memtool import MemtoolError
+from memtool.errors import last_line
 from memtool.similarity.feature_space import FeatureRecorder, is_cheaper
 from memtool.similarity.hsic import MINIMUM, check_examples
 from memtool.similarity.minibatch import MinibatchRecorder
@@ -21,6 +25,7 @@ from memtool.similarity.tiles import TileRecorder
 
 Choice = TypeVar("Choice", bound=StrEnum)
 Layers = list[Tensor]  # activations (n, ...) of the same n examples
+Activations = Tensor | ArrayLike  # what a caller may give for them
 
 
 class CKA:
@@ -45,6 +50,7 @@ class CKA:
         kernel: Kernel | str = Kernel.linear,
         bandwidth: float = 1.0,
     ) -> None:
+        _check_positive("bandwidth", bandwidth)
         estimator = _one_of(Estimator, estimator).canonical
         self.estimator = Estimator.exact if estimator is Estimator.auto else estimator
         self.kernel, self.bandwidth = _one_of(Kernel, kernel), bandwidth
@@ -54,13 +60,13 @@ class CKA:
         self._kept: list[tuple[Layers, Layers]] = []  # batches that are not in the sums
         self._widths: list[list[int]] = []  # features of each layer of either side
 
-    def update(self, xs: Sequence[Tensor], ys: Sequence[Tensor]) -> None:
+    def update(self, xs: Sequence[Activations], ys: Sequence[Activations]) -> None:
         """Take in a batch: for each layer a tensor (n, ...), or an array of NumPy, the same n
         examples in all.
 
-        Batches may differ in size. Raises MemtoolError if the numbers of examples differ, if layers
-        are not those of the first batch, or if a batch has fewer than the four that unbiased HSIC
-        needs, for `minibatch`.
+        Batches may differ in size. Raises MemtoolError for a layer that is no numbers, if the
+        numbers of examples differ, if layers are not those of the first batch, or if a batch has
+        fewer than the four that unbiased HSIC needs, for `minibatch`.
         """
         xs, ys = _layers(xs), _layers(ys)
         n = _examples([*xs, *ys])
@@ -126,8 +132,8 @@ class CKA:
 
 
 def cka(
-    x: Tensor,
-    y: Tensor,
+    x: Activations,
+    y: Activations,
     estimator: Estimator | str = Estimator.exact,
     kernel: Kernel | str = Kernel.linear,
     bandwidth: float = 1.0,
@@ -136,14 +142,15 @@ def cka(
     """CKA of the features or activations x (n, ...) and y (n, ...) of the same n examples.
 
     A float64 scalar: in [0, 1] for `exact` (which `auto` means here), NaN if one of them is
-    constant. `batch_size` matters to `minibatch`. Raises MemtoolError if n differs, or if it is
-    less than 2 for `exact` and 4 for the others.
+    constant. `batch_size` matters to `minibatch`. Raises MemtoolError for what is no numbers, if n
+    differs, or if it is less than 2 for `exact` and 4 for the others.
 
     >>> x = torch.eye(6)
     >>> round(cka(x, 3 * x + 1).item(), 6), round(cka(x, x[:, :3]).item(), 6)
     (1.0, 0.745356)
     """
     stream = CKA(estimator, kernel, bandwidth)
+    _check_positive("batch_size", batch_size, whole=True)
     x, y = _layers([x, y])
     n = _examples([x, y])
     check_examples(stream.estimator, n)
@@ -158,19 +165,44 @@ def cka(
 
 def _one_of(choices: type[Choice], name: Choice | str) -> Choice:
     """The member of that name; raises MemtoolError if there is none."""
-    if name not in set(choices):
+    if name not in list(choices):
         kind = choices.__name__.lower()
         raise MemtoolError(f"no {kind} {str(name)!r}; there are {', '.join(choices)}")
     return choices(name)
 
 
-def _layers(side: Sequence[Tensor]) -> Layers:
-    """The tensors of a list, which may be arrays; raises MemtoolError for anything but a list."""
-    if not isinstance(side, list | tuple):
-        raise MemtoolError(
-            f"give a list of tensors, one for each layer, not a {type(side).__name__}"
-        )
-    return [torch.as_tensor(layer) for layer in side]
+def _check_positive(name: str, value: object, whole: bool = False) -> None:
+    if not isinstance(value, Integral if whole else Real) or not 0 < float(value) < math.inf:
+        number = "whole number" if whole else "number"
+        raise MemtoolError(f"{name} should be a positive {number}, not {value!r:.40}")
+
+
+def _layers(side: Sequence[Activations]) -> Layers:
+    """The layers in a list as tensors; raises MemtoolError for anything but a list with layers, and
+    for a layer that is no numbers, (n, ...)."""
+    if not isinstance(side, list | tuple) or not side:
+        kind = f"{type(side).__name__}{' of none' if isinstance(side, list | tuple) else ''}"
+        raise MemtoolError(f"give a list of tensors, one for each layer, not a {kind}")
+    return [_tensor(layer) for layer in side]
+
+
+def _tensor(layer: Activations) -> Tensor:
+    wanted = "give tensors or arrays of numbers, (n, ...)"
+    try:
+        tensor = layer if isinstance(layer, Tensor) else _from_array(np.asarray(layer))
+    except Exception as error:  # of whatever offers itself as an array
+        told = f"{type(layer).__name__}: {last_line(error)}"
+        raise MemtoolError(f"a layer cannot be read as numbers ({told}); {wanted}") from error
+    if tensor.ndim == 0 or tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+        kind = f"shape {tuple(tensor.shape)}, {tensor.layout}, on {tensor.device}"
+        raise MemtoolError(f"a layer is a tensor of {kind}; {wanted}")
+    return tensor
+
+
+def _from_array(array: NDArray[Any]) -> Tensor:
+    """An array as a tensor: of strides, an order of bytes and a leave to write that PyTorch takes,
+    copied if need be."""
+    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ("C", "W")))
 
 
 def _examples(layers: Sequence[Tensor]) -> int:

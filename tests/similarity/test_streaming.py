@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given, settings
@@ -449,6 +450,65 @@ def test_arrays_of_numpy_are_taken():
     stream = CKA()
     stream.update([x.numpy()], [y])
     assert stream.compute()[0, 0] == cka(x, y, "minibatch")
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        lambda x: np.flip(np.flip(x).copy()),
+        lambda x: np.repeat(x, 2, 1)[:, ::2],
+        lambda x: x.astype(">f8"),
+        lambda x: np.frombuffer(x.tobytes()).reshape(x.shape),
+        lambda x: x.tolist(),
+    ],
+    ids=["negative strides", "strides", "big-endian", "read-only", "lists"],
+)
+@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
+def test_arrays_that_pytorch_does_not_take_as_they_are(other, estimator):
+    x, y = (side.double().numpy() for side in pair(20))
+    assert cka(other(x), other(y), estimator) == cka(x, y, estimator)
+
+
+@pytest.mark.parametrize(
+    ("layer", "told"),
+    [
+        (None, "as numbers .NoneType"),
+        ("abcd", "as numbers .str"),
+        (np.array([[1.0, None]] * 4), "as numbers .ndarray"),
+        (np.zeros((4, 2), "M8[s]"), "as numbers .ndarray"),
+        ([[1.0], [2.0, 3.0]], "as numbers .list"),
+        (3.0, r"tensor of shape \(\)"),
+        (torch.tensor(3.0), r"tensor of shape \(\)"),
+        (torch.eye(4).to_sparse(), "torch.sparse_coo"),
+        (torch.ones(4, 2, device="meta"), "on meta"),
+    ],
+)
+def test_what_is_no_numbers_is_refused(layer, told):
+    with pytest.raises(MemtoolError, match=told):
+        cka(layer, torch.ones(4, 2))
+    with pytest.raises(MemtoolError, match=told):
+        CKA().update([torch.ones(4, 2)], [layer])
+
+
+@pytest.mark.parametrize(("xs", "ys"), [([], [torch.ones(4, 2)]), ([torch.ones(4, 2)], ())])
+def test_a_side_without_layers_is_refused(xs, ys):
+    with pytest.raises(MemtoolError, match="one for each layer, not a (list|tuple) of none"):
+        CKA().update(xs, ys)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"batch_size": 0}, "batch_size should be a positive whole number, not 0"),
+        ({"batch_size": 2.5}, "batch_size should be a positive whole number, not 2.5"),
+        ({"bandwidth": -1}, "bandwidth should be a positive number, not -1"),
+        ({"bandwidth": "1"}, "bandwidth should be a positive number, not '1'"),
+        ({"estimator": ["exact"]}, "no estimator"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(options, told):
+    with pytest.raises(MemtoolError, match=told):
+        cka(torch.eye(8), torch.eye(8), **options)
 
 
 @pytest.mark.parametrize(
