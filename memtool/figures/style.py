@@ -244,8 +244,9 @@ def short_names(checkpoints: Sequence[str]) -> list[str]:
     ['results/mixup', 'results/plain']
     """
     parts = [name.removesuffix(".safetensors").split("/") for name in checkpoints]
-    while len(parts) > 1 and min(map(len, parts)) > 1 and len({one[-1] for one in parts}) == 1:
-        parts = [one[:-1] for one in parts]
+    if any(one != parts[0] for one in parts):  # else all they have is shared
+        while min(map(len, parts)) > 1 and all(one[-1] == parts[0][-1] for one in parts):
+            parts = [one[:-1] for one in parts]
     whole = [drawable("/".join(one)) for one in parts]
     short = [name if len(name) <= 30 else f"…{name[-29:]}" for name in whole]
     return short if len(set(short)) == len(set(whole)) else whole

@@ -44,6 +44,12 @@ def test_names_of_checkpoints_keep_their_end_and_fit_a_label():
     assert name.endswith("/epoch-0004") and len(name) == 30
 
 
+@pytest.mark.parametrize("names", [["runs/a"] * 2, ["runs/a", "runs/a.safetensors"]])
+def test_names_that_do_not_differ_are_whole(names):
+    assert short_names(names) == ["runs/a", "runs/a"]
+    assert short_names([*names, "other/a"]) == ["runs", "runs", "other"]
+
+
 def test_neighbouring_styles_differ_and_no_shade_is_too_light():
     styles = list(styles_of(range(12), [f"cut {i}" for i in range(12)], "viridis").values())
     for first, second in itertools.pairwise(styles):
