@@ -1,5 +1,6 @@
 """Options that several commands share, declared once, and the parsing of their values."""
 
+import filecmp
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -218,7 +219,7 @@ def model_spec(text: str | None) -> "ModelSpec | None":
 def named_models(paths: Sequence[Path]) -> list[Path]:
     """The paths, but in place of a table of `stitch --save` those of the stitched models in it.
 
-    Raises MemtoolError for a table that names none.
+    Raises MemtoolError for a table that names none, or one that may be either of two.
     """
     from memtool import tables
 
@@ -237,13 +238,27 @@ def named_models(paths: Sequence[Path]) -> list[Path]:
 
 def _beside(table: Path, named: Path) -> Path:
     """The file that a table names, by a path as it was typed once: where folders lie around the
-    table as they did, they may have been moved, or copied, with it, and that file is meant."""
+    table as they did, they may have been moved, or copied, with it, and that file is meant.
+
+    Raises MemtoolError if there is one where the table says, too, and they differ.
+    """
     parts = named.parts[1:] if named.is_absolute() else named.parts
     for folder in (table.parent, table.parent.parent):
         for start in range(len(parts) - 1):  # the name of a file alone would say too little
             if (found := folder.joinpath(*parts[start:])).is_file():
+                _check_alike(table, found, named)
                 return found
     return named
+
+
+def _check_alike(table: Path, found: Path, named: Path) -> None:
+    """Raise MemtoolError if what a table names is there, and differs from what was found."""
+    if not named.is_file() or found.samefile(named) or filecmp.cmp(found, named, shallow=False):
+        return
+    raise MemtoolError(
+        f"{table}: names {named}, and {found}, which lies beside the table, differs; either may be "
+        "meant: name the stitched models in place of the table, or move the others away"
+    )
 
 
 def open_checkpoints(

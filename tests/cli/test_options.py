@@ -132,3 +132,34 @@ def test_stitched_models_are_found_where_their_table_has_been_moved_with_them(
         "elsewhere/b.safetensors",  # the name alone tells too little
         "c.safetensors",
     ]
+
+
+def files(*contents: tuple[str, str]) -> None:
+    for name, content in contents:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Path(name).write_text(content)
+
+
+@pytest.mark.parametrize("table", ["results/t.csv", "results/tables/t.csv"])
+@pytest.mark.parametrize("other", ["results/a/x.safetensors", "results/models/a/x.safetensors"])
+def test_of_stitched_models_that_differ_none_is_taken(
+    tmp_path: Path, monkeypatch, table: str, other: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = "models/a/x.safetensors"
+    files((table, f"stitched\n{named}\n"), (named, "one"), (other, "two"))
+    with pytest.raises(MemtoolError, match=f"names {named}, and {other}, which lies beside the"):
+        options.named_models([Path(table)])
+    files((other, "one"))
+    assert options.named_models([Path(table)]) == [Path(other)]
+    Path(other).unlink()
+    assert options.named_models([Path(table)]) == [Path(named)]
+
+
+@pytest.mark.parametrize("root", ["", "ROOT/"])
+def test_stitched_models_in_the_place_that_is_named_are_taken(tmp_path, monkeypatch, root) -> None:
+    monkeypatch.chdir(tmp_path)
+    named = f"{root}out/a/x.safetensors".replace("ROOT", str(tmp_path))
+    files((named, "one"), ("a/x.safetensors", "two"), ("t.csv", f"stitched\n{named}\n"))
+    (found,) = options.named_models([Path("t.csv")])
+    assert found.samefile("out/a/x.safetensors")
