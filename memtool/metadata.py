@@ -103,6 +103,7 @@ SIZES = _list_of(WHOLE, "whole numbers")
 NUMBERS = _list_of(NUMBER, "numbers")
 MATRIX = _list_of(NUMBERS, "lists of numbers")
 POSITIVE = Type("a whole number from 1 on", lambda value: _is_whole(value) and value >= 1)
+BITS = Type("a whole number from 8 to 16", lambda value: _is_whole(value) and 8 <= value <= 16)
 COUNT = Type("a whole number from 0 on", lambda value: _is_whole(value) and value >= 0)
 STD = Type("a list of numbers other than 0", lambda value: NUMBERS.holds(value) and 0 not in value)
 IMAGE_SHAPE = Type(
@@ -138,6 +139,9 @@ DATASET: Fields = {
     "mean": Field(NUMBERS, "mean of each channel by which images are normalized, in units of 255"),
     "std": Field(STD, "standard deviation, likewise"),
     "fingerprint": Field(TEXT, "SHA-256 of the images and labels"),
+    "bits": Field(
+        BITS, "bits per value of image files that have more than 8, by which they became 8"
+    ),
 }
 DATA: Fields = {
     **DATASET,
@@ -284,7 +288,10 @@ KINDS: Mapping[str, Kind] = {
             "data": Field(
                 _object(
                     {
-                        **{name: DATASET[name] for name in ("name", "mean", "std", "fingerprint")},
+                        **{
+                            name: DATASET[name]
+                            for name in ("name", "mean", "std", "fingerprint", "bits")
+                        },
                         "notes": Field(TEXTS, "what decoding had to tell"),
                     }
                 ),

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from memtool import MemtoolError, data
@@ -35,7 +36,7 @@ CONFIG = {
 
 
 @pytest.fixture(scope="module")
-def written(run, folder, tmp_path_factory) -> dict[str, dict[str, Any]]:
+def written(run, tmp_path_factory) -> dict[str, dict[str, Any]]:
     """The metadata of a file of every kind and of each way to make it, by its name."""
     root = tmp_path_factory.mktemp("written")
     images = np.random.default_rng(0).integers(0, 256, (32, 1, 8, 8), dtype=np.uint8)
@@ -54,12 +55,19 @@ def written(run, folder, tmp_path_factory) -> dict[str, dict[str, Any]]:
         result = run(*(str(part).replace("ROOT", str(root)) for part in command))
         assert result.code == 0, result.stderr
 
+    for part in ("train", "test"):
+        for label in range(4):
+            path = root / f"deep/{part}/{label}/x.png"
+            path.parent.mkdir(parents=True)
+            Image.fromarray(1000 + images[label, 0].astype(np.uint16)).save(path)
     noisy = ("make-noisy", "ROOT/set.npz", "-o")
     made(*noisy, "ROOT/uniform.safetensors", "-r", "50%")
     made(*noisy, "ROOT/matrix.safetensors", "-r", "50%", "--matrix", "ROOT/matrix.csv")
     made(*noisy, "ROOT/given.safetensors", "--from", "ROOT/given.npy")
+    made("make-noisy", "folder:ROOT/deep", "-o", "ROOT/deep.safetensors", "-r", "50%")
     train = ("train", "--data", "ROOT/set.npz", "--epochs", 1, "-o")
     cnn = ("--model", "digits-cnn")
+    made("train", "--data", "folder:ROOT/deep", "--epochs", 0, *cnn, "-o", "ROOT/dark.safetensors")
     made(*train, "ROOT/cnn.safetensors", *cnn, "--labels", "ROOT/matrix.safetensors",
          "--save-every", 1, "--order-seed", 1)  # fmt: skip
     made(*train, "ROOT/own.safetensors", "--model", "ROOT/net.py:net?n=4",
@@ -68,7 +76,7 @@ def written(run, folder, tmp_path_factory) -> dict[str, dict[str, Any]]:
         patch.setattr(state.State, "remove", lambda self: None)
         made(*train, "ROOT/stopped.safetensors", *cnn, "--labels", "ROOT/uniform.safetensors")
         patch.setenv("MEMTOOL_CACHE", str(root / "cache"))
-        data.load(f"folder:{folder}?image_size=8", memory=1000)
+        data.load(f"folder:{root}/deep?image_size=8", memory=100)
     stitch = ("stitch", "ROOT/cnn.safetensors", "ROOT/stopped.safetensors", "--at", "block1")
     made(*stitch, "--epochs", 0, "--save", "ROOT/start", "-o", "ROOT/start.csv")
     made(*stitch, "--epochs", 1, "--save", "ROOT/trained", "-o", "ROOT/trained.csv")

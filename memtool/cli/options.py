@@ -308,6 +308,8 @@ def load_dataset(
             f"{checkpoint.path}: does not say what it was trained on; name a data set (--data)"
         )
     full = with_options(name, image_size=image_size, split_at=split_at, samples=samples)
+    if name == recorded and samples is not None:  # of which all images have told the bits
+        full = with_defaults(full, bits=checkpoint.data.get("bits"))
     if spec is not None:
         full = _prepared(full, checkpoint)
     dataset = load_data(full, folder, memory, training=training)

@@ -56,7 +56,7 @@ MEASURED = ("mean", "std", "fingerprint")
 
 
 @dataclass(frozen=True)
-class Decoded:
+class AllImages:
     """All images of a data set, or vectors; if they are a map of a file, with checksums and what
     is known of them."""
 
@@ -81,7 +81,7 @@ def cached(
     spec: str,
     options: Options,
     progress: Progress,
-) -> Decoded:
+) -> AllImages:
     """The images in n files, decoded as by `images.decoded` into a file, unless it is there.
 
     `labels` are those of each split, and `shape` is the one expected. Raises MemtoolError as
@@ -127,7 +127,7 @@ def _key(paths: Sequence[str], labels: Sequence[Labels], options: Options) -> st
     return digest.hexdigest()[:32]
 
 
-def _opened(file: Path, count: int, tell: bool = False) -> tuple[Decoded, list[str]] | None:
+def _opened(file: Path, count: int, tell: bool = False) -> tuple[AllImages, list[str]] | None:
     """The images in a file, and the notes of their decoding; None if it is absent or, which
     `tell` says in a warning, damaged."""
     if not file.exists():
@@ -149,11 +149,12 @@ def _opened(file: Path, count: int, tell: bool = False) -> tuple[Decoded, list[s
             and len(measured["mean"]) == len(measured["std"]) == shape[1]
         ):
             raise MemtoolError(f"{file}: does not hold {count} images")
+        measured["bits"] = metadata["data"].get("bits")
     except MemtoolError as error:
         if tell:
             logger.warning(f"{error}; its images are decoded again")
         return None
-    content = Decoded(_mapped(file, shape, "c"), Checksums(checksums, file), measured)
+    content = AllImages(_mapped(file, shape, "c"), Checksums(checksums, file), measured)
     return content, metadata["data"].get("notes", [])
 
 
@@ -208,7 +209,7 @@ def _write(
     """Decode the images into a file."""
     with replacing(file) as temporary:
         with progress(f"decoding {spec}", len(paths)) as advance:
-            images, notes = decoded(
+            images, notes, bits = decoded(
                 paths, spec, options, advance, lambda shape: _room(temporary, shape)
             )
         border = len(labels[0])
@@ -224,7 +225,7 @@ def _write(
             }
             checksums = _checksums(images, advance)
         images.flush()  # type: ignore[attr-defined]
-        data = {"name": spec, "notes": notes, **measured}
+        data = {"name": spec, "notes": notes, **measured, **({"bits": bits} if bits else {})}
         _complete(temporary, images.shape, checksums, {"data": data})
 
 

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.data.batches import Split
-from memtool.data.cache import Decoded, cached
+from memtool.data.cache import AllImages, cached
 from memtool.data.images import decoded, resized, shape_of, with_channels
 from memtool.data.listing import Examples, told_shape
 from memtool.data.sources import listed
@@ -35,7 +35,8 @@ class Dataset:
 
     `name` is the spec as it was typed, and `classes` are the names of the classes. The training
     split is empty if there is none. `measured` is what is known of the content already: its mean,
-    std and fingerprint, so that images in a file need not be read for them.
+    std and fingerprint, so that images in a file need not be read for them, and the `bits` per
+    value of image files that have more than 8.
 
     >>> digits = load("digits")
     >>> digits.classes[:3], digits.image_shape
@@ -90,6 +91,7 @@ class Dataset:
 
     def metadata(self) -> dict[str, Any]:
         """What checkpoints and label files record of their data set."""
+        bits = self.measured.get("bits")
         return {
             "name": self.name,
             "train": len(self.train),
@@ -99,6 +101,7 @@ class Dataset:
             "mean": self.mean,
             "std": self.std,
             "fingerprint": self.fingerprint,
+            **({"bits": bits} if bits else {}),
         }
 
 
@@ -137,10 +140,13 @@ def load(
             part.check(spec)
     if options.split_at is not None:
         listing = divided(listing, options.split_at, spec)
+    there = listing.count
     if options.samples_train is not None:
         listing = with_fewer(listing, options.samples_train)
     if options.samples is not None:
         listing = sampled(listing, options.samples)
+    if listing.count == there:
+        options = replace(options, samples=None, samples_train=None)  # nothing is left out
     if training and listing.train is None:
         raise MemtoolError(
             f"{spec}: has no training images; say how much is for training (--split-at 80%)"
@@ -166,23 +172,23 @@ def _content(
     options: Options,
     memory: int,
     progress: Progress,
-) -> Decoded:
+) -> AllImages:
     """All images, or vectors, of the parts one after another, in memory or in a file."""
     each = [part.items for part in parts]
     items = np.concatenate(each) if all(map(len, each)) else max(each, key=len)
     if items.dtype != object:
         images = _images(items, spec, options, progress, memory)
-        return Decoded(images if images.ndim == 2 else with_channels(images, options.channels))
+        return AllImages(images if images.ndim == 2 else with_channels(images, options.channels))
     paths = list(items)
     shape = shape_of(paths, options)
     if shape and math.prod(shape) > memory:
         labels = [part.labels for part in parts]
         return cached(paths, labels, shape, spec, options, progress)
     with progress(f"reading {spec}", len(paths)) as advance:
-        images, notes = decoded(paths, spec, options, advance)
+        images, notes, bits = decoded(paths, spec, options, advance)
     for note in notes:
         logger.info(note)
-    return Decoded(images)
+    return AllImages(images, measured={"bits": bits})
 
 
 def _images(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -29,6 +29,15 @@ THREADED_FILE_SIZE = 16_000  # bytes; see `_mapped`
 DEPTHS = (8, 10, 12, 14, 16)  # bits per value, as sensors have them
 STEP = 64  # images from one step of progress to the next: some milliseconds, or a second
 AHEAD = 4  # images that each thread may be ahead of those that have their place already
+
+
+class Decoded(NamedTuple):
+    """The images in files, (n, c, h, w), what is to be told of them, and how many bits per value
+    became the 8 that they have; None where no file has more than 8."""
+
+    images: Images
+    notes: list[str]
+    bits: int | None
 
 
 def check_memory(size: int, what: str, memory: int | None = None) -> None:
@@ -93,9 +102,9 @@ def decoded(
     options: Options,
     advance: Advance,
     room: Callable[[Shape], Images] | None = None,
-) -> tuple[Images, list[str]]:
-    """The images in n files, (n, c, h, w), read as `options` say: `orient`, `bits`, `channels`, and
-    resized by `fitted`; and notes.
+) -> Decoded:
+    """The images in n files, read as `options` say: `orient`, `bits`, `channels`, and resized by
+    `fitted`.
 
     Unless `channels` says how many, they have one channel if all are gray, else three. Of files
     with more than 8 bits per value, 0 becomes 0 and 2**bits - 1 becomes 255; by default that is for
@@ -133,6 +142,7 @@ class _Album:
         self.gray: list[str] = []
         self.has_color = False
         self.deep: dict[int, Picture] = {}
+        self.bits: int | None = None
         self.images: Images | None = None
 
     def add(self, index: int, picture: Picture | str) -> None:
@@ -188,8 +198,8 @@ class _Album:
         image = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
         self.images[index] = with_channels(image[None], self.images.shape[1])[0]
 
-    def finished(self, name: str) -> tuple[Images, list[str]]:
-        """All images, and notes; raises MemtoolError if some cannot be read."""
+    def finished(self, name: str) -> Decoded:
+        """All images; raises MemtoolError if some cannot be read."""
         if self.broken or self.images is None:
             raise MemtoolError(
                 f"{len(self.broken)} of {len(self.paths)} images cannot be read: "
@@ -205,7 +215,7 @@ class _Album:
             f"{name}: {len(paths)} of {len(self.paths)} images {what} ({paths[0]})"
             for what, paths in self.told.items()
         ]
-        return self.images, notes
+        return Decoded(self.images, notes, self.bits)
 
     def _place_deep(self, name: str, bits: int | None) -> None:
         """Reduce the values of the deep pictures to 8 bits, all of them by the same factor."""
@@ -218,7 +228,8 @@ class _Album:
                 f"{name}: its images have more than 8 bits per value, and part of them does not "
                 f"tell how many; say so: {with_options(name, bits=found)!r}, if it is {found}"
             )
-        top = 2 ** (bits or found) - 1
+        self.bits = bits or found
+        top = 2**self.bits - 1
         if top < 65535 and Remark.high_bytes in self.told:
             raise MemtoolError(
                 f"{self.told[Remark.high_bytes][0]}: only the upper 8 of 16 bits are read from "

@@ -61,3 +61,8 @@ class Listing:
     classes: tuple[str, ...]
     train: Examples | None
     test: Examples
+
+    @property
+    def count(self) -> int:
+        """The number of examples of both splits."""
+        return len(self.test) + (0 if self.train is None else len(self.train))

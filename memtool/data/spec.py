@@ -65,7 +65,8 @@ class Options:
     """Turn image files upright that have an EXIF orientation."""
     bits: int | None = None
     """How many bits the values in image files of more than 8 bits have; by default, as many as the
-    largest value in all of them needs. Where only some are taken (`samples`), it has to be said."""
+    largest value in all of them needs. Where some are left out (`samples`), it has to be said,
+    unless a checkpoint has it on record."""
     samples: int | None = None
     """Take at most this many test images, each class in proportion, and no training images."""
     samples_train: int | None = None

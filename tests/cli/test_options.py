@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from memtool import MemtoolError
+from memtool.checkpoints import Checkpoint
 from memtool.cli import options
 
 
@@ -163,3 +164,23 @@ def test_stitched_models_in_the_place_that_is_named_are_taken(tmp_path, monkeypa
     files((named, "one"), ("a/x.safetensors", "two"), ("t.csv", f"stitched\n{named}\n"))
     (found,) = options.named_models([Path("t.csv")])
     assert found.samefile("out/a/x.safetensors")
+
+
+def test_a_sample_of_deep_images_has_the_bits_that_all_had(tmp_path: Path, run) -> None:
+    for part, top in (("train", 4000), ("test", 900)):  # the latter alone would be 10 bits
+        for label in range(2):
+            (tmp_path / f"deep/{part}/{label}").mkdir(parents=True)
+            for number in range(4):
+                pixels = np.linspace(number, top, 64).reshape(8, 8).astype(np.uint16)
+                Image.fromarray(pixels).save(tmp_path / f"deep/{part}/{label}/{number}.png")
+    spec, file = f"folder:{tmp_path / 'deep'}", tmp_path / "a.safetensors"
+    trained = run("train", "--model", "digits-cnn", "--data", spec, "--epochs", 0, "-o", file)
+    assert trained.code == 0, trained.stderr
+    checkpoint = Checkpoint.open(file)
+    whole = options.load_dataset(None, checkpoint, None, "4GiB").test.images
+    for typed, samples in ((None, 4), (spec, 4), (None, 8), (None, 50)):
+        found = options.load_dataset(typed, checkpoint, None, "4GiB", samples=samples)
+        assert found.name.endswith(f"?samples={samples}&bits=12")
+        assert {bytes(image) for image in found.test.images} <= {bytes(image) for image in whole}
+    with pytest.raises(MemtoolError, match="part of them does not tell"):
+        options.load_dataset(f"{spec}?image_size=4", checkpoint, None, "4GiB", samples=4)

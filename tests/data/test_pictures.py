@@ -267,3 +267,25 @@ def test_part_of_deep_images_does_not_tell_their_bits(folder, refused) -> None:
     whole = data.load(spec).test.images
     part = data.load(f"{spec}?samples=1&bits=12").test.images
     assert any(np.array_equal(part[0], one) for one in whole)
+
+
+def test_deep_images_of_which_none_is_left_out_tell_their_bits(folder, refused) -> None:
+    spec = folder(**{f"{name}_png": png16(values_up_to(3000, 8, 10)) for name in "abcd"})
+    whole = data.load(spec)
+    for options in ("samples=4", "samples=9", "split_at=50%&samples_train=2"):
+        found = data.load(f"{spec}?{options}")
+        together = np.concatenate([found.train.images, found.test.images])
+        assert sorted(map(bytes, together)) == sorted(map(bytes, whole.test.images)), options
+    for options in ("samples=3", "split_at=50%&samples=2", "split_at=50%&samples_train=1"):
+        assert "part of them does not tell" in refused(f"{spec}?{options}"), options
+
+
+@pytest.mark.parametrize("memory", [1000, 10**6])
+def test_how_many_bits_images_had_is_on_record(
+    folder, tmp_path_factory, monkeypatch, memory: int
+) -> None:
+    monkeypatch.setenv("MEMTOOL_CACHE", str(tmp_path_factory.mktemp("cache")))
+    spec = folder(**{f"{name}_png": png16(values_up_to(900, 20, 20)) for name in "abcd"})
+    assert data.load(spec, memory=memory).metadata()["bits"] == 10
+    assert data.load(f"{spec}?bits=13", memory=memory).metadata()["bits"] == 13
+    assert "bits" not in data.load("digits").metadata()
