@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from memtool.cli import app, options
+from memtool.cli import app, inputs, options
 from memtool.cli.console import logger, progress
 from memtool.device import Precision
 from memtool.similarity.settings import CkaSettings, Estimator, Kernel, Pairs
@@ -147,9 +147,9 @@ def cka(
     )
     path = options.checked_output(output, table_format)
     where = choose(device)
-    opened = options.open_checkpoints(options.named_models(checkpoints), model, trust)
-    others = options.open_checkpoints(references, model_reference or model, trust)
-    set_ = options.load_dataset(
+    opened = inputs.open_checkpoints(inputs.named_models(checkpoints), model, trust)
+    others = inputs.open_checkpoints(references, model_reference or model, trust)
+    set_ = inputs.load_dataset(
         dataset,
         others[-1],
         data_dir,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from memtool.cli import app, options
+from memtool.cli import app, inputs, options
 
 
 @app.command()
@@ -60,7 +60,7 @@ def convert(
 
     options.check_file(output)
     check_writable(output)
-    spec = options.model_spec(model)
-    with_data = partial(options.load_dataset, dataset, folder=None, memory=options.MEMORY)
+    spec = inputs.model_spec(model)
+    with_data = partial(inputs.load_dataset, dataset, folder=None, memory=options.MEMORY)
     dataset_for = with_data if dataset else None
     checkpoints.convert(file, spec, output, dataset_for, trust)

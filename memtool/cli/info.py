@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from memtool.cli import app, options
+from memtool.cli import app, inputs, options
 from memtool.metadata import MAX_IMAGE
 
 
@@ -58,8 +58,8 @@ def info(
     path = options.checked_output(output, table_format)
     rows: list[tables.LayerRow] | list[tables.FileRow]
     if layers:
-        checkpoints = options.open_checkpoints(files, model, trust)
+        checkpoints = inputs.open_checkpoints(files, model, trust)
         rows = list(layer_rows(checkpoints, image_size))
     else:
-        rows = list(file_rows(files, options.model_spec(model)))
+        rows = list(file_rows(files, inputs.model_spec(model)))
     options.write(rows, tables.LayerRow if layers else tables.FileRow, path, table_format)

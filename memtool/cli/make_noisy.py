@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from memtool import MemtoolError
-from memtool.cli import app, options
+from memtool.cli import app, inputs, options
 from memtool.cli.console import logger
 from memtool.data import NoiseKind, with_options
 
@@ -112,7 +112,7 @@ def make_noisy(
     for path in paths or [output]:
         check_writable(path)
     spec = with_options(dataset, image_size=image_size, split_at=split_at)
-    set_ = options.load_data(spec, data_dir, memory, training=True)
+    set_ = inputs.load_data(spec, data_dir, memory, training=True)
     transition = _read_matrix(matrix, len(set_.classes)) if matrix else None
     if source is not None:
         made = {output: LabelFile.given_by(set_, source)}

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from memtool import MemtoolError
-from memtool.cli import app, main, options
+from memtool.cli import app, inputs, main, options
 from memtool.cli.console import logger, progress
 from memtool.errors import printable
 from memtool.figures.options import SUPPLEMENTED
@@ -213,7 +213,7 @@ def reproduce(
         print(to_makefile(recipe, output, study, elsewhere), end="")
         return
     steps = steps_for(recipe, output)
-    check_inputs(recipe, steps, lambda spec: options.load_data(spec, data_dir, options.MEMORY))
+    check_inputs(recipe, steps, lambda spec: inputs.load_data(spec, data_dir, options.MEMORY))
     if dry_run:
         _print_commands(pending(steps, Record(output / "steps.csv").commands), elsewhere)
         return

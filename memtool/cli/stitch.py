@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from memtool.cli import app, options
+from memtool.cli import app, inputs, options
 from memtool.cli.console import progress
 from memtool.device import is_first
 from memtool.models import Connector
@@ -169,9 +169,9 @@ def stitch(
         memory=options.size(memory),
         curve=curve,
     )
-    opened = options.open_checkpoints(checkpoints[:-1], model, trust)
-    opened += options.open_checkpoints(checkpoints[-1:], model_back or model, trust)
-    set_ = options.load_dataset(
+    opened = inputs.open_checkpoints(checkpoints[:-1], model, trust)
+    opened += inputs.open_checkpoints(checkpoints[-1:], model_back or model, trust)
+    set_ = inputs.load_dataset(
         dataset,
         opened[-1],
         data_dir,

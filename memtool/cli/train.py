@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from memtool import MemtoolError
-from memtool.cli import app, options
+from memtool.cli import app, inputs, options
 from memtool.cli.console import progress
 from memtool.device import Precision
 from memtool.models import OURS
@@ -271,7 +271,7 @@ def train(
     given = LabelFile.load(labels) if labels else None
     named = dataset or (given.metadata["data"]["name"] if given else "")
     typed = with_options(named, image_size=image_size, split_at=split_at)
-    set_ = options.load_data(typed, data_dir, memory, training=True)
+    set_ = inputs.load_data(typed, data_dir, memory, training=True)
     if given and labels:
         given.check(labels, set_)
     config = config_for(

@@ -1,4 +1,4 @@
-"""Shared options: the data set that a command takes, typed or on record."""
+"""What commands take in: the data set, typed or on record, and the models that a table names."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +9,7 @@ from PIL import Image
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
-from memtool.cli import options
+from memtool.cli import inputs
 
 
 def picture(height: int, width: int, seed: int = 0, channels: int = 3) -> Image.Image:
@@ -94,8 +94,8 @@ def test_a_checkpoint_without_a_data_set_asks_for_one() -> None:
 
     unknown = SimpleNamespace(path=Path("a.safetensors"), data={}, preprocessing={})
     with pytest.raises(MemtoolError, match="a.safetensors: .*--data"):
-        options.load_dataset(None, unknown, None, "4GiB")
-    found = options.load_dataset("digits", unknown, None, "4GiB", samples=30)
+        inputs.load_dataset(None, unknown, None, "4GiB")
+    found = inputs.load_dataset("digits", unknown, None, "4GiB", samples=30)
     assert (found.name, len(found.test)) == ("digits?samples=30", 30)
 
 
@@ -127,7 +127,7 @@ def test_stitched_models_are_found_where_their_table_has_been_moved_with_them(
         Path(name).touch()
     Path("moved/tables").mkdir()
     Path("moved/tables/s.csv").write_text("stitched\n" + "\n".join(names) + "\n")
-    found = options.named_models([Path("moved/tables/s.csv"), Path("c.safetensors")])
+    found = inputs.named_models([Path("moved/tables/s.csv"), Path("c.safetensors")])
     assert [str(path) for path in found] == [
         "moved/stitched/run/a.safetensors",
         "elsewhere/b.safetensors",  # the name alone tells too little
@@ -150,11 +150,11 @@ def test_of_stitched_models_that_differ_none_is_taken(
     named = "models/a/x.safetensors"
     files((table, f"stitched\n{named}\n"), (named, "one"), (other, "two"))
     with pytest.raises(MemtoolError, match=f"names {named}, and {other}, which lies beside the"):
-        options.named_models([Path(table)])
+        inputs.named_models([Path(table)])
     files((other, "one"))
-    assert options.named_models([Path(table)]) == [Path(other)]
+    assert inputs.named_models([Path(table)]) == [Path(other)]
     Path(other).unlink()
-    assert options.named_models([Path(table)]) == [Path(named)]
+    assert inputs.named_models([Path(table)]) == [Path(named)]
 
 
 @pytest.mark.parametrize("root", ["", "ROOT/"])
@@ -162,7 +162,7 @@ def test_stitched_models_in_the_place_that_is_named_are_taken(tmp_path, monkeypa
     monkeypatch.chdir(tmp_path)
     named = f"{root}out/a/x.safetensors".replace("ROOT", str(tmp_path))
     files((named, "one"), ("a/x.safetensors", "two"), ("t.csv", f"stitched\n{named}\n"))
-    (found,) = options.named_models([Path("t.csv")])
+    (found,) = inputs.named_models([Path("t.csv")])
     assert found.samefile("out/a/x.safetensors")
 
 
@@ -177,10 +177,10 @@ def test_a_sample_of_deep_images_has_the_bits_that_all_had(tmp_path: Path, run) 
     trained = run("train", "--model", "digits-cnn", "--data", spec, "--epochs", 0, "-o", file)
     assert trained.code == 0, trained.stderr
     checkpoint = Checkpoint.open(file)
-    whole = options.load_dataset(None, checkpoint, None, "4GiB").test.images
+    whole = inputs.load_dataset(None, checkpoint, None, "4GiB").test.images
     for typed, samples in ((None, 4), (spec, 4), (None, 8), (None, 50)):
-        found = options.load_dataset(typed, checkpoint, None, "4GiB", samples=samples)
+        found = inputs.load_dataset(typed, checkpoint, None, "4GiB", samples=samples)
         assert found.name.endswith(f"?samples={samples}&bits=12")
         assert {bytes(image) for image in found.test.images} <= {bytes(image) for image in whole}
     with pytest.raises(MemtoolError, match="part of them does not tell"):
-        options.load_dataset(f"{spec}?image_size=4", checkpoint, None, "4GiB", samples=4)
+        inputs.load_dataset(f"{spec}?image_size=4", checkpoint, None, "4GiB", samples=4)
