@@ -172,6 +172,7 @@ def reproduce(
     from memtool.reproduction import (
         TRIED,
         Record,
+        adopt_trained,
         check_inputs,
         check_unrecorded,
         findings_of,
@@ -224,6 +225,7 @@ def reproduce(
         if not recipe.is_tried and not all(step.is_done(record.commands) for step in tried):
             rehearse(recipe, output, main)
         check_unrecorded(steps, record.commands, main)
+        adopt_trained(steps, record, main)
         write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
             for result in run_steps(steps, at_once, main, record):

@@ -337,5 +337,7 @@ def _epochs_to_save(every: int | None, at: str, epochs: int) -> set[int]:
     """The epochs that --save-every and --save-at name; a usage error for one after the last."""
     saved = {*options.epochs(at), *(range(every, epochs + 1, every) if every else ())}
     if saved and max(saved) > epochs:
-        raise typer.BadParameter(f"the run has {epochs} epochs", param_hint="--save-at")
+        raise typer.BadParameter(
+            f"{max(saved)}: the run has {epochs} epochs", param_hint="--save-at"
+        )
     return saved

@@ -11,6 +11,7 @@ from .record import findings_of as findings_of
 from .record import spelled_as_before as spelled_as_before
 from .record import write_choices as write_choices
 from .rehearsal import TRIED as TRIED
+from .rehearsal import adopt_trained as adopt_trained
 from .rehearsal import check_inputs as check_inputs
 from .rehearsal import check_unrecorded as check_unrecorded
 from .rehearsal import rehearse as rehearse

@@ -5,7 +5,7 @@ from pathlib import Path
 from memtool import MemtoolError
 from memtool.errors import printable
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
-from memtool.reproduction.rules import CEILING, FIGURES, FUNCTIONS, RUN_RULES, Rule
+from memtool.reproduction.rules import CEILING, FIGURES, FUNCTIONS, RUN_RULES, TABLES, Rule
 from memtool.reproduction.steps import variables
 
 HEAD = """\
@@ -14,6 +14,7 @@ HEAD = """\
 # depends on them; for make to run that, remove it first. Until that command has ended once, it
 # refuses networks that were trained before a change.
 # Over several machines: make -j 8 MEMTOOL='srun -G1 memtool'
+# RATIOS and SUPPLEMENT are in percent, SAVED are epochs of four digits, with spaces between them.
 MEMTOOL = memtool
 """
 RUNS = """\
@@ -25,11 +26,16 @@ CEILINGS := $(ALL_SEEDS:%=ceiling-s%)
 COMPARED := $(or $(filter $(RATIOS),$(SUPPLEMENT)),$(filter-out 0,$(RATIOS)),0)
 SUPPLEMENTS := $(foreach s,$(ALL_SEEDS),$(COMPARED:%=r%-s$(s)))
 """
+# Files are whole or absent, whatever ends their commands: make is to remove none.
 SPECIAL = """\
 .PHONY: all
-.DELETE_ON_ERROR:
-.SECONDARY:
+.PRECIOUS: {}
 .SECONDEXPANSION:
+"""
+# All that is made of one run, to be made where it is missing, and kept.
+MADE = """\
+MADE := $(RUNS:%=$(DIR)/labels/%.safetensors) $(RUNS:%=$(DIR)/runs/%.safetensors)
+MADE += $(CEILINGS:%=$(DIR)/runs/%.safetensors) {}
 """
 # How memtool is told of all choices, to find that all is done and write the findings.
 LAST = (
@@ -48,10 +54,13 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None, data_dir: Path | 
 
     Raises MemtoolError for a choice or a path that make cannot take.
     """
+    if root == Path():
+        root = root.resolve()  # make takes ./ off, and no rule for ./% would be one for %
     values = {"DIR": str(root), **variables(recipe)}
     exported = {**ENVIRONMENT, **({"MEMTOOL_DATA": str(data_dir)} if data_dir else {})}
     for name, value in (*values.items(), *exported.items()):
         _check(value, UNQUOTED if name == "DIR" else "")
+    of_runs = (CEILING, *RUN_RULES)
     goals = " ".join(path.replace("%", "$(DIR)") for rule in FIGURES for path in rule.makes)
     last = " ".join(["reproduce", *([study] if study else []), LAST])
     environment = "".join(f"export {name} ?= {value}\n" for name, value in exported.items())
@@ -59,9 +68,10 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None, data_dir: Path | 
         HEAD + _assigned(values) + environment,
         RUNS,
         "# What depends on the name of a run, and the tables of all runs.\n" + _assigned(FUNCTIONS),
-        SPECIAL,
-        f"all: {goals}\n\t$(MEMTOOL) {last}\n",
-        *map(_rule, (CEILING, *RUN_RULES, *FIGURES)),
+        MADE.format(" ".join(f"$({kind})" for kind in TABLES)),
+        SPECIAL.format(" ".join(path for rule in of_runs for path in rule.makes)),
+        f"all: $(MADE) {goals}\n\t$(MEMTOOL) {last}\n",
+        *map(_rule, (*of_runs, *FIGURES)),
     ]
     return "\n".join(parts)
 

@@ -4,6 +4,7 @@ told at once, not when the first network is trained."""
 import re
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from memtool.data.spec import TORCHVISION
 from memtool.models import ModelSpec
 from memtool.models.spec import code_file
 from memtool.reproduction.recipes import Recipe
+from memtool.reproduction.record import Record
 from memtool.reproduction.runner import Command, try_steps
 from memtool.reproduction.steps import Step, steps_for
 from memtool.tensors import read_metadata
@@ -69,6 +71,16 @@ def check_unrecorded(steps: Iterable[Step], known: Mapping[str, str], command: C
     """Raise MemtoolError if a network that is there, though no record says by which command, is of
     other settings than its step's: after `make`, say, with variables that were changed midway."""
     try_steps([_dry(step) for step in _trained(steps) if step.key not in known], command)
+
+
+def adopt_trained(steps: Iterable[Step], record: Record, command: Command) -> None:
+    """Take the networks that are there, and of the settings that their steps have now, for made by
+    these, though the record has other commands for them: make has trained them since."""
+    for step in _trained(steps):
+        if step.is_stale(record.commands):
+            with suppress(MemtoolError):
+                try_steps([_dry(step)], command)
+                record.keep(step)
 
 
 def _trained(steps: Iterable[Step]) -> list[Step]:

@@ -50,12 +50,14 @@ FUNCTIONS = {
 
 @dataclass(frozen=True)
 class Rule:
-    """How the files `makes` are made from those that it `needs`, for all that `%` stands for."""
+    """How the files `makes` are made from those that it `needs`, for all that `%` stands for; what
+    else the command leaves, done or stopped, matches the globs in `leaves`."""
 
     kind: str
     makes: tuple[str, ...]
     needs: tuple[str, ...]
     command: str
+    leaves: tuple[str, ...] = ()
 
 
 TRAINING = (
@@ -74,6 +76,7 @@ TRAIN = Rule(
     needs=("$(DIR)/labels/%.safetensors",),
     command=f"{TRAINING} -q --resume --table $(DIR)/tables/training-$*.csv"
     " -o $(DIR)/runs/$*.safetensors",
+    leaves=("$(DIR)/runs/%.state.safetensors", "$(DIR)/runs/%/epoch-*.safetensors"),
 )
 # A second clean network, with equal initial weights and another order of batches, for each seed,
 # which % stands for: what is no less like the first one has not diverged.
@@ -83,6 +86,7 @@ CEILING = Rule(
     needs=("$(DIR)/labels/r0-s%.safetensors",),
     command=f"{TRAINING} --order-seed 1$(seed) -q --resume"
     " --table $(DIR)/tables/training-ceiling-s$*.csv -o $(DIR)/runs/ceiling-s$*.safetensors",
+    leaves=tuple(glob.replace("%", "ceiling-s%") for glob in TRAIN.leaves),
 )
 CKA = Rule(
     kind="cka",
@@ -97,6 +101,7 @@ STITCHING = Rule(
     needs=("$(DIR)/runs/%.safetensors", "$(clean)"),
     command="stitch $< $(clean) --at '$(CUTS)' --both --control $(STITCH) $(trust) --seed $(seed)"
     " --save $(DIR)/stitched/$* -q --resume -o $@",
+    leaves=("$(DIR)/tables/stitching-%.csv.partial", "$(DIR)/stitched/%/*.safetensors"),
 )
 SUPPLEMENT = Rule(
     kind="supplement",

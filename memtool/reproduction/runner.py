@@ -36,10 +36,6 @@ PRELOAD = [
 ]
 
 
-# What a stopped training, and a stopped sweep of stitch, leave beside the file they make.
-UNFINISHED = ("{0.stem}.state.safetensors", "{0.name}.partial")
-
-
 @dataclass(frozen=True)
 class StepResult:
     """A step that is done: the seconds it ran for, None if it was skipped, the most bytes that its
@@ -108,9 +104,9 @@ def try_steps(steps: Sequence[Step], command: Command) -> None:
 def _prepare(step: Step, record: Record) -> None:
     """Remove what another command made, whole or in part, and record that this one is to run."""
     if step.is_stale(record.commands):
-        for path in (step.root / output for output in step.outputs):
-            for left in (path, *(path.with_name(pattern.format(path)) for pattern in UNFINISHED)):
-                left.unlink(missing_ok=True)
+        left = [path for glob in step.leaves for path in step.root.glob(str(glob))]
+        for path in (*left, *(step.root / output for output in step.outputs)):
+            path.unlink(missing_ok=True)
     record.keep(step)
 
 

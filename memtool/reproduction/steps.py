@@ -23,14 +23,15 @@ Names = Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True)
 class Step:
-    """`memtool WORDS`, which makes the files `outputs` from `inputs`, all below `root`; a word that
-    is a path is below it, too."""
+    """`memtool WORDS`, which makes the files `outputs` from `inputs`, and `leaves` others, given by
+    globs, all below `root`; a word that is a path is below it, too."""
 
     name: str
     words: tuple[str | Path, ...]
     inputs: tuple[Path, ...]
     outputs: tuple[Path, ...]
     root: Path = Path()
+    leaves: tuple[Path, ...] = ()
 
     @property
     def arguments(self) -> list[str]:
@@ -171,6 +172,7 @@ def _step(rule: Rule, name: str, stem: str, names: Names, root: Path) -> Step:
         inputs=tuple(map(_below, dict.fromkeys(needs))),
         outputs=tuple(map(_below, makes)),
         root=root,
+        leaves=tuple(_below(glob.replace("%", stem)) for glob in rule.leaves),
     )
 
 

@@ -3,8 +3,10 @@
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -76,6 +78,65 @@ def test_the_last_epoch_is_not_among_those_saved_before_it(tmp_path, monkeypatch
     Path("Makefile").write_text(to_makefile(recipe, Path("out"), Study.digits))
     *commands, _ = printed("EPOCHS=2")
     assert sorted(commands) == steps(recipe.but(epochs=2, saved=(1, 2)))
+
+
+@pytest.fixture
+def made(tmp_path, monkeypatch):
+    """The Makefile of a recipe all of whose files are there."""
+    monkeypatch.chdir(tmp_path)
+    recipe = RECIPES[Study.digits].but(ratios=(0, 50), epochs=4, saved=(2,))
+    Path("Makefile").write_text(to_makefile(recipe, Path("out"), Study.digits))
+    for place, one in enumerate(steps_for(recipe, Path("out"))):
+        for path in (one.root / output for output in one.outputs):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+            os.utime(path, (place, place))
+    return recipe
+
+
+def test_make_makes_what_is_missing_and_what_comes_of_that(made):
+    (last,) = printed()
+    assert last[1] == "reproduce"
+    *commands, _ = printed("RATIOS=0 25 50")
+    assert {words[1] for words in commands if any("r25-s0" in word for word in words)} == {
+        *("make-noisy", "train", "cka", "stitch", "plot"),
+    }
+    for path in Path("out/tables").glob("cka-*"):
+        path.unlink()
+    *commands, _ = printed("CKA=--estimator unbiased")
+    assert {words[1] for words in commands} == {"cka", "plot"}
+    shutil.rmtree("out/runs")
+    *commands, _ = printed("EPOCHS=4")
+    assert {words[1] for words in commands} == {"train", "cka", "stitch", "plot"}
+
+
+def test_make_removes_no_network_when_it_is_interrupted(tmp_path, monkeypatch):
+    """The table that comes with it may not be there yet."""
+    monkeypatch.chdir(tmp_path)
+    recipe = RECIPES[Study.digits].but(ratios=(0,))
+    Path("Makefile").write_text(to_makefile(recipe, Path("out"), Study.digits))
+    goal, network = "out/tables/training-r0-s0.csv", Path("out/runs/r0-s0.safetensors")
+    network.parent.mkdir(parents=True)
+    for path in (Path("out/labels/r0-s0.safetensors"),):
+        path.parent.mkdir(parents=True)
+        path.touch()
+    script = tmp_path / "memtool"
+    script.write_text(f"#!/bin/sh\ntouch {network}\nexec sleep 600\n")
+    script.chmod(0o755)
+    command = ["make", goal, f"MEMTOOL={script}"]
+    with subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL) as process:
+        while not network.exists():
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.wait(60) != 0
+    assert network.exists()
+
+
+def test_the_folder_itself(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("Makefile").write_text(run("reproduce", "digits", "-o", ".", "--makefile").stdout)
+    *commands, _ = printed()
+    assert [words for words in commands if words[1] == "train"]
 
 
 def test_data_elsewhere_are_found_there(run, monkeypatch):

@@ -1,12 +1,13 @@
 """A model of one's own, with layers that have no CKA and one cut, from the labels to the report."""
 
-import dataclasses
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from memtool.reproduction import chosen_recipe, steps_for
+from memtool.cli import main
+from memtool.reproduction import Record, adopt_trained, chosen_recipe, steps_for
 from memtool.tables import read
 
 NET = """
@@ -39,7 +40,7 @@ def test_it_is_reproduced(run, tmp_path, own):
     recipe = chosen_recipe(
         *(None, "digits", own, False, 60, 40, None), epochs=2, ratios=[0, 50], cuts="all"
     )
-    for step in steps_for(dataclasses.replace(recipe, saved=(1,)), tmp_path / "out"):
+    for step in steps_for(replace(recipe, saved=(1,)), tmp_path / "out"):
         result = run(*step.arguments)
         assert result.code == 0, result.stderr
     rows = read(tmp_path / "out/tables/cka-r50-s0.csv")
@@ -83,6 +84,14 @@ def test_runs_that_no_record_knows_are_compared_with_what_is_chosen(run, tmp_pat
     recipe = chosen_recipe(None, "x.npz", "digits-cnn", False, None, None, None, **options)
     for step in steps_for(recipe, Path("out"))[:2]:
         assert run(*step.arguments).code == 0
+    training, record = steps_for(recipe, Path("out"))[1], Record(Path("out/steps.csv"))
+    record.keep(replace(training, words=(*training.words, "--batch-size", "8")))  # make's was later
+    adopt_trained([training], record, main)
+    assert record.commands == {training.key: training.recorded}
+    changed = replace(training, words=(*training.words, "--batch-size", "8"))
+    adopt_trained([changed], record, main)
+    assert changed.is_stale(record.commands)
+    record.path.unlink()
     other = run("reproduce", *command, "--epochs", 1, "--train", "--batch-size 8", "-o", "out")
     assert other.code == 1 and "training.batch_size was" in other.stderr
     write()

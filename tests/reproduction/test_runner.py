@@ -118,16 +118,38 @@ def test_steps_run_once_and_again_only_when_an_input_is_newer(tiny, record, tiny
 
 def test_a_stopped_step_starts_anew_if_it_is_to_be_done_otherwise(tmp_path, record):
     """What it left would belong to other settings."""
-    left = [tmp_path / name for name in ("x.state.safetensors", "x.csv.partial", "x.csv")]
-    for path in left:
+    left = [
+        tmp_path / name for name in ("x.state.safetensors", "x/epoch-0001.safetensors", "x.csv")
+    ]
+    others = [tmp_path / name for name in ("y.csv", "x/mine.safetensors")]
+    (tmp_path / "x").mkdir()
+    for path in left + others:
         path.touch()
-    before, now = (step(tmp_path / "x.csv", (), option) for option in ("--a", "--b"))
+    globs = (Path("x.state.safetensors"), Path("x/epoch-*.safetensors"))
+    before, now = (
+        replace(step(tmp_path / "x.csv", (), option), leaves=globs) for option in ("--a", "--b")
+    )
     record.keep(before)
     runner._prepare(before, record)
     assert all(path.exists() for path in left)
     runner._prepare(now, record)
-    assert not any(path.exists() for path in left)
+    assert not any(path.exists() for path in left) and all(path.exists() for path in others)
     assert record.commands == {"x.csv": "memtool --b -o x.csv"} == Record(record.path).commands
+
+
+def test_what_a_stopped_training_or_sweep_leaves_is_known(tiny_recipe):
+    leaves = {
+        one.name: [str(glob) for glob in one.leaves] for one in steps_for(tiny_recipe, Path("out"))
+    }
+    assert leaves["train r0-s0"] == [
+        "runs/r0-s0.state.safetensors",
+        "runs/r0-s0/epoch-*.safetensors",
+    ]
+    assert leaves["train ceiling-s0"][1] == "runs/ceiling-s0/epoch-*.safetensors"
+    assert leaves["stitching r0-s0"] == [
+        "tables/stitching-r0-s0.csv.partial",
+        "stitched/r0-s0/*.safetensors",
+    ]
 
 
 @pytest.mark.parametrize("line", ["step,command\na,b", "output,command\nx.csv,"])
