@@ -23,13 +23,25 @@ class _Watch:
     """The hook that one `watching` block puts on the modules of a model.
 
     It numbers repeated calls of a module (`relu`, `relu_1`, ...) from the start of each forward
-    pass. While it is paused, calls are numbered but not seen.
+    pass: of the outermost call of the model, which may call itself, on a smaller image, say. While
+    it is paused, calls are numbered but not seen.
     """
 
     def __init__(self, names: dict[nn.Module, str], taken: Collection[str], see: See) -> None:
         self.names, self.taken, self.see = names, taken, see
         self.calls: Counter[str] = Counter()
+        self._depth = 0  # of the calls of the model
         self._pauses = 0
+
+    def enter(self, *_: Any) -> None:
+        """A call of the model begins."""
+        if not self._depth:
+            self.calls.clear()
+        self._depth += 1
+
+    def leave(self, *_: Any) -> None:
+        """A call of the model ends."""
+        self._depth -= 1
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -74,8 +86,12 @@ def watching(
     with ExitStack() as attached:
         if compiler.is_there():  # parts that are compiled would not call the hooks
             attached.enter_context(torch.compiler.set_stance("force_eager"))
-        reset = model.register_forward_pre_hook(lambda *_: watch.calls.clear())
-        attached.callback(reset.remove)
+        # Before all that may raise, and whatever has raised: each call that is entered is left.
+        for handle in (
+            model.register_forward_pre_hook(watch.enter, prepend=True),
+            model.register_forward_hook(watch.leave, always_call=True),
+        ):
+            attached.callback(handle.remove)
         for module in names:
             attached.callback(_attach(watch, module, first))
         yield

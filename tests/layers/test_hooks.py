@@ -175,6 +175,53 @@ def test_calls_are_numbered_as_in_the_network_itself():
     assert seen == ["relu_1", "conv_1", "relu_2"] * 2
 
 
+class Pyramid(nn.Module):
+    """Calls itself on smaller images, until they are too small, in which case it raises."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.fc = nn.Conv2d(1, 4, 3, padding=1), nn.Linear(4, 4)
+        self.register_forward_pre_hook(self.check)
+
+    @staticmethod
+    def check(module: nn.Module, inputs: tuple[Tensor]) -> None:
+        if inputs[0].shape[-1] < 4:
+            raise ValueError("too small")
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv(images).mean((2, 3))
+        try:
+            smaller = self(images[:, :, ::2, ::2])
+        except ValueError:
+            smaller = 0
+        return self.fc(x + smaller)
+
+
+@torch.no_grad()
+def test_calls_are_numbered_through_calls_of_the_model_by_itself():
+    torch.manual_seed(0)
+    model, images = Pyramid().eval(), torch.randn(3, 1, 8, 8)
+    large, small = (model.conv(x).mean((2, 3)) for x in (images, images[:, :, ::2, ::2]))
+    expected = {
+        "conv": model.conv(images),
+        "conv_1": model.conv(images[:, :, ::2, ::2]),
+        "fc": model.fc(small),
+        "fc_1": model.fc(large + model.fc(small)),
+    }
+    assert [layer.name for layer in trace(model, images)] == list(expected)
+    seen: list[tuple[str, Tensor]] = []
+    with observed(model, expected, lambda *both: seen.append(both)):
+        with pytest.raises(ValueError, match="too small"):
+            model(images[..., :2])
+        for _ in range(2):
+            model(images)
+    assert [name for name, _ in seen] == 2 * list(expected)
+    assert all(torch.equal(x, expected[name]) for name, x in seen)
+    for name, activation in expected.items():
+        assert torch.equal(run_to(model, [name], images)[name], activation)
+    assert torch.equal(Back(model, "fc")(expected["fc"], images), expected["fc_1"])
+
+
 @torch.no_grad()
 def test_a_fused_transformer_layer_is_itself_with_its_output_watched():
     """PyTorch fuses such a layer where there are no hooks, and rounds differently then."""
