@@ -167,13 +167,17 @@ def _watches(model: nn.Module) -> list[_Watch]:
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Eval mode; every submodule's own mode is back when the block ends."""
+    """Eval mode; every submodule's own mode is back when the block ends, and what else a `train` of
+    its own does, such as merging weights for eval mode, is undone."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
+        for module, training in modes:  # from the outside in: each sets the mode of its parts too
+            if module.training != training:
+                module.train(training)
+        for module, training in modes:  # whatever a `train` of its own has made of it
             module.training = training
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.layers import Back, observed, run_to, trace
+from memtool.layers import Back, evaluating, observed, run_to, trace
 from memtool.models.nets import digits_cnn
 
 
@@ -295,3 +295,36 @@ def test_hooks_see_the_layers_within_a_part_that_is_compiled():
     assert "0" in names and any(name.endswith(".1") for name in names)
     activation = run_to(model, ["0"], images)["0"]
     assert torch.equal(Back(model, "0")(activation, images), expected)
+
+
+class Merging(nn.Linear):
+    """Adds its update to the weights for eval mode, and takes it out for training."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        nn.init.constant_(self.weight, 1.0)
+        self.update = nn.Parameter(torch.full((2, 3), 0.25))
+
+    def train(self, mode: bool = True) -> nn.Module:
+        if mode != self.training:
+            self.weight.data += -self.update if mode else self.update
+        return super().train(mode)
+
+
+def test_weights_that_are_merged_in_eval_mode_are_taken_apart_again():
+    first, second = Merging(), Merging()
+    model = nn.Sequential(first, nn.Sequential(second, nn.BatchNorm1d(2)), nn.Dropout())
+    model.add_module("again", first)
+    for frozen in ([], [model], [second], [model[1]], [first, model[1][1]]):
+        model.train()
+        for module in frozen:
+            module.eval()
+        if model in frozen:
+            second.train()  # alone
+        modes = [module.training for module in model.modules()]
+        with evaluating(model):
+            assert not any(module.training for module in model.modules())
+            assert first.weight.max() == second.weight.max() == 1.25
+        assert [module.training for module in model.modules()] == modes
+        for module in (first, second):
+            assert module.weight.min() == (1 if module.training else 1.25)
