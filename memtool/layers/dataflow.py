@@ -5,10 +5,11 @@ Autograd's graph would not do: it does not see what is detached or computed with
 
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
@@ -17,6 +18,9 @@ COPIES = {torch.ops.aten.clone, torch.ops.aten.copy_, torch.ops.aten._to_copy}
 
 # Tags of operations whose result, or its shape, Python may go by.
 VALUES = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+
+# Methods that give Python the values without an operation.
+READING = {Tensor.tolist, Tensor.numpy, Tensor.__array__, Tensor.__dlpack__}
 
 # A tensor's layout: its memory, shape and strides. Views of one memory have different layouts.
 Layout = tuple[int, tuple[int, ...], tuple[int, ...]]
@@ -30,7 +34,7 @@ class DataFlow(TorchDispatchMode):
     memory. Nodes are numbered in the order of their computation, so that parents have lower
     numbers. What depends on no `source` has no node.
 
-    `reads_values` says whether an operation gave Python a value (`.item()`, `if` on a tensor), or a
+    `reads_values` says whether Python got a value (`.item()`, `.tolist()`, `if` on a tensor), or a
     shape that depends on values: with other weights, the model may go another way.
 
     Beside that, layouts are grouped: two are in one group if elementwise operations lead from one
@@ -44,6 +48,16 @@ class DataFlow(TorchDispatchMode):
         self._nodes: dict[int, int] = {}
         self._kept: list[Any] = []  # memory that is freed could be given to another tensor
         self._group_of: dict[Layout, Layout] = {}
+        self._methods = _Methods(self)
+
+    def __enter__(self) -> Self:
+        self._methods.__enter__()  # type: ignore[no-untyped-call]
+        super().__enter__()  # type: ignore[no-untyped-call]
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)  # type: ignore[no-untyped-call]
+        self._methods.__exit__(*raised)  # type: ignore[no-untyped-call]
 
     def source(self, tensor: Tensor) -> int:
         """Make the content of `tensor` a node without parents; its number."""
@@ -72,7 +86,7 @@ class DataFlow(TorchDispatchMode):
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
-        self.reads_values |= not VALUES.isdisjoint(func.tags)
+        self.reads_values |= _gives_values(func, args)
         read = list(tensors((args, kwargs)))
         written = list(tensors(_written(func, args, kwargs or {})))
         memories = {_memory(tensor) for tensor in read}
@@ -92,6 +106,27 @@ class DataFlow(TorchDispatchMode):
                     mine, other = self.group(layout_of(result)), self.group(layout_of(tensor))
                     if mine != other:
                         self._group_of[other] = mine
+
+
+class _Methods(TorchFunctionMode):
+    """Notes which methods are called, for those that no operation tells of."""
+
+    def __init__(self, flow: DataFlow) -> None:
+        super().__init__()
+        self._flow = flow
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        self._flow.reads_values |= func in READING
+        return func(*args, **(kwargs or {}))
+
+
+def _gives_values(func: Any, args: tuple[Any, ...]) -> bool:
+    """Whether an operation gives Python a value, or a shape that depends on values."""
+    if func is torch.ops.aten.index.Tensor:  # which is tagged for its masks: `x[x > 0]`
+        return any(index.dtype in (torch.bool, torch.uint8) for index in tensors(args[1]))
+    return not VALUES.isdisjoint(func.tags)
 
 
 def tensors(values: Any) -> Iterator[Tensor]:

@@ -3,6 +3,7 @@
 import random
 from itertools import product
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,3 +117,30 @@ def test_layouts_are_grouped_along_elementwise_operations():
     group = flow.group(layout_of(x))
     assert all(flow.group(layout_of(tensor)) == group for tensor in same)
     assert not any(flow.group(layout_of(tensor)) == group for tensor in others)
+
+
+@pytest.mark.parametrize(
+    ("work", "reads"),
+    [
+        (lambda x: x[0, 0].item(), True),
+        (lambda x: bool(x.any()), True),
+        (lambda x: x.tolist(), True),
+        (lambda x: x[0].cpu().numpy(), True),
+        (lambda x: np.asarray(x), True),
+        (lambda x: np.from_dlpack(x), True),
+        (lambda x: x[x > 0], True),
+        (lambda x: x[:, torch.ones(6, dtype=torch.uint8)], True),
+        (lambda x: x.nonzero(), True),
+        (lambda x: x[:, torch.tensor([1, 0])], False),
+        (lambda x: x[..., x.argmax(1), :1], False),
+        (lambda x: x.masked_fill(x > 0, 0).shape[0], False),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:indexing with dtype torch.uint8")
+def test_whether_values_are_read(work, reads):
+    x = torch.eye(6)
+    with torch.no_grad(), DataFlow() as flow:
+        work(x)
+    assert flow.reads_values == reads
+    work(x)
+    assert flow.reads_values == reads  # what happens after the block is no concern of it
