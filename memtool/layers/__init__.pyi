@@ -10,6 +10,7 @@ from .layer import Layer as Layer
 from .layer import axes_in_memory as axes_in_memory
 from .layer import first_tensor as first_tensor
 from .layer import parts_of as parts_of
+from .layer import plain as plain
 from .layer import select as select
 from .layer import tensors_in as tensors_in
 from .ordering import Misplaced as Misplaced

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError, compiler
-from memtool.layers.layer import first_tensor, tensors_in, with_first
+from memtool.layers.layer import first_tensor, plain, tensors_in, with_first
 
 # Called with a layer's name, its module and what the module returned; a result other than None
 # takes the place of that.
@@ -193,7 +193,7 @@ def observed(
     def look(name: str, module: nn.Module, output: Any) -> None:
         if name in wanted and (tensor := first_tensor(output)) is not None:
             with _own_mode():
-                see(name, _plain(tensor))
+                see(name, plain(tensor))
 
     with watching(model, look, wanted):
         yield
@@ -208,12 +208,6 @@ def _own_mode() -> Iterator[None]:
             yield
     else:
         yield
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    """The tensor as all operations take it: dense, and none of inference mode."""
-    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
-    return dense.clone() if dense.is_inference() else dense
 
 
 class _Reached(Exception):
@@ -233,7 +227,7 @@ def run_to(model: nn.Module, layers: Collection[str], images: Tensor) -> dict[st
     def see(name: str, module: nn.Module, output: Any) -> None:
         if name in layers and (tensor := first_tensor(output)) is not None:
             with _own_mode():
-                tensor = _plain(tensor)
+                tensor = plain(tensor)
             # A copy, unless nothing runs that could change it in place.
             found[name] = tensor if len(found) + 1 == len(layers) else tensor.clone()
             if len(found) == len(layers):

@@ -102,6 +102,12 @@ def with_first(output: Any, tensor: Tensor) -> Any:
     return None
 
 
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor as all operations take it: dense, and none of inference mode."""
+    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+    return dense.clone() if dense.is_inference() else dense
+
+
 def axes_in_memory(tensor: Tensor) -> list[int]:
     """The axes of a tensor in the order in which they lie in memory, the slowest first.
 

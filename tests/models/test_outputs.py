@@ -464,6 +464,23 @@ def test_nearly_equal_takes_what_is_no_number_or_infinite_in_the_same_places():
     assert nearly_equal(torch.full((2,), math.nan), torch.full((2,), math.nan))
 
 
+@pytest.mark.parametrize(
+    ("convert", "dtype"),
+    [
+        (Tensor.to_sparse, torch.float32),
+        (Tensor.to_sparse, torch.int64),
+        (Tensor.to_sparse_csr, torch.float32),
+        (Tensor.to_mkldnn, torch.float32),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:Sparse CSR")
+def test_values_are_compared_however_they_are_stored(convert, dtype):
+    values = torch.tensor([[0, 3], [1, 0]], dtype=dtype)
+    assert nearly_equal(convert(values), convert(values.clone()))
+    assert nearly_equal(convert(values), values)
+    assert not nearly_equal(convert(values), convert(values + 1))
+
+
 REMEMBERING = """
 import torch
 from torch import nn
@@ -513,6 +530,13 @@ class Observing(Net):
         self.seen += 1
         return x
 
+class Graph(Net):
+    def __init__(self, num_classes=10):
+        super().__init__(num_classes)
+        self.register_buffer("neighbors", torch.eye(64).roll(1, 0).to_sparse(), persistent=False)
+    def changed(self, x):
+        return (self.neighbors @ x.T).T
+
 class Twice(Net):
     # In a list, but registered too.
     def __init__(self, num_classes=10):
@@ -530,6 +554,7 @@ class Twice(Net):
         ("Listed", "holds tensors that no checkpoint does (layers[0].weight, layers[0].bias)"),
         ("Directions", "holds tensors that no checkpoint does (directions[all][0])"),
         ("Observing", "changes seen also in eval mode"),
+        ("Graph", ""),
         ("Twice", ""),
     ],
 )
