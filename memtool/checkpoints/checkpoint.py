@@ -308,7 +308,8 @@ class Checkpoint:
         models.warn_if_drawn_anew(
             network.model,
             lambda: self.model().to(images.device),
-            lambda model: replace(network, model=model).run(images[:2]),
+            lambda model, few: replace(network, model=model).run(few),
+            images,
             str(self.path),
         )
 

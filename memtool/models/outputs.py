@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -98,13 +99,13 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
     with torch.random.fork_rng(devices=[]):
         model = build(spec)
         images = torch.rand(3, *image_shape)
-        shapes, numbers = shapes_of(model), _numbers(model)
+        shapes, kept = shapes_of(model), list[str]()
         for mode in ("training", "eval"):
             trains = mode == "training"
             model.train(trains)
             what = f"model {spec} in {mode} mode, given 2 images of {image_shape}"
             with foreign_code(what), torch.set_grad_enabled(trains):
-                result = model(images[:2].clone())
+                result = _passed(model, images[:2])
             found = _found(result, classes)
             if found is None:
                 raise MemtoolError(
@@ -115,13 +116,15 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
                 with foreign_code(f"model {spec} in {mode} mode, in the backward pass"):
                     _backward(model, found[1])
             _tell_choice(spec, mode, result, found[0])
+            with foreign_code(what), torch.set_grad_enabled(trains):
+                kept += [name for name in _counted(model, images[:2]) if name not in kept]
         what = f"model {spec}"
         if new := [name for name, shape in shapes_of(model).items() if shapes.get(name) != shape]:
             raise MemtoolError(
                 f"{what}: gets tensors, or their sizes, when it first runs ({some(new)}); a "
                 "checkpoint needs them as it is built"
             )
-        if kept := [name for name, value in _numbers(model).items() if numbers.get(name) != value]:
+        if kept:
             logger.warning(
                 f"{what}: counts what it has seen in {some(kept)}, which no checkpoint holds: a "
                 "run that is resumed is another one; register buffers"
@@ -133,16 +136,30 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
             twin.load_state_dict(model.state_dict())
             return twin.eval()
 
-        warn_if_drawn_anew(model, again, lambda one: one(images[:2].clone()), what)
+        warn_if_drawn_anew(model, again, lambda one, few: one(few.clone()), images, what)
 
 
-def _numbers(model: nn.Module) -> dict[str, float]:
-    """The numbers that modules have as attributes, by name."""
+def _passed(model: nn.Module, images: Tensor) -> Any:
+    """What the model returns for the images, with the same random numbers each time."""
+    with torch.random.fork_rng(devices=[]):
+        return model(images.clone())
+
+
+def _counted(model: nn.Module, images: Tensor) -> list[str]:
+    """The numbers that modules hold as attributes, by name, which a pass changes though one with
+    these images came before: no sizes of images, and no modes."""
+    before = _numbers(model)
+    _passed(model, images)
+    after = _numbers(model)
+    return [name for name in before | after if before.get(name) != after.get(name)]
+
+
+def _numbers(model: nn.Module) -> dict[str, str]:
+    """Each as text, since NaN is not NaN."""
     return {
-        f"{name}.{key}" if name else key: value
-        for name, module in model.named_modules()
-        for key, value in vars(module).items()
-        if type(value) in (int, float)
+        place: repr(value.tolist() if isinstance(value, np.ndarray | np.generic) else value)
+        for place, value in _held(model)
+        if isinstance(value, int | float | complex | np.ndarray | np.generic)
     }
 
 
@@ -178,9 +195,9 @@ def warn_if_results_vary(
 
     It takes three `images` to tell the latter.
     """
-    pairs = [images[:2], images[:2], images[[-1, 0]]]
+    first = list(tensors_in(run(images[:2])))  # which may fill what is kept for images of a size
     before = {name: buffer.clone() for name, buffer in model.named_buffers()}
-    first, again, elsewhere = (list(tensors_in(run(pair))) for pair in pairs)
+    again, elsewhere = (list(tensors_in(run(pair))) for pair in (images[:2], images[[-1, 0]]))
     buffers = dict(model.named_buffers())
     if changed := [
         name
@@ -223,22 +240,29 @@ def _what_looks_around(model: nn.Module) -> str:
 
 @torch.no_grad()
 def warn_if_drawn_anew(
-    model: nn.Module, build: Callable[[], nn.Module], run: Callable[[nn.Module], Any], what: str
+    model: nn.Module,
+    build: Callable[[], nn.Module],
+    run: Callable[[nn.Module, Tensor], Any],
+    images: Tensor,
+    what: str,
 ) -> None:
     """Warn if `model` is another one each time it is built, by tensors that no checkpoint holds:
     if `build`, which gives it with the same weights and in eval mode, gives one whose forward pass,
-    `run`, has other results."""
+    `run`, has other results for two `images` once it has seen others of them."""
     names = [name for name, _ in unsaved(model)]
     if not names:
         return
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(torch.initial_seed() ^ 1)
         twin = build()
-    if not all(map(nearly_equal, *(list(tensors_in(run(one))) for one in (model, twin)))):
+    run(twin, images[1:])
+    if not all(
+        map(nearly_equal, *(list(tensors_in(run(one, images[:2]))) for one in (model, twin)))
+    ):
         logger.warning(
             f"{what}: holds tensors that no checkpoint does ({some(names)}), drawn at random when "
-            "it is built: all values depend on that; register them as buffers, and modules of a "
-            "list by nn.ModuleList"
+            "it is built, or made of the first images that it sees: all values depend on that; "
+            "register them as buffers, and modules of a list by nn.ModuleList"
         )
 
 
@@ -248,25 +272,29 @@ def unsaved(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     there."""
     registered = {id(tensor) for tensor in model.state_dict(keep_vars=True).values()}
     registered |= {id(parameter) for parameter in model.parameters()}
+    for name, value in _held(model):
+        parts = value.state_dict(keep_vars=True) if isinstance(value, nn.Module) else {"": value}
+        for key, tensor in parts.items():
+            if isinstance(tensor, Tensor) and id(tensor) not in registered:
+                yield f"{name}.{key}" if key else name, tensor
+
+
+def _held(model: nn.Module) -> Iterator[tuple[str, Any]]:
+    """The buffers and plain attributes of modules, by name, and what is in those that are lists,
+    tuples or dicts in their place."""
     own = vars(nn.Module()).keys()
     for name, module in model.named_modules():
         attributes = {key: value for key, value in vars(module).items() if key not in own}
         for key, value in [*module._buffers.items(), *attributes.items()]:
-            for place, tensor in _tensors_held(f"{name}.{key}" if name else key, value):
-                if id(tensor) not in registered:
-                    yield place, tensor
+            yield from _parts_held(f"{name}.{key}" if name else key, value)
 
 
-def _tensors_held(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Tensor]]:
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, nn.Module):
-        for key, tensor in value.state_dict(keep_vars=True).items():
-            if isinstance(tensor, Tensor):
-                yield f"{name}.{key}", tensor
-    elif isinstance(value, list | tuple | dict) and depth < MOST_NESTED:
+def _parts_held(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list | tuple | dict) and depth < MOST_NESTED:
         for key, part in parts_of(value):
-            yield from _tensors_held(f"{name}[{key}]", part, depth + 1)
+            yield from _parts_held(f"{name}[{key}]", part, depth + 1)
+    else:
+        yield name, value
 
 
 def _is_same(a: Tensor, b: Tensor) -> bool:

@@ -450,7 +450,7 @@ def test_a_model_that_is_another_one_each_time_it_is_built_is_told(caplog, make,
         twin.load_state_dict(model.state_dict())
         return twin
 
-    warn_if_drawn_anew(model, again, lambda one: one(torch.ones(2, 3)), "it")
+    warn_if_drawn_anew(model, again, lambda one, few: one(few), torch.ones(3, 3), "it")
     told = ["it: holds tensors that no checkpoint does (hidden, plain), drawn at random when it is"]
     assert [record.getMessage()[: len(told[0])] for record in caplog.records] == told * is_told
     assert torch.equal(torch.random.get_rng_state(), state)
@@ -492,12 +492,6 @@ class Net(nn.Module):
 
     def forward(self, images):
         return self.fc(self.changed(images.flatten(1)))
-
-class Counting(Net):
-    steps = 0
-    def changed(self, x):
-        self.steps = self.steps + 1
-        return x * (1 + 1 / self.steps)
 
 class Growing(Net):
     def __init__(self, num_classes=10):
@@ -565,11 +559,111 @@ def test_what_a_model_holds_besides_its_weights_is_told(tmp_path, monkeypatch, c
     assert caplog.text.count("net.py:") == bool(told) and told in caplog.text
 
 
-def test_what_a_model_counts_is_told(tmp_path, monkeypatch, caplog):
+COUNTING = """
+import math
+
+import numpy as np
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.fc, self.drop = nn.Linear(64, num_classes), nn.Dropout()
+        self.steps, self.lists = {"one": np.int64(0)}, [[0]]
+        self.array, self.odd = np.zeros(2), False
+        self.best, self.height, self.mode, self.loss, self.first = math.nan, 0, 0, 0.0, True
+
+    def forward(self, images):
+        result = self.fc(self.drop(images.flatten(1)))
+        self.height, self.mode, self.first = images.shape[2], int(self.training), False
+        self.loss = result.sum().item()
+        self.change()
+        return result
+
+    def change(self):
+        pass
+
+class OfClass(Net):
+    count = 0
+    def change(self):
+        self.count = self.count + 1
+
+class Item(Net):
+    def change(self):
+        self.steps["one"] += 1
+
+class Nested(Net):
+    def change(self):
+        self.lists[0][0] += 1
+
+class Longer(Net):
+    def change(self):
+        self.lists.append(0)
+
+class Array(Net):
+    def change(self):
+        self.array[1] += 0.5
+
+class Toggled(Net):
+    def change(self):
+        self.odd = not self.odd
+
+class Evaluations(Net):
+    def change(self):
+        self.height += 0 if self.training else self.steps["one"]
+        self.steps["one"] += not self.training
+"""
+
+
+@pytest.mark.parametrize(
+    "name, counter",
+    [
+        ("OfClass", "count"),
+        ("Item", "steps[one]"),
+        ("Nested", "lists[0][0]"),
+        ("Longer", "lists[2], lists[4]"),
+        ("Array", "array"),
+        ("Toggled", "odd"),
+        ("Evaluations", "steps[one], height"),
+        ("Net", ""),
+    ],
+)
+def test_what_a_model_counts_is_told(tmp_path, monkeypatch, caplog, name, counter):
     monkeypatch.chdir(tmp_path)
-    Path("net.py").write_text(REMEMBERING)
-    check_classifier(parse("net.py:Counting"), (1, 8, 8), 10)
-    assert "counts what it has seen in steps, which no checkpoint holds" in caplog.text
+    Path("net.py").write_text(COUNTING)
+    check_classifier(parse(f"net.py:{name}"), (1, 8, 8), 10)
+    told = f"counts what it has seen in {counter}, which no checkpoint holds"
+    assert caplog.text.count("counts") == caplog.text.count(told) == bool(counter), caplog.text
+
+
+class Remembering(nn.Module):
+    """Fills a buffer when it first sees images, each in another way."""
+
+    def __init__(self, fill: str) -> None:
+        super().__init__()
+        self.register_buffer("kept", torch.zeros(0), persistent=False)
+        self.fc, self.fill, self.size = nn.Linear(3, 2), fill, 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.size != x.shape[1]:  # a cache, unless it depends on the images
+            self.size = x.shape[1]
+            self.kept = {"of size": torch.arange(3.0), "of images": x.mean(0)}[self.fill]
+        return self.fc(x * self.kept)
+
+
+@pytest.mark.parametrize(("fill", "is_told"), [("of size", False), ("of images", True)])
+def test_a_cache_is_told_only_if_it_depends_on_the_first_images(caplog, fill, is_told):
+    model, images = Remembering(fill), torch.randn(3, 3)
+
+    def again() -> nn.Module:
+        twin = Remembering(fill)
+        twin.load_state_dict(model.state_dict())
+        return twin
+
+    warn_if_results_vary(model, images, "it", model)
+    warn_if_drawn_anew(model, again, lambda one, few: one(few), images, "it")
+    told = "it: holds tensors that no checkpoint does (kept), drawn at random when it is built, or"
+    assert [record.getMessage()[: len(told)] for record in caplog.records] == [told] * is_told
 
 
 def test_a_model_that_gets_its_weights_when_it_runs_is_refused(tmp_path, monkeypatch):
