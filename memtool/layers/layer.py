@@ -103,9 +103,11 @@ def with_first(output: Any, tensor: Tensor) -> Any:
 
 
 def plain(tensor: Tensor) -> Tensor:
-    """The tensor as all operations take it: dense, and none of inference mode."""
-    dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
-    return dense.clone() if dense.is_inference() else dense
+    """The tensor as all operations take it: dense, none of inference mode, and of no subclass."""
+    with torch._C.DisableTorchFunctionSubclass():  # whose own would give the subclass back
+        dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
+        own = dense if type(dense) is Tensor else dense.as_subclass(Tensor)
+    return own.clone() if own.is_inference() else own
 
 
 def axes_in_memory(tensor: Tensor) -> list[int]:

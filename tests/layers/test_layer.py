@@ -1,13 +1,14 @@
 """Layers: tensors in what modules return, and selection by name."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from memtool import MemtoolError
-from memtool.layers import Layer, first_tensor, select, tensors_in, trace
+from memtool.layers import Layer, first_tensor, plain, select, tensors_in, trace
 from memtool.models import nets
 
 
@@ -23,6 +24,40 @@ def test_the_first_tensor_of_whatever_a_module_gives():
         assert first_tensor(output) is x
     for output in (None, 3, "text", (), {}, [None]):
         assert first_tensor(output) is None
+
+
+class Named(Tensor):
+    pass
+
+
+class Contagious(Tensor):
+    """Makes of each result one of its own, and refuses to be multiplied."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            result = func(*args, **(kwargs or {}))
+        if func is Tensor.mul:
+            raise TypeError("no")
+        return result.as_subclass(cls) if isinstance(result, Tensor) else result
+
+
+@pytest.mark.parametrize(
+    "convert",
+    [
+        lambda x: x,
+        torch.nn.Parameter,
+        Tensor.to_sparse,
+        lambda x: x.as_subclass(Named),
+        lambda x: x.as_subclass(Contagious),
+        lambda x: torch.nn.Parameter(x.to_sparse()),
+    ],
+)
+def test_a_plain_tensor_is_dense_and_of_no_subclass(convert):
+    values = torch.tensor([[0.0, 3.0], [1.0, 0.0]])
+    result = plain(convert(values.clone()))
+    assert type(result) is type(result.mul(2)) is Tensor
+    assert torch.equal(result, values)
 
 
 def test_layers_are_selected_by_globs_in_order_of_execution():
