@@ -15,7 +15,7 @@ from memtool.checkpoints.preprocessing import told_by
 from memtool.checkpoints.provenance import Provenance
 from memtool.checkpoints.recognition import checked_skeleton, identify, json_beside
 from memtool.checkpoints.rewriting import Match, Rewrite
-from memtool.data import RESIZING, told_shape
+from memtool.data import RESIZING, normalize, told_shape
 from memtool.models import ModelSpec
 from memtool.shards import check_whole
 from memtool.tensors import (
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("memtool")
 
+# How the names of models begin that come from a library.
 # What most weights of torchvision and timm take, as a spec has it.
 IMAGENET = "mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
 # Up to these, running a model costs less than importing what the meta device needs.
@@ -336,10 +337,25 @@ class Checkpoint:
         with models.foreign_code(
             f"{self.told} does not take {told_shape(image_shape)}{self._hint(image_shape)}"
         ):
-            # No zeros, of which a model that looks at values, to mask tokens or choose an expert,
-            # may make something else than of images.
-            noise = torch.randn(2, *image_shape, generator=torch.Generator().manual_seed(0))
-            return traced(self.model(), noise, output)
+            return traced(self.model(), self._noise(image_shape), output)
+
+    def _noise(self, image_shape: tuple[int, ...]) -> "torch.Tensor":
+        """Two images, or vectors, of noise as the model takes them. No zeros, of which a model that
+        looks at values, to mask tokens or choose an expert, may make something else than of images;
+        and of pixels with the mean and deviation on record, since it may take no others."""
+        import torch
+
+        generator = torch.Generator().manual_seed(0)
+        if len(image_shape) != 3:
+            return torch.randn(2, *image_shape, generator=generator)
+        mean, std = self.data.get("mean", []), self.data.get("std", [])
+        channels = image_shape[0]
+        if not len(mean) == len(std) == channels:
+            mean, std = [0.5] * channels, [12**-0.5] * channels
+        uniform = 12**0.5 * (torch.rand(2, *image_shape, generator=generator) - 0.5)
+        center, scale = (torch.tensor(values).view(-1, 1, 1) for values in (mean, std))
+        pixels = (255 * (center + scale * uniform)).round().clamp(0, 255)
+        return normalize(pixels.to(torch.uint8), mean, std)
 
     def footprint(self) -> "Footprint":
         """What a forward pass of the network takes in memory, for images of `image_shape`. As
@@ -351,10 +367,13 @@ class Checkpoint:
         return footprint(self.model(), self.image_shape)
 
     def _hint(self, image_shape: tuple[int, ...]) -> str:
-        """What may help a model that does not take images of this shape."""
+        """What may help a model that does not take images of this shape, if it is known which it
+        takes."""
         with suppress(MemtoolError):  # it is not known at all
+            spec = self.spec.parts[0] if self.spec.is_stitched else self.spec
+            is_known = spec.name in models.OURS or spec.is_of_library
             is_gray = len(image_shape) == 3 and image_shape[0] == 1
-            if is_gray and models.image_shape(self.spec)[0] == 3:
+            if is_known and is_gray and models.image_shape(spec)[0] == 3:
                 return " (gray ones get 3 channels by --data '...?channels=3')"
         return ""
 

@@ -185,7 +185,7 @@ def is_cut(network: Network, layer: str, images: Tensor) -> bool:
     """Whether the network, given its own activation at `layer`, returns what it does by itself,
     whatever its input: the latter fails where a tensor that shares the layer's memory is changed
     in place later on."""
-    others = 1 - images if images.is_floating_point() else ~images
+    others = images.amin() + images.amax() - images  # of values that the images have, of uint8 too
     given, other = network.normalized(images), network.normalized(others)
     try:
         with foreign_code(layer):

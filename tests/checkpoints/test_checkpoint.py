@@ -140,6 +140,51 @@ def test_images_that_a_model_does_not_take_are_told(small):
         trace_all([Checkpoint.open(small)], image_size=64)
 
 
+TOKENS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    # Takes pixels of LEVELS values, and none in between.
+    def __init__(self, num_classes=2):
+        super().__init__()
+        self.embedding, self.fc = nn.Embedding(LEVELS, 4), nn.Linear(256, num_classes)
+
+    def forward(self, images):
+        pixels = 255 * (images * STD + MEAN)
+        assert torch.allclose(pixels, pixels.round(), atol=1e-3)
+        return self.fc(self.embedding(pixels.round().long()).flatten(1))
+"""
+
+
+@pytest.mark.parametrize(
+    ("levels", "mean", "std"), [(256, 0.5, 0.25), (256, 0.13, 0.31), (17, 0.0191, 0.0236)]
+)
+def test_a_model_of_pixels_is_traced(tmp_path, monkeypatch, levels, mean, std):
+    monkeypatch.chdir(tmp_path)
+    code = TOKENS.replace("LEVELS", str(levels)).replace("MEAN", str(mean))
+    Path("net.py").write_text(code.replace("STD", str(std)))
+    spec = models.parse("net.py:Net")
+    data = {**DATA, "mean": [mean], "std": [std]}
+    path = written(tmp_path / "own.safetensors", models.build(spec), spec, data=data)
+    checkpoint = Checkpoint.open(path, spec)
+    assert [layer.name for layer in trace_all([checkpoint])[0]] == ["embedding", "fc"]
+
+
+def test_channels_are_hinted_at_only_where_a_model_is_known_to_take_others(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(TOKENS)
+    for name, is_hinted in (
+        ("net.py:Net", False),
+        ("digits-cnn?channels=1", False),
+        ("cnn?channels=3", True),
+        ("torchvision:alexnet", True),
+    ):
+        checkpoint = Checkpoint(Path("x"), {"data": DATA}, models.parse(name), {}, {})
+        assert ("gray" in checkpoint._hint((1, 8, 8))) == is_hinted
+        assert not checkpoint._hint((3, 8, 8))
+
+
 # --- Loading from Python --------------------------------------------------------------------------
 
 

@@ -43,6 +43,22 @@ def test_a_layer_inside_a_residual_branch_is_no_cut():
     assert not is_cut(network, "no such layer", images)
 
 
+class Tokens(nn.Module):
+    """Has an embedding of the pixels 0 to 16, and of no others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.fc = nn.Embedding(17, 3), nn.Linear(18, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.embedding((255 * images).round().long().flatten(1)).flatten(1))
+
+
+def test_a_cut_is_checked_with_pixels_that_images_have():
+    images = torch.randint(0, 17, (3, 1, 2, 3), dtype=torch.uint8)
+    assert is_cut(Network(Tokens(), [0.0], [1.0]), "embedding", images)
+
+
 class Rectified(nn.Module):
     """`flat` is a view of what is rectified in place later on."""
 
