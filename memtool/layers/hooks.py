@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 
 from memtool import MemtoolError, compiler
 from memtool.layers.layer import first_tensor, plain, tensors_in, with_first
@@ -201,12 +202,12 @@ def observed(
 
 @contextmanager
 def _own_mode() -> Iterator[None]:
-    """Within the block, no inference mode, in which part of a model may run: what is made there
-    could be changed nowhere else."""
-    if torch.is_inference_mode_enabled():
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-    else:
+    """Within the block, no inference mode and no transform, such as torch.func.grad, in which part
+    of a model may run: what is made there could not be changed elsewhere, nor the reverse."""
+    with temporarily_clear_interpreter_stack(), ExitStack() as modes:
+        if torch.is_inference_mode_enabled():
+            modes.enter_context(torch.inference_mode(False))
+            modes.enter_context(torch.no_grad())
         yield
 
 

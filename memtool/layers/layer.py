@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C import _functorch as functorch
 
 from memtool import MemtoolError
 from memtool.errors import told_names
@@ -102,8 +103,20 @@ def with_first(output: Any, tensor: Tensor) -> Any:
     return None
 
 
+def is_batched(tensor: Tensor) -> bool:
+    """Whether torch.vmap hides an axis of the tensor."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        if functorch.is_batchedtensor(tensor):
+            return True
+        tensor = functorch.get_unwrapped(tensor)
+    return False
+
+
 def plain(tensor: Tensor) -> Tensor:
-    """The tensor as all operations take it: dense, none of inference mode, and of no subclass."""
+    """The tensor as all operations take it: dense, none of inference mode, of no subclass, and
+    without what transforms such as torch.func.grad have put around it."""
+    while functorch.is_functorch_wrapped_tensor(tensor):
+        tensor = functorch.get_unwrapped(tensor).detach()  # of forward gradients too
     with torch._C.DisableTorchFunctionSubclass():  # whose own would give the subclass back
         dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
         own = dense if type(dense) is Tensor else dense.as_subclass(Tensor)

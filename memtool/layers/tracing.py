@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.layers.dataflow import DataFlow, Layout, dominators, layout_of
 from memtool.layers.hooks import evaluating, watching
-from memtool.layers.layer import Layer, first_tensor, with_first
+from memtool.layers.layer import Layer, first_tensor, is_batched, with_first
 
 Output = Callable[[Any], Tensor | None]  # of a model's result, the tensor that counts
 
@@ -141,7 +141,7 @@ def _observed_pass(
             passed[identity(tensor)] = value
             kept.append(tensor)
         node = None if replaced is None else flow.node(tensor)
-        shape, dtype = tensor.shape, tensor.dtype
+        shape, dtype = _shape(tensor), tensor.dtype
         seen.append(_Seen(name, module, value, shape, dtype, layout_of(tensor), node))
         return replaced
 
@@ -165,11 +165,16 @@ def _shapes(model: nn.Module, images: Tensor) -> dict[str, torch.Size]:
 
     def see(name: str, module: nn.Module, output: Any) -> None:
         if (tensor := first_tensor(output)) is not None:
-            shapes[name] = tensor.shape
+            shapes[name] = _shape(tensor)
 
     with watching(model, see):
         model(images)
     return shapes
+
+
+def _shape(tensor: Tensor) -> torch.Size:
+    """The shape, none where it is not the whole one, as within torch.vmap."""
+    return torch.Size() if is_batched(tensor) else tensor.shape
 
 
 def batch_axis(shape: Sequence[int], more: Sequence[int] | None, n: int) -> int | None:

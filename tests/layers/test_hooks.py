@@ -2,6 +2,7 @@
 
 import copy
 import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -295,6 +296,60 @@ def test_hooks_see_the_layers_within_a_part_that_is_compiled():
     assert "0" in names and any(name.endswith(".1") for name in names)
     activation = run_to(model, ["0"], images)["0"]
     assert torch.equal(Back(model, "0")(activation, images), expected)
+
+
+class Transformed(nn.Module):
+    """Runs one layer within a transform."""
+
+    def __init__(self, transform: Callable[[Callable[..., Tensor], Tensor], Tensor]) -> None:
+        super().__init__()
+        self.body, self.fc, self.transform = nn.Linear(8, 8), nn.Linear(8, 3), transform
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.fc(self.transform(lambda x: self.body(x).tanh(), images.flatten(1)))
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x: torch.func.grad(lambda x: f(x).sum())(x),
+        lambda f, x: torch.func.vjp(f, x)[0],
+        lambda f, x: torch.func.jvp(f, (x,), (torch.ones_like(x),))[1],
+        lambda f, x: torch.func.grad(lambda x: torch.func.grad(lambda x: f(x).sum())(x).sum())(x),
+    ],
+    ids=["grad", "vjp", "jvp", "grad of grad"],
+)
+@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated")
+@torch.no_grad()
+def test_activations_within_a_transform_are_those_of_the_layer(transform):
+    model, images = Transformed(transform).eval(), torch.randn(5, 1, 2, 4)
+    expected = model.body(images.flatten(1))
+    layer, _ = trace(model, images)
+    assert (layer.name, layer.shape, layer.batch_axis) == ("body", (8,), 0)
+    total = torch.zeros(5, 8)
+    with observed(model, ["body"], lambda name, x: total.add_(x)):
+        model(images)
+    assert torch.allclose(total, expected) and torch.allclose(total + 1, expected + 1)
+    assert torch.allclose(run_to(model, ["body"], images)["body"].mul_(2), 2 * expected)
+
+
+@pytest.mark.parametrize(
+    "transform",
+    [
+        lambda f, x: torch.vmap(f)(x),
+        lambda f, x: torch.vmap(f, in_dims=2, out_dims=2)(x.unsqueeze(2)).squeeze(2),
+        lambda f, x: torch.vmap(torch.func.grad(lambda x: f(x).sum()))(x),
+        lambda f, x: torch.func.grad(lambda x: torch.vmap(f)(x).sum())(x),
+    ],
+    ids=["images", "tokens", "grad within", "grad around"],
+)
+@torch.no_grad()
+def test_a_layer_that_sees_one_image_or_token_at_a_time_has_no_axis_of_images(transform):
+    model, images = Transformed(transform).eval(), torch.randn(5, 1, 2, 4)
+    assert [(one.name, one.batch_axis) for one in trace(model, images)] == [
+        ("body", None),
+        ("fc", 0),
+    ]
 
 
 class Merging(nn.Linear):
