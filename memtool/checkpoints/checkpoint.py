@@ -37,7 +37,6 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("memtool")
 
-# How the names of models begin that come from a library.
 # What most weights of torchvision and timm take, as a spec has it.
 IMAGENET = "mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
 # Up to these, running a model costs less than importing what the meta device needs.
