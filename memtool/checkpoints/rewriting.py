@@ -2,9 +2,10 @@
 loads weights, and so does memtool, with the very function that timm has for the model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from memtool import MemtoolError, models
 from memtool.checkpoints.adapters import WRAPPERS
@@ -52,40 +53,74 @@ def rewriting(
         return None
     for names in _stripped(list(shapes)):
         stored = {name: shapes[key] for name, key in names.items()}
-        if (made := _shapes_made(spec, stored)) is None:
+        if (made := _rewritten(spec, stored)) is None:
             continue
-        if not have_same_names(outline_of(spec, stored).shapes, made[1]):
+        if not have_same_names(outline_of(spec, stored).shapes, made.shapes):
             continue
-        completed = complete(spec, made[1])
-        rewrite, result = _shapes_made(completed, stored) or made
-        if not misfits(outline_of(completed, stored).shapes, result):
-            _refuse_resampling(completed, stored, result)
-            return Match(completed, names, result, known_by, rewrite)
+        completed = complete(spec, made.shapes)
+        made = _rewritten(completed, stored) or made
+        if not misfits(outline_of(completed, stored).shapes, made.shapes):
+            if made.resamples:
+                raise _resampled(completed, stored, made.shapes)
+            return Match(completed, names, made.shapes, known_by, made.rewrite)
     return None
 
 
-def _shapes_made(spec: ModelSpec, stored: Shapes) -> tuple[Rewrite, dict[str, Shape]] | None:
-    """timm's function for the model, and the shapes of the tensors that it makes of some with the
-    shapes `stored`; None if there is no such function, or if it fails."""
+class _Rewritten(NamedTuple):
+    """timm's function for a model, the shapes of the tensors that it makes of some, and whether it
+    interpolates one of them."""
+
+    rewrite: Rewrite
+    shapes: dict[str, Shape]
+    resamples: bool
+
+
+def _rewritten(spec: ModelSpec, stored: Shapes) -> _Rewritten | None:
+    """What timm makes of tensors with the shapes `stored`; None if it reads no other layout for the
+    model, or fails."""
     import torch
 
     tensors = {name: torch.empty(shape, device="meta") for name, shape in stored.items()}
     try:
-        rewrite = models.timm_rewrite(spec, models.size_limit(spec, stored.values()))
-        made = rewrite(tensors) if rewrite else {}
+        if not (rewrite := models.timm_rewrite(spec, models.size_limit(spec, stored.values()))):
+            return None
+        with _interpolated() as resampled:
+            made = rewrite(tensors)
     except Exception:  # whatever it raises for tensors that it does not expect
         return None
-    return (rewrite, {name: tuple(made[name].shape) for name in made}) if rewrite else None
+    shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
+    return _Rewritten(rewrite, shapes, bool(resampled))
 
 
-def _refuse_resampling(spec: ModelSpec, stored: Shapes, made: Shapes) -> None:
-    for name in stored.keys() & made.keys():
-        if prod(stored[name]) != prod(made[name]):
-            raise MemtoolError(
-                f"{name} is {stored[name]}, for another size of images than {spec}, whose is "
-                f"{made[name]}; give the size that it was trained with (--model "
-                f"'{spec.name}?img_size=N')"
-            )
+@contextmanager
+def _interpolated() -> Iterator[list[Shape]]:
+    """The shapes of the tensors that are interpolated within the block. All that timm resamples is,
+    whatever it calls it before and after."""
+    from torch.nn import functional
+
+    found: list[Shape] = []
+    own = functional.interpolate
+
+    def interpolate(tensor: "torch.Tensor", *args: Any, **named: Any) -> "torch.Tensor":
+        found.append(tuple(tensor.shape))
+        return own(tensor, *args, **named)
+
+    functional.interpolate = interpolate  # type: ignore[assignment]
+    try:
+        yield found
+    finally:
+        functional.interpolate = own
+
+
+def _resampled(spec: ModelSpec, stored: Shapes, made: Shapes) -> MemtoolError:
+    both = (name for name in stored if prod(made.get(name, stored[name])) != prod(stored[name]))
+    name = next(both, None)
+    what = "it holds position embeddings" if name is None else f"{name} is {stored[name]}"
+    whose = "" if name is None else f", whose is {made[name]}"
+    return MemtoolError(
+        f"{what}, for another size of images than {spec}{whose}; give the size that it was trained "
+        f"with (--model '{spec.name}?img_size=N')"
+    )
 
 
 def _stripped(names: Sequence[str]) -> Iterator[dict[str, str]]:

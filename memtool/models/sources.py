@@ -11,9 +11,10 @@ import shlex
 import sys
 import typing
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -177,7 +178,7 @@ def accepted_options(spec: ModelSpec) -> list[str] | None:
     """The names of the options that a model may be built with; None if its factory takes any.
 
     The builders of torchvision and timm pass theirs on to the class that they are annotated to
-    return. Raises MemtoolError as `factory_of` does.
+    return, or that they return. Raises MemtoolError as `factory_of` does.
 
     >>> accepted_options(ModelSpec("resnet18"))
     ['num_classes', 'channels', 'width']
@@ -190,14 +191,36 @@ def accepted_options(spec: ModelSpec) -> list[str] | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         returned = _returned_class(factory)
+        if returned is None and spec.name.startswith("timm:"):
+            returned = _built_class(factory)
     if returned is None:
         return None
-    names += [
-        key
-        for key, value in inspect.signature(returned).parameters.items()
-        if key not in names and value.kind in (value.POSITIONAL_OR_KEYWORD, value.KEYWORD_ONLY)
-    ]
-    return names
+    return list(dict.fromkeys([*names, *_parameters_of(returned)]))
+
+
+def _parameters_of(model: type) -> Iterator[str]:
+    """The names of what a class is made with: what its `__init__` takes and, as long as it passes
+    others on, those of its bases."""
+    for base in model.__mro__:
+        if initialize := vars(base).get("__init__"):
+            _, *parameters = inspect.signature(initialize).parameters.values()
+            for one in parameters:
+                if one.kind in (one.POSITIONAL_OR_KEYWORD, one.KEYWORD_ONLY):
+                    yield one.name
+            if not any(one.kind is one.VAR_KEYWORD for one in parameters):
+                return
+
+
+@cache
+def _built_class(factory: "Factory") -> Any:
+    """The class of what a factory returns, without weights; None if it fails."""
+    import torch
+
+    try:
+        with torch.device("meta"):
+            return type(factory())
+    except Exception:  # whatever a model raises that needs real tensors
+        return None
 
 
 def _returned_class(factory: "Factory") -> Any:

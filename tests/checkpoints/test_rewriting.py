@@ -84,6 +84,35 @@ def test_a_tensor_is_never_resampled(tmp_path):
     assert torch.equal(sized.tensors()["pos_embed"], state["pos_embed"])
 
 
+def test_a_tensor_with_another_name_is_not_resampled_either(tmp_path):
+    """As OpenCLIP names those of its images' encoder."""
+    text = "timm:vit_tiny_patch16_224?embed_dim=8&depth=1&num_heads=1&num_classes=3"
+    state = randomized(models.build(models.parse(f"{text}&img_size=48")))
+    stored = {f"visual.trunk.{name}": tensor for name, tensor in state.items()}
+    save_file({**stored, "logit_scale": torch.ones(1)}, tmp_path / "w.safetensors")
+    with pytest.raises(MemtoolError, match="holds position embeddings, for another size"):
+        Checkpoint.open(tmp_path / "w.safetensors", models.parse(f"{text}&img_size=32"))
+    sized = Checkpoint.open(tmp_path / "w.safetensors", models.parse(f"{text}&img_size=48"))
+    assert torch.equal(sized.tensors()["pos_embed"], state["pos_embed"])
+
+
+def test_a_position_that_becomes_another_tensor_is_no_resampling(tmp_path):
+    """Meta's DINOv2 has a position for its class token, which timm adds to the token."""
+    name = "timm:vit_small_patch14_reg4_dinov2"
+    text = f"{name}?embed_dim=8&depth=1&num_heads=1&img_size=56&num_classes=0"
+    state = randomized(models.build(models.parse(text)))
+    position = torch.randn(1, 1, 8)
+    renamed = {"register_tokens": state["reg_token"], "mask_token": torch.zeros(1, 8)}
+    own = {key: value for key, value in state.items() if key != "reg_token"}
+    own["cls_token"] = state["cls_token"] - position
+    own["pos_embed"] = torch.cat([position, state["pos_embed"]], 1)
+    save_file({**own, **renamed}, tmp_path / "w.safetensors")
+    tensors = Checkpoint.open(tmp_path / "w.safetensors", models.parse(text)).tensors()
+    assert tensors.keys() == state.keys()
+    for key, value in state.items():
+        torch.testing.assert_close(tensors[key], value)
+
+
 def test_what_no_layout_of_timms_explains_is_told_as_it_is(tmp_path):
     save_file({"a.weight": torch.zeros(1)}, tmp_path / "w.safetensors")
     for name in ("convnext_atto", "vit_tiny_patch16_224", "resnet10t", "vgg11"):

@@ -219,3 +219,11 @@ def test_classes_of_a_file_are_named_too_and_a_relative_import_is_explained(tmp_
     (tmp_path / "other.py").write_text("from .net import Net\n")
     with pytest.raises(MemtoolError, match="no part of a package: import by whole names"):
         models.build(models.parse(f"{tmp_path}/other.py:Net"))
+
+
+@pytest.mark.parametrize("name", ["efficientvit_b0", "deit_tiny_distilled_patch16_224"])
+def test_models_of_timm_that_are_not_annotated_or_pass_options_on_have_theirs(name):
+    spec = models.complete_for_dataset(models.parse(f"timm:{name}"), (3, 224, 224), 7)
+    assert spec.options["num_classes"] == 7
+    with pytest.raises(MemtoolError, match="has no option 'colour'"):
+        models.build(models.parse(f"timm:{name}?colour=3"))
