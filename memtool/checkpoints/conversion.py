@@ -152,9 +152,9 @@ def _innermost(path: Path, content: Any) -> tuple[list[str], Any]:
     return keys, content
 
 
-def _nested_keys(content: Any) -> list[Any]:
+def _nested_keys(content: Any, depth: int = 1) -> list[Any]:
     """The usual keys under which `content` has a dict or a module; else the only key under which it
-    has one with tensors, unless it has tensors itself."""
+    has one with tensors, or the only dict if that leads to some, unless it has tensors itself."""
     named = entries(content) or {}
     if is_module(content):
         return []
@@ -162,6 +162,8 @@ def _nested_keys(content: Any) -> list[Any]:
     if usual := [key for key in NESTED if key in inner]:
         return usual
     having = [key for key, value in inner.items() if _has_tensors(value)]
+    if not having and len(inner) == 1 and depth < MAX_NESTED:
+        having = [key for key, value in inner.items() if _nested_keys(value, depth + 1)]
     return having if len(having) == 1 and not _has_tensors(content) else []
 
 

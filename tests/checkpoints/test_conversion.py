@@ -223,3 +223,15 @@ def test_another_data_set_takes_the_place_of_that_on_record(run, tmp_path, weigh
     first, second = (read_metadata(tmp_path / f"{i}.safetensors")["data"] for i in (1, 2))
     assert second["name"] == f"{spec}?mean=0.5,0.5,0.5" and second["mean"] == [0.5] * 3
     assert second["std"] == first["std"] and second["fingerprint"] == first["fingerprint"]
+
+
+def test_weights_are_found_under_keys_that_are_alone(run, tmp_path, weights):
+    source, target = tmp_path / "old.pth", tmp_path / "new.safetensors"
+    torch.save({"epoch": 3, "pytorch": {"step": 7, "weights": weights}}, source)
+    result = run("convert", source, "--model", SPEC, "-o", target)
+    assert result.code == 0, result.stderr
+    assert load_file(target).keys() == weights.keys()
+    loop = {"a": {"b": 1}}
+    loop["a"]["c"] = loop
+    torch.save(loop, source)
+    assert "there are no named tensors in it" in run("convert", source, "-o", target).stderr
