@@ -4,16 +4,10 @@ from .building import build as build
 from .building import shapes_of as shapes_of
 from .building import size_limit as size_limit
 from .building import skeleton as skeleton
-from .outputs import check_classifier as check_classifier
 from .outputs import described as described
 from .outputs import foreign_code as foreign_code
 from .outputs import logits_of as logits_of
 from .outputs import nearly_equal as nearly_equal
-from .outputs import put_channels_last as put_channels_last
-from .outputs import takes_channels_last as takes_channels_last
-from .outputs import unsaved as unsaved
-from .outputs import warn_if_drawn_anew as warn_if_drawn_anew
-from .outputs import warn_if_results_vary as warn_if_results_vary
 from .sources import OURS as OURS
 from .sources import accepted_options as accepted_options
 from .sources import channels_option as channels_option
@@ -27,3 +21,9 @@ from .stitched import StitchedModel as StitchedModel
 from .stitched import StitchingLayer as StitchingLayer
 from .stitched import stitched_spec as stitched_spec
 from .timm_layouts import timm_rewrite as timm_rewrite
+from .trials import check_classifier as check_classifier
+from .trials import put_channels_last as put_channels_last
+from .trials import takes_channels_last as takes_channels_last
+from .trials import unsaved as unsaved
+from .trials import warn_if_drawn_anew as warn_if_drawn_anew
+from .trials import warn_if_results_vary as warn_if_results_vary
