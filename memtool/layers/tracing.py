@@ -101,7 +101,7 @@ def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> T
                 is_cut=batch == 0 and one.node in cuts,
                 same_as=outermost[one.value],
                 batch_axis=batch,
-                channel_axis=channel_axis(shape, axes.told(one.layout), is_square),
+                channel_axis=channel_axis(shape, axes.of(one.layout), is_square),
                 dtype=one.dtype,
             )
         )
@@ -201,48 +201,51 @@ def _outermost(names: Sequence[tuple[str, str]]) -> str:
     return min(around)[1] if around else first
 
 
+FIRST, LAST = 0, -1  # axes, of an example
+
+
 class _ChannelAxes:
-    """What modules take for channels in the tensors that they make or read."""
+    """Which axis modules take for channels in the tensors that they make or read."""
 
     def __init__(self, flow: DataFlow) -> None:
         self._flow = flow
-        self._learned: dict[bool, set[Layout]] = {True: set(), False: set()}  # first, or last
+        self._learned: dict[int, set[Layout]] = {FIRST: set(), LAST: set()}
 
     def learn(self, module: nn.Module, tensor: Tensor) -> None:
         """`module` has made `tensor`, or is about to read it."""
         # LayerNorm2d, as several libraries have it, is a LayerNorm with the channels first.
         is_2d = isinstance(module, nn.LayerNorm) and "2d" in type(module).__name__
         if is_2d or isinstance(module, CHANNELS_FIRST):
-            self._learned[True].add(layout_of(tensor))
+            self._learned[FIRST].add(layout_of(tensor))
         elif isinstance(module, CHANNELS_LAST):
-            self._learned[False].add(layout_of(tensor))
+            self._learned[LAST].add(layout_of(tensor))
 
     @cached_property
-    def _groups(self) -> dict[bool, set[Layout]]:
-        return {first: set(map(self._flow.group, some)) for first, some in self._learned.items()}
+    def _groups(self) -> dict[int, set[Layout]]:
+        return {axis: set(map(self._flow.group, some)) for axis, some in self._learned.items()}
 
-    def told(self, layout: Layout) -> set[bool]:
-        """Whether channels are first (True) or last, of a layout and all in its group; to be asked
-        when the forward pass is over."""
+    def of(self, layout: Layout) -> set[int]:
+        """Which of FIRST and LAST modules take for channels, of a layout and all in its group; to
+        be asked when the forward pass is over."""
         group = self._flow.group(layout)
-        return {first for first, groups in self._groups.items() if group in groups}
+        return {axis for axis, groups in self._groups.items() if group in groups}
 
 
-def channel_axis(shape: tuple[int, ...], told: set[bool], is_square: bool) -> int | None:
+def channel_axis(shape: tuple[int, ...], learned: set[int], is_square: bool) -> int | None:
     """Which axis of a shape without the batch counts channels.
 
-    That is the first or the last one, as modules have `told`. Where they have told nothing, or
-    contradict each other, it is the last one of vectors and tokens and, if the images are square,
-    the one axis of a map that differs from the other two. None if nothing tells.
+    That is FIRST or LAST, as was `learned` of modules. If that is nothing, or both, it is the last
+    one of vectors and tokens and, if the images are square, the one axis of a map that differs from
+    the other two. None if nothing tells.
 
-    >>> channel_axis((32, 32, 16), {True}, False), channel_axis((32, 32, 16), set(), False)
+    >>> channel_axis((32, 32, 16), {FIRST}, False), channel_axis((32, 32, 16), set(), False)
     (0, None)
     >>> channel_axis((64, 7, 7), set(), True), channel_axis((7, 7, 64), set(), True)
     (0, 2)
     """
     last = len(shape) - 1
-    if shape and len(told) == 1:
-        return 0 if True in told else last
+    if shape and len(learned) == 1:
+        return last if LAST in learned else 0
     if len(shape) in (1, 2):
         return last
     if len(shape) == 3 and is_square and (shape[0] == shape[1]) != (shape[1] == shape[2]):
