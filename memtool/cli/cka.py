@@ -129,7 +129,6 @@ def cka(
       torchrun --nproc-per-node 2 -m memtool cka a.safetensors b.safetensors
     """
     import json
-    from dataclasses import asdict
 
     from memtool import tables
     from memtool.device import choose, processes
@@ -170,9 +169,9 @@ def cka(
         logger.info(str(plan))
         if dry_run:
             if not together.rank:
-                print(json.dumps({**asdict(settings), **plan.json()}))
+                print(json.dumps(plan.json()))
             return
-        rows = compare(plan, images, set_.name, settings, together, progress)
+        rows = compare(plan, images, set_.name, together, progress)
         if together.rank:
             options.take_part(rows)
             return

@@ -16,7 +16,7 @@ from memtool.progress import Progress, silent
 from memtool.similarity.measuring import Outcome, Value, image_order, measure
 from memtool.similarity.pairs import Comparison, Selection
 from memtool.similarity.planning import Plan
-from memtool.similarity.settings import CkaSettings, Kernel
+from memtool.similarity.settings import Kernel
 from memtool.tables import CkaRow
 
 logger = logging.getLogger("memtool")
@@ -28,7 +28,6 @@ def compare(
     plan: Plan,
     images: Tensor | HostImages,
     data: str,
-    settings: CkaSettings,
     processes: Processes,
     progress: Progress = silent,
 ) -> Iterator[CkaRow]:
@@ -40,11 +39,11 @@ def compare(
     processes each does its part, and all yield the same rows. A precision that changes CKA of the
     first batch by more than TOLERANCE is not used.
     """
-    if settings.precision is not Precision.float32:
-        settings = _safe_precision(plan, images, settings, processes)
+    if plan.settings.precision is not Precision.float32:
+        plan = _in_safe_precision(plan, images, processes)
     told: set[Selection] = set()
     for group in plan.groups:
-        measured = measure(group, plan, images, settings, processes, progress)
+        measured = measure(group, plan, images, processes, progress)
         for network, outcome in measured.networks.items():
             if network not in told:
                 _tell(outcome)
@@ -57,35 +56,32 @@ def compare(
                 value = values[layer.same_as, other.same_as]
                 if value.cka is None:
                     _tell_missing(mine, theirs, layer, other)
-                yield _row(comparison, layer, other, value, plan, data, settings)
+                yield _row(comparison, layer, other, value, plan, data)
 
 
-def _safe_precision(
-    plan: Plan,
-    images: Tensor | HostImages,
-    settings: CkaSettings,
-    processes: Processes,
-) -> CkaSettings:
-    """The settings, in float32 if their precision would change CKA of the first batch."""
+def _in_safe_precision(plan: Plan, images: Tensor | HostImages, processes: Processes) -> Plan:
+    """The plan, in float32 if its precision would change CKA of the first batch."""
     start, stop = plan.batches[0]
-    batch = images[image_order(len(images), settings.seed).to(images.device)[start:stop]]
-    trial = replace(plan, batches=[(start, stop)], blocks=[range(1)] if plan.blocks else [])
+    order = image_order(len(images), plan.settings.seed).to(images.device)
+    batch = images[order[start:stop]]
+    exact = replace(plan, settings=replace(plan.settings, precision=Precision.float32))
 
-    def found(settings: CkaSettings) -> Iterator[tuple[str, float | None]]:
+    def found(plan: Plan) -> Iterator[tuple[str, float | None]]:
+        trial = replace(plan, batches=[(start, stop)], blocks=[range(1)] if plan.blocks else [])
         for group in plan.groups:
-            for values in measure(group, trial, batch, settings, Processes(), silent).values:
+            for values in measure(group, trial, batch, Processes(), silent).values:
                 yield from ((layer, value.cka) for (layer, _), value in values.items())
 
-    change, layer = max(processes.gather(_change(found(settings), found(settings.in_float32()))))
+    change, layer = max(processes.gather(_change(found(plan), found(exact))))
     if change <= TOLERANCE:
-        return settings
+        return plan
     told = (
         f"changes CKA of {layer} by {change:.2g} in the first {stop} images, more than {TOLERANCE}"
     )
     if change == inf:
         told = f"decides whether there is CKA of {layer} in the first {stop} images"
-    logger.warning(f"--precision {settings.precision} {told}: computing in float32")
-    return settings.in_float32()
+    logger.warning(f"--precision {plan.settings.precision} {told}: computing in float32")
+    return exact
 
 
 def _change(
@@ -154,8 +150,8 @@ def _row(
     value: Value,
     plan: Plan,
     data: str,
-    settings: CkaSettings,
 ) -> CkaRow:
+    settings = plan.settings
     checkpoint, reference = comparison.selection.checkpoint, comparison.reference.checkpoint
     mine, theirs = checkpoint.provenance, reference.provenance
     front, back = mine.front or NOT_STITCHED, mine.back or NOT_STITCHED

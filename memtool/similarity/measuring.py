@@ -24,7 +24,7 @@ from memtool.similarity.pairs import Comparison, Selection, TensorPair, networks
 from memtool.similarity.planning import Plan
 from memtool.similarity.rbf import median_distance, sample
 from memtool.similarity.recorder import Batch, PairSums, Recorder, Visit, add_up, features
-from memtool.similarity.settings import CkaSettings, Estimator, Kernel, Route
+from memtool.similarity.settings import Estimator, Kernel, Route
 from memtool.similarity.tiles import TileRecorder
 
 
@@ -74,7 +74,6 @@ def measure(
     group: Sequence[Comparison],
     plan: Plan,
     images: Tensor | HostImages,
-    settings: CkaSettings,
     processes: Processes,
     progress: Progress,
 ) -> Measured:
@@ -85,9 +84,9 @@ def measure(
     checkpoint at a time.
     """
     device, visits = images.device, plan.visits(processes)
-    order = image_order(len(images), settings.seed).to(device)
-    with torch.no_grad(), precision(settings.precision, device):
-        setting = _Setting(plan, settings, images, processes)
+    order = image_order(len(images), plan.settings.seed).to(device)
+    with torch.no_grad(), precision(plan.settings.precision, device):
+        setting = _Setting(plan, images, processes)
         networks = participants(group, setting)
         comparing = [Comparing.of(one, networks) for one in group]
         with progress("comparing", len(visits) * len(networks)) as advance:
@@ -132,7 +131,6 @@ class _Setting:
     """What the recorders of all networks have in common."""
 
     plan: Plan
-    settings: CkaSettings
     images: Tensor | HostImages
     processes: Processes
     formats: dict[str, torch.memory_format | None] = field(default_factory=dict)
@@ -170,15 +168,16 @@ class _Setting:
 
     def sigma(self, network: Network, selection: Selection, names: list[str]) -> Tensor | None:
         """Sigma of the rbf kernel for each tensor; None if the kernel is linear."""
-        if self.settings.kernel is Kernel.linear:
+        settings = self.plan.settings
+        if settings.kernel is Kernel.linear:
             return None
         images = self.images[sample(len(self.images))]
-        most = self.settings.memory // (4 * len(images))
+        most = settings.memory // (4 * len(images))
         found: dict[str, Tensor] = {}
         for some in _portions(names, selection.widths, most):
             batches = images.split(self.plan.portion)
             found |= _median_distances(network, some, selection, batches)
-        return self.settings.bandwidth * torch.stack([found[name] for name in names])
+        return settings.bandwidth * torch.stack([found[name] for name in names])
 
 
 def _portions(names: Sequence[str], widths: dict[str, int], most: int) -> Iterator[list[str]]:

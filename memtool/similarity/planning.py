@@ -1,7 +1,7 @@
 """How a comparison is carried out within a budget of memory: batches, blocks, groups, passes."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import astuple, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from itertools import product
 
 from memtool import MemtoolError
@@ -43,7 +43,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Plan:
-    """How a comparison is carried out.
+    """How a comparison is carried out, with which `settings`, whose estimator is not `auto`.
 
     The examples come in `batches`. For the tiles of `exact` and `unbiased`, `blocks` are ranges of
     batches whose features are kept at a time; each takes a pass over all batches from its first one
@@ -52,12 +52,16 @@ class Plan:
     given at most `portion` examples of a batch at a time.
     """
 
-    estimator: Estimator
+    settings: CkaSettings
     batches: Batches
     blocks: list[range]
     groups: list[list[Comparison]]
     portion: int
     memory: Memory = Memory(0, 0, 0, 0, 0)
+
+    @property
+    def estimator(self) -> Estimator:
+        return self.settings.estimator
 
     @property
     def n(self) -> int:
@@ -120,7 +124,7 @@ class Plan:
         return list(dict.fromkeys(block for pair in mine for block in pair))
 
     def json(self) -> dict[str, object]:
-        """The plan as JSON holds it: the layers that are compared, and how."""
+        """The plan and its settings as JSON holds them: the layers that are compared, and how."""
         compared = [
             {
                 "checkpoint": str(one.selection.checkpoint.path),
@@ -133,7 +137,7 @@ class Plan:
             for one in group
         ]
         return {
-            "estimator": str(self.estimator),
+            **asdict(self.settings),
             "n": self.n,
             "batch_size": self.batch_size,
             "passes": self.passes,
@@ -184,7 +188,8 @@ def make_plan(
     if estimator is Estimator.auto:
         estimator = _affordable(comparisons, n, settings)
     check_examples(estimator, n)
-    batches = _batches_for(estimator, n, settings, networks_of(comparisons))
+    settings = replace(settings, estimator=estimator)
+    batches = _batches_for(settings, n, networks_of(comparisons))
     ways = [comparisons]
     if estimator is not Estimator.minibatch and settings.kernel is Kernel.linear:
         cheaper = [_by_the_cheaper(one, n, settings.pairs) for one in comparisons]
@@ -194,7 +199,7 @@ def make_plan(
     plans = [
         plan
         for way, size in product(ways, sizes)
-        if (plan := _fitting(estimator, batches, way, size, settings.memory, processes))
+        if (plan := _fitting(settings, batches, way, size, processes))
     ]
     if not plans:
         raise _too_large(estimator, comparisons, len(references), batches)
@@ -244,13 +249,11 @@ def largest(batches: Batches) -> int:
     return max(stop - start for start, stop in batches)
 
 
-def _batches_for(
-    estimator: Estimator, n: int, settings: CkaSettings, networks: Sequence[Selection]
-) -> Batches:
+def _batches_for(settings: CkaSettings, n: int, networks: Sequence[Selection]) -> Batches:
     """The batch size is part of `minibatch`; for the others, batches make equal groups to leave
     out, and their forward passes take at most half of the memory where that is possible."""
     size = settings.batch_size
-    if estimator is Estimator.minibatch:
+    if settings.estimator is Estimator.minibatch:
         return even_batches(n, size)
     size = min([size, *(_portion(network, settings.memory // 2) for network in networks)])
     return even_batches(n, min(size, -(-n // GROUPS)), multiple=GROUPS)
@@ -262,7 +265,8 @@ def _portion(network: Selection, memory: int) -> int:
 
 
 def _affordable(comparisons: Sequence[Comparison], n: int, settings: CkaSettings) -> Estimator:
-    batches = _batches_for(Estimator.exact, n, settings, networks_of(comparisons))
+    exact = replace(settings, estimator=Estimator.exact)
+    batches = _batches_for(exact, n, networks_of(comparisons))
     needed = _memory(Estimator.exact, comparisons, batches, n, largest(batches)).total
     return Estimator.exact if needed <= settings.memory else Estimator.minibatch
 
@@ -285,18 +289,17 @@ def _by_the_cheaper(comparison: Comparison, n: int, pairs: Pairs) -> Comparison:
 
 
 def _fitting(
-    estimator: Estimator,
+    settings: CkaSettings,
     batches: Batches,
     comparisons: Sequence[Comparison],
     group_size: int,
-    memory: int,
     processes: int,
 ) -> Plan | None:
-    """The plan for groups of that many comparisons with the fewest blocks that fit into `memory`;
+    """The plan for groups of that many comparisons with the fewest blocks that fit into memory;
     None if nothing does."""
-    groups = divided(comparisons, group_size)
-    for blocks in _divisions(estimator, len(batches), comparisons, processes):
-        plan = Plan(estimator, batches, blocks, groups, largest(batches))
+    groups, memory = divided(comparisons, group_size), settings.memory
+    for blocks in _divisions(settings.estimator, len(batches), comparisons, processes):
+        plan = Plan(settings, batches, blocks, groups, largest(batches))
         needed = _needed(plan)
         if needed.total > memory:
             least = _needed(replace(plan, portion=1))

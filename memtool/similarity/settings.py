@@ -1,6 +1,6 @@
 """What the user chooses for a comparison. Apart from the rest, because torch is slow to import."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import StrEnum
 
 from memtool.device import MEMORY, Precision
@@ -54,6 +54,3 @@ class CkaSettings:
     batch_size: int = 256
     seed: int = 0
     memory: int = MEMORY
-
-    def in_float32(self) -> "CkaSettings":
-        return replace(self, precision=Precision.float32)

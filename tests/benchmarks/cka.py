@@ -141,7 +141,7 @@ def memtool_cka(
     mine, reference = (selection(model, patterns) for model in models)
     settings = CkaSettings(Pairs(pairs), estimator, batch_size=BATCH)
     plan = make_plan([mine], [reference], N, settings)
-    rows = compare(plan, images_once, "noise", settings, Processes())
+    rows = compare(plan, images_once, "noise", Processes())
     return {(row["layer"], row["reference_layer"]): row["cka"] for row in rows}
 
 

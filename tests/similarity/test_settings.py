@@ -3,7 +3,7 @@
 import subprocess
 import sys
 
-from memtool.similarity import CkaSettings, Estimator
+from memtool.similarity import Estimator
 
 
 def test_biased_is_another_name_of_exact_and_no_other_is():
@@ -20,11 +20,6 @@ def test_both_names_give_the_same_table(run, runs):
     command = ("cka", runs.noisy, runs.clean, "--layers", "fc", "--estimator")
     assert run(*command, "biased").stdout == run(*command, "exact").stdout
     assert ",exact," in run(*command, "biased").stdout
-
-
-def test_the_settings_in_float32_differ_in_nothing_else():
-    settings = CkaSettings(precision="bf16", seed=3)
-    assert settings.in_float32() == CkaSettings(seed=3)
 
 
 def test_settings_need_no_torch():
