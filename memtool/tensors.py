@@ -114,7 +114,8 @@ def find_metadata(path: Path, kind: str | None = None) -> Metadata | None:
             "update it (python -m pip install --upgrade memtool)"
         )
     if kind and found != kind:
-        raise MemtoolError(f"{path}: is a {found:.40} file, not a {kind} file")
+        unfinished = "; a stopped run's, which train --resume continues" if found == "state" else ""
+        raise MemtoolError(f"{path}: is a {found:.40} file, not a {kind} file{unfinished}")
     check(path, found, metadata)
     return metadata
 

@@ -61,6 +61,10 @@ class Group(TyperGroup):
             if not is_lack_of_memory(error):
                 raise
             raise _failed(error, f"{NO_MEMORY} ({error})") from error
+        except ImportError as error:
+            if UNMAPPED not in str(error):
+                raise
+            raise _failed(error, f"{error}: memory is limited (ulimit -v)") from error
         except typer.BadParameter as error:
             if not is_first():  # all processes of a torchrun find the same
                 raise typer.Exit(error.exit_code) from error
@@ -82,6 +86,7 @@ def _system_errors() -> Iterator[None]:
         raise _failed(error, f"{place}{error.strerror or error}") from error
 
 
+UNMAPPED = "failed to map segment"  # of a shared library, as the system's loader says it
 NO_MEMORY = "no memory is left; choose a smaller --memory or --batch-size, or stop what else runs"
 
 

@@ -35,7 +35,7 @@ logger = logging.getLogger("memtool")
 
 
 class _Stderr(Console):
-    """Of rich's, but no work ends because nobody reads its notes."""
+    """Of rich's, but no work ends because nobody reads its notes, or no disk takes them."""
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -56,7 +56,10 @@ class _Handler(logging.Handler):
         text = "\n".join(map(printable, record.getMessage().strip().split("\n")))
         if text not in self._told:
             self._told.add(text)
-            stderr.print(f"{WARNING}{text}" if record.levelno >= logging.WARNING else text)
+            try:
+                stderr.print(f"{WARNING}{text}" if record.levelno >= logging.WARNING else text)
+            except OSError:  # a full disk, say
+                stderr.on_broken_pipe()
 
 
 @contextmanager

@@ -162,10 +162,14 @@ DryRun = Annotated[
 
 def checked_output(path: Path | None, chosen: Format | None) -> Path | None:
     """Where rows go, None for stdout, as `-` is; checked before the work. Raises MemtoolError if
-    the file cannot be written, or its suffix says no format."""
+    the file cannot be written, or its suffix says no format.
+
+    /dev/stdout is stdout too, which may be a file to which the shell appends: to open that by its
+    name, or replace it, would take away what it holds.
+    """
     from memtool.files import check_writable
 
-    if path is None or path == Path("-"):
+    if path is None or str(path) in ("-", "/dev/stdout"):
         return None
     tables.format_of(path, chosen)
     check_writable(path)

@@ -50,7 +50,8 @@ def draw_ceiling(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = N
 def draw_floor(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = None) -> None:
     """Draw the floor of the rows: the mean of `cka_null` over all at each x."""
     floor = _mean_floor(rows, x)
-    _draw(axes, floor, style=FLOOR, x=x)
+    if any(floor.mean):  # where it is 0, it is no line of its own, nor in the legend
+        _draw(axes, floor, style=FLOOR, x=x)
     record(axes, floor, y="cka_null", label=str(FLOOR["label"]), names=names)
 
 

@@ -197,7 +197,7 @@ def record(
         {
             "panel": str(axes.get_label()),
             "curve": label,
-            "x": names[int(x)] if names else f"{x:g}",
+            "x": names[int(x)] if names else f"{x:.9g}",
             "measure": y,
             "value": mean,
             "deviation": spread if n > 1 else None,

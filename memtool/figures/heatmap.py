@@ -17,7 +17,7 @@ from memtool.errors import shortened
 from memtool.figures.colors import Style
 from memtool.figures.letters import drawable
 from memtool.figures.options import Options
-from memtool.figures.rows import Needs, Rows, groups, positions, usable
+from memtool.figures.rows import Needs, Rows, groups, in_order, positions, usable
 from memtool.figures.selection import of_layers
 from memtool.figures.similarity import networks, several_reference_layers
 from memtool.figures.stages import stage_ends, stage_of
@@ -75,7 +75,7 @@ def draw(rows: Rows, options: Options) -> Figure:
     Raises MemtoolError if two rows are about the same cell, since nothing is averaged here.
     """
     usable(rows, "cka")
-    pairs = groups(rows, networks)
+    pairs = {pair: _in_order(group) for pair, group in groups(rows, networks).items()}
     margin = 0.5 + names_length([*positions(rows, "layer"), *positions(rows, "reference_layer")])
     layers = max(len(positions(group, "layer")) for group in pairs.values())
     width = options.width or PAGE_WIDTH
@@ -108,7 +108,8 @@ def _record(figure: Drawing, rows: Rows, panel: str) -> None:
             "deviation": None,
             "n": 1,
         }
-        for row in usable(rows, "cka")
+        for row in rows
+        if row["cka"] is not None
     ]
 
 
@@ -126,12 +127,12 @@ def _panels(number: int, side: float, width: float) -> tuple[Drawing, list[Axes]
 
 def _draw_matrix(axes: Axes, rows: Rows, side: float, options: Options) -> AxesImage:
     """Draw one pair of checkpoints, `side` inches wide; returns the image, for the colour bar."""
-    matrix = _matrix(rows)
+    layers, references = positions(rows, "layer"), _references(rows)
+    matrix = _matrix(rows, layers, references)
     colors = matplotlib.colormaps["magma"].with_extremes(bad="0.75")
     image = axes.imshow(matrix, cmap=colors, vmin=0, vmax=1, origin="lower")
     if len(set(matrix.shape)) > 1:  # else names on the shorter side would have no room
         axes.set_aspect("auto")
-    layers, references = positions(rows, "layer"), positions(rows, "reference_layer")
     _name_layers(axes.xaxis, list(references), side, options)
     _name_layers(axes.yaxis, list(layers), side, options)
     axes.tick_params(axis="x", rotation=90)
@@ -174,9 +175,22 @@ def _frames(layers: Mapping[str, int], references: Mapping[str, int]) -> PolyCol
     return PolyCollection([corners + cell for cell in found], **DIAGONAL)
 
 
-def _matrix(rows: Rows) -> np.ndarray[Any, Any]:
+def _in_order(rows: Rows) -> list[Row]:
+    """The rows of a pair of checkpoints by layer, in order of execution; not all cells need be
+    there."""
+    return in_order(rows, lambda row: row["reference_layer"], lambda row: row["layer"])
+
+
+def _references(rows: Rows) -> dict[str, int]:
+    """The places of the reference's layers on their axis, in order of execution."""
+    own = in_order(rows, lambda row: row["layer"], lambda row: row["reference_layer"])
+    return positions(own, "reference_layer")
+
+
+def _matrix(
+    rows: Rows, layers: Mapping[str, int], references: Mapping[str, int]
+) -> np.ndarray[Any, Any]:
     """(layers, reference layers) CKA; NaN where there is no value."""
-    layers, references = positions(rows, "layer"), positions(rows, "reference_layer")
     cells = [(layers[row["layer"]], references[row["reference_layer"]]) for row in rows]
     if len(set(cells)) < len(cells):
         raise MemtoolError(

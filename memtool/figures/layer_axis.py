@@ -14,8 +14,10 @@ from memtool.figures.stages import stage_ends
 from memtool.figures.style import LINE_HEIGHT, layer_ticks, names_length, room_for
 from memtool.tables import Row
 
-# A shortcut runs beside the layers of its block, of which none depends on it.
-SIDE = re.compile(r"(^|\.)(downsample|shortcut)(\.|$)")
+# A shortcut runs beside the layers of its block, of which none depends on it. What a whole stage
+# begins with, in ConvNeXt or Swin, has the name of one.
+STAGE_START = r"^(.*\.)?(stages|layers|levels)\.\d+\.downsample(\.|$)"
+SIDE = re.compile(rf"(?!{STAGE_START})(.*\.)?(downsample|shortcut)(\.|$)")
 STAGE_LINE: Style = {"color": "0.6", "linestyle": "--", "linewidth": 0.6, "zorder": 0}
 MOST_NAMED = 24  # layers that are all named
 
@@ -101,8 +103,10 @@ def is_side(layer: str) -> bool:
 
     >>> is_side("layer2.0.downsample.1"), is_side("layer2.0.bn1")
     (True, False)
+    >>> is_side("stages.1.downsample.0"), is_side("stages.1.blocks.0.downsample")
+    (False, True)
     """
-    return SIDE.search(layer) is not None
+    return SIDE.match(layer) is not None
 
 
 def without_shortcuts(rows: Iterable[Row]) -> list[Row]:

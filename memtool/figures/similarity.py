@@ -26,7 +26,7 @@ NEEDS: Needs = Needs(
         *("front_layer", "front_noise_ratio", "front_noise_seed", "front_seed"),
         *("back_layer", "back_noise_ratio", "back_noise_seed", "back_seed"),
         *("reference_noise_ratio", "reference_noise_kind", "reference_noise_seed"),
-        *("reference_seed", "reference_order_seed", "sample_seed", "precision"),
+        *("reference_seed", "reference_order_seed", "reference_epoch", "sample_seed", "precision"),
     ),
 )
 MOST_PANELS = 8  # layers up to which each gets a panel, unless one asks otherwise
@@ -145,17 +145,26 @@ def _chosen(rows: Rows, options: Options) -> list[Row]:
 
 
 def draw_convergence(rows: Rows, options: Options) -> Figure:
-    """Figure 1: CKA of each checkpoint to the final model of its own run."""
-    return _draw(rows, "CKA to final model", options)
+    """Figure 1: CKA of each checkpoint to the final model of its own run; the axis says "final"
+    unless a row is of a later epoch."""
+    return _draw(rows, f"CKA to {_final(rows)}model", options)
 
 
 def draw_divergence(rows: Rows, options: Options) -> Figure:
     """Figure 3: CKA of each checkpoint to the final clean model.
 
-    The axis says "clean" only if all rows do, by a `reference_noise_ratio` of 0.
+    The axis says "clean" only if all rows do, by a `reference_noise_ratio` of 0, and "final" unless
+    a row is of a later epoch.
     """
     clean = all(row["reference_noise_ratio"] == 0 for row in rows)
-    return _draw(rows, "CKA to final clean model" if clean else "CKA to reference model", options)
+    what = f"{_final(rows)}clean model" if clean else "reference model"
+    return _draw(rows, f"CKA to {what}", options)
+
+
+def _final(rows: Rows) -> str:
+    """Whether references are final models, as a word: no row is of a later epoch."""
+    epochs = ((row["epoch"], row["reference_epoch"]) for row in rows)
+    return "" if any(None not in both and both[0] > both[1] for both in epochs) else "final "
 
 
 def several_reference_layers(rows: Rows) -> bool:

@@ -105,8 +105,13 @@ def draw(rows: Rows, options: Options) -> Figure:
     Raises MemtoolError if the noise ratio of a noisy network is not known, or no row has a control
     to subtract.
     """
-    rows = [row for row in rows if row["epoch"] is None or row["epochs"] in (None, row["epoch"])]
-    rows = usable(rows, "test_accuracy")
+    latest = [row for row in rows if row["epoch"] is None or row["epochs"] in (None, row["epoch"])]
+    if rows and not latest:
+        raise MemtoolError(
+            "no row is of the last epoch of its stitching layer (columns epoch, epochs), which is "
+            "what is drawn"
+        )
+    rows = usable(latest, "test_accuracy")
     rows = _with_curves(_net_of_control(rows) if options.net_of_control else rows)
     ratios, cuts = (len({row[column] for row in rows}) for column in ("percent", "k"))
     over = _over_cuts if ratios <= min(FEW_RATIOS, cuts) else _over_ratios
@@ -220,7 +225,7 @@ def _percent(row: Row) -> float:
             f"{row[end]}: its noise ratio is unknown, so it has no place on the axis of noise "
             f"ratios; fill in the column {end}_noise_ratio or leave its rows out of the table"
         )
-    return 100 * ratio
+    return round(100 * ratio, 7)  # programs write .3 and .30000000000000004
 
 
 def _other_ratio(row: Row) -> float | None:
@@ -301,7 +306,7 @@ def _draw_levels(
     clean = curve(_alone(rows, _clean_ends), "percent", "accuracy")
     for axes in panels:
         _draw_level(axes, clean, style=CLEAN, names=names)
-    return [*([CLEAN] if clean.x else []), NOISY]
+    return [*([CLEAN] if clean.x else []), *([NOISY] if _alone(rows, _noisy_ends) else [])]
 
 
 def _draw_level(axes: Axes, level: Curve, style: Style, names: Sequence[str] | None) -> None:

@@ -10,8 +10,12 @@ from memtool.errors import one_line
 
 Parameters = dict[Any, Any]  # matplotlib's rcParams; its stubs want literal keys
 MOST_VALUES = 50  # of a parameter: matplotlib looks for each font of a list for some 30 ms
-# Names in tables are anybody's: they are shown as they are, and never read by LaTeX.
-REFUSED = ("text.usetex", "text.parse_math", "backend", "interactive", "toolbar")
+# Names in tables are anybody's: they are shown as they are, and never read by LaTeX. A distiller is
+# another program, and the fonts that every PDF reader has lack letters.
+REFUSED = (
+    *("text.usetex", "text.parse_math", "backend", "interactive", "toolbar"),
+    *("ps.usedistiller", "pdf.use14corefonts"),
+)
 
 
 def read_style(path: Path) -> Parameters:
@@ -23,13 +27,16 @@ def read_style(path: Path) -> Parameters:
     """
     check_regular(path)
     try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+        names = [line.partition("#")[0].partition(":")[0].strip() for line in lines]
+        # Before matplotlib reads them: to judge a distiller, it runs that.
+        if refused := [name for name in REFUSED if name in names]:
+            raise MemtoolError(f"{path}: a style may not set {refused[0]}; leave that line out")
         found, complaints = _read(path)
     except (OSError, ValueError) as error:  # quotes that do not end are a ValueError
         raise MemtoolError(f"{path}: cannot be read as a style: {one_line(error)}") from error
     if complaints:
         raise MemtoolError(f"{path}: {complaints[0].strip().splitlines()[0]}")
-    if refused := [name for name in REFUSED if name in found]:
-        raise MemtoolError(f"{path}: a style may not set {refused[0]}; leave that line out")
     for name, value in found.items():
         if isinstance(value, list | tuple) and len(value) > MOST_VALUES:
             raise MemtoolError(f"{path}: {name} has {len(value)} values, more than {MOST_VALUES}")

@@ -8,6 +8,7 @@ import io
 import re
 import textwrap
 from collections.abc import Iterator, Sequence
+from copy import copy
 from itertools import zip_longest
 from typing import Any
 
@@ -17,6 +18,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.ticker import ScalarFormatter
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
 from rich.style import Style
@@ -191,7 +193,11 @@ def _names_below(axes: Axes, width: int) -> str:
 
 
 def _tick_names(axis: Axis) -> list[str]:
-    names = axis.get_major_formatter().format_ticks(list(axis.get_majorticklocs()))
+    formatter = copy(axis.get_major_formatter())
+    if isinstance(formatter, ScalarFormatter):  # whose factor or offset would stand elsewhere
+        formatter.set_scientific(False)
+        formatter.set_useOffset(False)
+    names = formatter.format_ticks(list(axis.get_majorticklocs()))
     return [name.replace("\n", " ") for name in names]
 
 

@@ -4,6 +4,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -76,7 +77,7 @@ class Unfinished:
 
 
 def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[StitchingRow]:
-    """The rows of the cuts that were done."""
+    """The rows of the cuts that were done, up to one whose stitched model is gone."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # whole ones
     try:
         found, *rows = [json.loads(line) for line in lines]
@@ -89,7 +90,8 @@ def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[S
             f"{path}: is of a sweep with other settings; give those, "
             "or leave out --resume to start anew"
         )
-    return rows[: len(rows) // rows_per_cut * rows_per_cut]
+    there = takewhile(lambda row: not row["stitched"] or Path(row["stitched"]).exists(), rows)
+    return rows[: len(list(there)) // rows_per_cut * rows_per_cut]
 
 
 def _check(rows: Sequence[Any]) -> None:

@@ -26,6 +26,19 @@ def test_heatmap_is_the_matrix_of_layers_by_reference_layers():
     assert sorted(text.get_text() for text in axes.texts)[-1] == "0.22"
 
 
+@pytest.mark.parametrize("missing", range(9))
+def test_layers_are_in_order_of_execution_whatever_row_is_missing(missing):
+    rows = pair_rows()
+    del rows[missing]
+    other = [row | {"cka": None} for row in pair_rows("r25.safetensors")]  # a panel without values
+    axes = draw("heatmap", rows + other).axes[0]
+    assert [label.get_text() for label in axes.get_xticklabels()] == LAYERS
+    assert [label.get_text() for label in axes.get_yticklabels()] == LAYERS
+    (image,) = axes.images
+    masked = np.ma.getmaskarray(image.get_array()).ravel().tolist()
+    assert masked == [place == missing for place in range(9)]
+
+
 def test_an_empty_cell_is_grey_and_bare():
     rows = pair_rows()
     rows[1]["cka"] = None

@@ -75,6 +75,14 @@ def test_divergence_says_clean_only_of_a_clean_reference():
     assert other.get_supylabel() == "CKA to reference model"
 
 
+def test_a_reference_is_final_unless_a_row_is_of_a_later_epoch():
+    rows = [row | {"reference_noise_ratio": 0} for row in divergence_rows()]
+    last = max(row["epoch"] for row in rows)
+    for epoch, told in ((last, "CKA to final clean model"), (last - 1, "CKA to clean model")):
+        figure = draw("divergence", [row | {"reference_epoch": epoch} for row in rows])
+        assert figure.get_supylabel() == told
+
+
 def test_one_epoch_is_drawn_against_the_layers():
     figure = draw("divergence", divergence_rows(seeds=(0, 2), epochs=[4]))
     (axes,) = figure.axes

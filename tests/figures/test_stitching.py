@@ -327,3 +327,12 @@ def test_a_cut_without_a_control_is_told(caplog):
     with caplog.at_level("INFO", "memtool"):
         draw("stitching", rows, as_options(net_of_control=True))
     assert caplog.messages == ["stitching: block2 left out where there is no control"]
+
+
+def test_a_ratio_that_programs_write_in_two_ways_is_one():
+    rows = stitch_rows(["forward"], seeds=(0, 1), ratios=[0.3, 0.5, 0.675])
+    for row in rows:
+        if row["seed"] and row["front_noise_ratio"] == 0.3:
+            row["front_noise_ratio"] = 0.1 * 3
+    line = curves(draw("stitching", rows).axes[0])[CUTS["fc"]]
+    assert list(line.get_xdata(orig=False)) == [30, 50, 67.5]

@@ -49,6 +49,7 @@ def test_the_legend_and_the_title_have_room_for_larger_letters(tmp_path):
         ("\nlines.linewidth: thick\n", "mine.mplstyle: Bad value in file .* line 2"),
         ("lines.linewidth 3\n", "mine.mplstyle: Missing colon in file .* line 1"),
         ("text.usetex: True\n", "mine.mplstyle: a style may not set text.usetex"),
+        ("ps.usedistiller: ghostscript\n", "mine.mplstyle: a style may not set ps.usedistiller"),
         (f"font.family: {'x, ' * 60}y\n", "mine.mplstyle: font.family has 61 values, more than 50"),
         ("font.family: \udcff\n", "cannot be read as a style: UnicodeDecodeError"),
     ],

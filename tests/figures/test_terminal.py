@@ -125,3 +125,9 @@ def test_titles_are_whole():
     assert " ".join(lines_of("training", training_rows(), width=40, title=title)[:2]) == title
     lines = lines_of("supplement", supplement_rows(ratios=[0.675], cuts=[1]), width=200)
     assert "front of r = 67.5 %, clean back" in lines[1]
+
+
+def test_numbers_are_whole_on_an_axis_that_a_figure_would_give_a_factor_or_an_offset():
+    rows = [row | {"epoch": row["epoch"] + 10**6} for row in training_rows(ratios=[0.5])]
+    text = "\n".join(lines_of("training", [row | {"loss": 1e8 * row["loss"]} for row in rows]))
+    assert "1000001" in text and "200000000" in text

@@ -110,3 +110,14 @@ def test_the_rows_of_a_sweep_at_work_are_not_taken_away(tmp_path, networks):
         assert f"process {os.getpid()} on" in done.stdout
         lines = table.with_name("t.csv.partial").read_text().splitlines()
         assert json.loads(lines[-1]) == row(0)
+
+
+def test_a_cut_whose_stitched_model_is_gone_is_done_again(tmp_path, networks):
+    (tmp_path / "there").touch()
+    with pytest.raises(KeyboardInterrupt):
+        with Unfinished.beside(tmp_path / "t.csv", SETTINGS, networks, 1, False) as unfinished:
+            for number, name in enumerate(("there", "gone", "there")):
+                unfinished.keep({**row(number), "stitched": str(tmp_path / name)})
+            raise KeyboardInterrupt
+    with Unfinished.beside(tmp_path / "t.csv", SETTINGS, networks, 1, resume=True) as unfinished:
+        assert [one["seed"] for one in unfinished.rows] == [row(0)["seed"]]
