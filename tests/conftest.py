@@ -1,5 +1,6 @@
 """What many tests need: the command in process, small images on disk, checkpoints once trained."""
 
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,6 +40,25 @@ def run_memtool(*args: object, stdin: str | None = None, env: dict[str, str] | N
 @pytest.fixture(scope="session")
 def run():
     return run_memtool
+
+
+@pytest.fixture
+def progress_of(monkeypatch):
+    """Record what a module of the command line shows: the total of each bar, and all its steps."""
+
+    def recording(module: str) -> tuple[list[int], list[int]]:
+        totals: list[int] = []
+        steps: list[int] = []
+
+        @contextmanager
+        def progress(description: str, total: int):
+            totals.append(total)
+            yield lambda done=1, description=None: steps.append(done)
+
+        monkeypatch.setattr(f"{module}.progress", progress)
+        return totals, steps
+
+    return recording
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ only rank 0 speaks.
 """
 
 import logging
+import math
 import sys
 import warnings
 from collections.abc import Iterator
@@ -23,10 +24,11 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from rich.table import Column
 
 from memtool.device import is_first
 from memtool.errors import WARNING, printable
-from memtool.progress import Advance
+from memtool.progress import Advance, unseen
 from memtool.tables import discard
 
 LOG_EVERY = 30.0  # seconds between two lines of progress in a log
@@ -36,6 +38,11 @@ logger = logging.getLogger("memtool")
 
 class _Stderr(Console):
     """Of rich's, but no work ends because nobody reads its notes, or no disk takes them."""
+
+    @property
+    def moves_cursor(self) -> bool:
+        """Whether it is a terminal that does, whatever FORCE_COLOR says of a log."""
+        return self.file.isatty() and not self.is_dumb_terminal
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
@@ -104,12 +111,24 @@ def is_debugging() -> bool:
 def progress(description: str, total: int) -> Iterator[Advance]:
     """A bar of `total` steps, as `memtool.progress.Progress` has it.
 
-    In a log, it tells in a line every LOG_EVERY seconds how far it is: short work leaves none.
+    In a log, and in a terminal that cannot move its cursor, it tells in a line every LOG_EVERY
+    seconds how far it is: short work leaves none.
     """
-    silent = not is_first() or not logger.isEnabledFor(logging.INFO)
+    if not is_first() or not logger.isEnabledFor(logging.INFO):
+        yield unseen
+    elif stderr.moves_cursor:
+        with _bar(description, total) as advance:
+            yield advance
+    else:
+        yield _lines(description, total)
+
+
+@contextmanager
+def _bar(description: str, total: int) -> Iterator[Advance]:
     bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(bar_width=None),
+        # The two share what room is left.
+        TextColumn("{task.description}", markup=False, table_column=Column(ratio=1, no_wrap=True)),
+        BarColumn(bar_width=None, table_column=Column(ratio=1)),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
@@ -118,22 +137,29 @@ def progress(description: str, total: int) -> Iterator[Advance]:
         transient=True,
         # Rows that go to the same terminal stand above the bar; rows for a pipe stay there.
         redirect_stdout=sys.stdout.isatty(),
-        disable=silent or not stderr.is_terminal,
+        # Steps may take minutes each.
+        speed_estimate_period=math.inf,
+        expand=True,
     )
-    title = printable(description)
-    done, told = 0, clock()
     with bar:
-        task = bar.add_task(title, total=total)
+        task = bar.add_task(printable(description), total=total)
 
         def advance(steps: int = 1, description: str | None = None) -> None:
-            nonlocal done, told
             shown = None if description is None else printable(description)
             bar.update(task, advance=steps, description=shown)
-            done += steps
-            if not stderr.is_terminal and clock() - told >= LOG_EVERY:
-                told = clock()
-                logger.info(
-                    f"{title}: {done}/{total}" + (f", {description}" if description else "")
-                )
 
         yield advance
+
+
+def _lines(title: str, total: int) -> Advance:
+    done, told, now = 0, clock(), ""
+
+    def advance(steps: int = 1, description: str | None = None) -> None:
+        nonlocal done, told, now
+        done += steps
+        now = f", {description}" if description else now
+        if clock() - told >= LOG_EVERY:
+            told = clock()
+            logger.info(f"{title}: {done}/{total}{now}")
+
+    return advance

@@ -227,10 +227,12 @@ def reproduce(
         check_unrecorded(steps, record.commands, main)
         adopt_trained(steps, record, main)
         write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
+        done = len(steps) - sum(1 for _ in pending(steps, record.commands))
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
+            advance(done)
             for result in run_steps(steps, at_once, main, record):
-                advance(description=result.step.name)
                 if result.seconds is not None:
+                    advance(description=result.step.name)
                     logger.info(f"{result.step.name}: {result.seconds:.1f} s")
                 for warning in result.warnings:
                     logger.warning(f"{result.step.name}: {warning}")

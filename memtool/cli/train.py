@@ -316,19 +316,18 @@ def train(
             return
         with ExitStack() as shown:
             # The bar comes first: on a terminal, the rows then stand above it.
-            advance = shown.enter_context(progress(f"training {output}", config.epochs))
+            advance = shown.enter_context(progress(f"training {output}", run.steps(config.epochs)))
             targets = [(None, table_format), *([(rows_to, None)] if rows_to else [])]
             writers = [
                 shown.enter_context(tables.writer(tables.TrainingRow, path, chosen, byproduct=True))
                 for path, chosen in targets
             ]
-            for row in run.train(where, resume):
+            for row in run.train(where, resume, advance):
                 if row is None:  # an epoch that is not evaluated
-                    advance()
                     continue
                 for write in writers:
                     write(row)
-                advance(description=f"loss {row['loss']:.3f} test {row['test_accuracy']:.3f}")
+                advance(0, f"loss {row['loss']:.3f} test {row['test_accuracy']:.3f}")
         # Once the table is complete: a checkpoint says that the whole run is done.
         run.finish(where)
 

@@ -12,6 +12,7 @@ from torch.nn import functional
 from memtool import MemtoolError
 from memtool.device import computed_by
 from memtool.models import Connector, StitchedModel, stitched_spec
+from memtool.progress import Advance, unseen
 from memtool.stitching.activations import CachedNetwork, agreement
 from memtool.stitching.cuts import Cut
 from memtool.stitching.least_squares import initialize
@@ -44,17 +45,18 @@ class Stitching:
             torch.manual_seed(settings.config.seed)
             self.layer = settings.layer(cut).to(self.examples.images.device)
 
-    def rows(self) -> Iterator[StitchingRow]:
+    def rows(self, advance: Advance = unseen) -> Iterator[StitchingRow]:
         """Train the stitching layer; yield the row of each epoch that the settings ask for.
+        `advance` is called after each training step.
 
         Their control accuracy is empty: nothing is known of the control here. Raises MemtoolError
         if the loss is not finite.
         """
-        for epoch in self._trained():
+        for epoch in self._trained(advance):
             if self.settings.curve or epoch == self.settings.epochs:
                 yield self._row(epoch)
 
-    def _trained(self) -> Iterator[int]:
+    def _trained(self, advance: Advance) -> Iterator[int]:
         """Yield 0 when the layer is initialized, then the number of each epoch, in eval mode."""
         layer, settings = self.layer, self.settings
         initialize(layer, settings.init, self._inputs, self._targets)
@@ -65,7 +67,9 @@ class Stitching:
         labels = self.examples.train_labels
         with torch.random.fork_rng(devices=[]):
             layer.train()
-            for epoch in optimize(self._logits, labels, optimizer, settings.config):
+            for epoch in optimize(
+                self._logits, labels, optimizer, settings.config, advance=advance
+            ):
                 layer.settle(self._inputs)
                 yield epoch
                 layer.train()

@@ -58,6 +58,10 @@ class StitchSettings:
     def rows_per_cut(self) -> int:
         return len(self.directions) * (self.epochs + 1 if self.curve else 1)
 
+    def steps(self, examples: int) -> int:
+        """The steps of one stitching: those of its training on so many examples, and its test."""
+        return self.epochs * self.config.steps_per_epoch(examples) + 1
+
     def layer(self, cut: Cut) -> StitchingLayer:
         """The stitching layer at a cut, as torch initializes it.
 

@@ -19,7 +19,7 @@ from memtool.device import Processes
 from memtool.files import check_writable
 from memtool.layers import evenly_spaced
 from memtool.models import foreign_code
-from memtool.progress import Progress, silent
+from memtool.progress import Advance, Progress, silent
 from memtool.stitching.activations import CachedNetwork, Examples, memory_shares, step_footprint
 from memtool.stitching.checks import TRIED, verified_cuts
 from memtool.stitching.cuts import Cut, chosen_cuts
@@ -156,20 +156,22 @@ class Sweep:
         """
         unfinished = unfinished or Unfinished()
         finished = processes.gather(unfinished.rows)[0]
-        jobs = self.jobs[len(finished) // self.settings.rows_per_cut :]
-        examples = Examples.of(dataset, device)
-        mine = self._run(processes.share(jobs), examples)
-        total = len(finished) + len(jobs) * self.settings.rows_per_cut
-        with progress("stitching", total) as advance:
-            advance(len(finished))
+        done = len(finished) // self.settings.rows_per_cut
+        jobs = self.jobs[done:]
+        mine = processes.share(jobs)
+        steps = len(self.settings.directions) * self.settings.steps(len(dataset.train))
+        with progress("stitching", steps * (done + len(mine))) as advance:
+            advance(steps * done)
             yield from finished
+            made = self._run(mine, Examples.of(dataset, device), advance)
             for _ in range(0, len(jobs), processes.size):
-                for row in (row for rows in processes.gather(next(mine, [])) for row in rows):
+                for row in (row for rows in processes.gather(next(made, [])) for row in rows):
                     unfinished.keep(row)
                     yield row
-                    advance(description=f"{row['direction']} {row['front_layer']}")
 
-    def _run(self, jobs: Sequence[Job], examples: Examples) -> Iterator[list[StitchingRow]]:
+    def _run(
+        self, jobs: Sequence[Job], examples: Examples, advance: Advance
+    ) -> Iterator[list[StitchingRow]]:
         """The rows of each job."""
         if not jobs:
             return
@@ -186,21 +188,27 @@ class Sweep:
             ours = list(dict.fromkeys(layer for layer, _ in cuts))
             front = CachedNetwork(checkpoint, ours, examples, shares[checkpoint.path])
             for cut in cuts:
-                yield self._job((front, back), cut)
+                yield self._job((front, back), cut, advance)
             del front  # before the next one takes its memory
 
-    def _job(self, networks: tuple[CachedNetwork, CachedNetwork], cut: Cut) -> list[StitchingRow]:
+    def _job(
+        self, networks: tuple[CachedNetwork, CachedNetwork], cut: Cut, advance: Advance
+    ) -> list[StitchingRow]:
         rows: list[StitchingRow] = []
         done: dict[object, list[StitchingRow]] = {}  # a network is stitched to itself but once
         for direction in self.settings.directions:
             between, own_cut = directed(direction, networks, cut)
             files = between[0].checkpoint.path, between[1].checkpoint.path
             key = files, tuple(layer.name for layer in own_cut)
-            if key not in done:
+            if key in done:
+                advance(self.settings.steps(len(networks[0].examples.train_labels)))
+            else:
                 stitching = Stitching(direction, between, own_cut, self.settings)
                 place = "=".join(dict.fromkeys(key[1]))
+                advance(0, f"{direction} {place}")
                 with foreign_code(f"{files[0]} stitched to {files[1]} at {place}"):
-                    done[key] = list(stitching.rows())
+                    done[key] = list(stitching.rows(advance))
+                advance()
                 if self.folder:
                     path = self._path(files, own_cut)
                     stitching.save(path)

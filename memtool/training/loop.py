@@ -14,6 +14,7 @@ from torch.nn import functional
 from torch.optim.lr_scheduler import LambdaLR
 
 from memtool.device import Precision, Processes, tf32
+from memtool.progress import Advance, unseen
 from memtool.training.augmentation import CropFlip
 from memtool.training.evaluation import Task
 from memtool.training.graphs import GraphedStep
@@ -85,6 +86,7 @@ def optimize(
     start: Callable[[], object] = nullcontext,
     processes: Processes = Processes(),
     graph: bool = False,
+    advance: Advance = unseen,
 ) -> Iterator[int]:
     """Minimize the cross-entropy and yield the number of each epoch when it ends.
 
@@ -93,7 +95,8 @@ def optimize(
     learning rate of 1.0 by `config.rate`. `start` is called before the first batch of each epoch.
     Each of several processes takes its part of every batch: their gradients are to be averaged,
     as DistributedDataParallel does. With `graph`, on CUDA and in one process, steps are replayed:
-    see `GraphedStep` for what that asks of `forward`.
+    see `GraphedStep` for what that asks of `forward`. `advance` is called after each step; on a
+    GPU, that is when its kernels are launched.
 
     Epochs are counted from 1, and the first `done` of them are skipped. PyTorch's global generator
     is seeded from the seed and the number of each epoch, so that a run which was stopped and
@@ -129,6 +132,7 @@ def optimize(
                     share = batch[processes.rank :: processes.size]
                     step(share, processes.size * len(share) / len(batch))
                 schedule.step()
+                advance()
         optimizer.zero_grad(set_to_none=True)  # what follows an epoch has no use for gradients
         yield epoch
 
@@ -140,11 +144,12 @@ def fit(
     config: TrainConfig,
     done: int = 0,
     processes: Processes = Processes(),
+    advance: Advance = unseen,
 ) -> Iterator[int]:
     """Train `model` on the given labels; yield the number of each epoch when it ends.
 
-    `optimizer`, `done` and `processes` are those of `optimize`. The model is in training mode
-    whenever an epoch starts.
+    `optimizer`, `done`, `processes` and `advance` are those of `optimize`. The model is in training
+    mode whenever an epoch starts.
     """
     device = task.given.device
     crops = None
@@ -169,6 +174,7 @@ def fit(
         start=start,
         processes=processes,
         graph=may_graph(task, config, processes),
+        advance=advance,
     )
 
 

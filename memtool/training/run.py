@@ -23,6 +23,7 @@ from memtool.data.labels import LabelFile
 from memtool.device import Processes, computed_by
 from memtool.files import check_writable
 from memtool.models import ModelSpec, build, check_classifier, foreign_code, put_channels_last
+from memtool.progress import Advance, unseen
 from memtool.tables import TrainingRow
 from memtool.tables.schema import LARGEST
 from memtool.tensors import Metadata, check_kept, read_metadata, save_tensors
@@ -60,14 +61,21 @@ class Run:
     def metadata(self, progress: Trained = Trained()) -> Metadata:
         """The metadata of the checkpoint that a run has after its latest epoch; those of the
         initial model have no metrics."""
-        steps = progress.epoch * self.config.steps_per_epoch(len(self.labels.given))
         latest = progress.history[-1].items() if progress.history else ()
         return {
             **self._settings,
-            "training": {**self._settings["training"], "epoch": progress.epoch, "steps": steps},
+            "training": {
+                **self._settings["training"],
+                "epoch": progress.epoch,
+                "steps": self.steps(progress.epoch),
+            },
             "metrics": {key: value for key, value in latest if key != "epoch"},
             "history": list(progress.history),
         }
+
+    def steps(self, epochs: int) -> int:
+        """The steps of the optimizer in so many epochs."""
+        return epochs * self.config.steps_per_epoch(len(self.labels.given))
 
     def finished(self) -> list[TrainingRow] | None:
         """The rows of the run if its final checkpoint is there, else None.
@@ -113,17 +121,21 @@ class Run:
             self._state.check(resume)
         check_classifier(self.spec, self.dataset.image_shape, len(self.dataset.classes))
 
-    def train(self, device: torch.device, resume: bool) -> Iterator[TrainingRow | None]:
+    def train(
+        self, device: torch.device, resume: bool, advance: Advance = unseen
+    ) -> Iterator[TrainingRow | None]:
         """Train the model; save its state and the chosen checkpoints, and yield a row, per epoch;
         None for an epoch that is not evaluated. Of a finished run, the rows are those on record.
 
         With `resume`, a stopped run continues from its state, and the rows of the epochs that it
-        has done come first: all rows together are those of a run that was never stopped. Raises
+        has done come first: all rows together are those of a run that was never stopped. `advance`
+        is told of each step of the optimizer, and at once of all those that are done. Raises
         MemtoolError if the state belongs to a run with other settings, if the loss is not finite,
         for a single training image, whose statistics batch norm cannot compute, if the memory is
         not enough, and for vectors that are to be augmented.
         """
         if (rows_on_record := self.finished()) is not None:
+            advance(self.steps(self.config.epochs))
             yield from rows_on_record
             return
         if len(self.dataset.train) < 2:
@@ -136,6 +148,7 @@ class Run:
         if not resume and self._state.path.exists():
             logger.info(f"{self._state.path}: a stopped run, which --resume continues; starts anew")
         progress = self._state.load(model, optimizer) if resume else Trained()
+        advance(self.steps(progress.epoch))
         rows = {metrics["epoch"]: self._row(metrics) for metrics in progress.history}
         yield from (rows.get(epoch) for epoch in range(1, progress.epoch + 1))
         if not progress.epoch:
@@ -143,7 +156,7 @@ class Run:
             if not self.config.epochs and not self.processes.rank:
                 self._state.save(model, optimizer, progress)
         cost, started = _Cost(), _clock(device)
-        for epoch in self._epochs(model, optimizer, task, progress.epoch):
+        for epoch in self._epochs(model, optimizer, task, progress.epoch, advance):
             agree(model, self.processes)
             trained = _clock(device)
             metrics = self._evaluated(model, task, epoch)
@@ -217,14 +230,19 @@ class Run:
         return model, task
 
     def _epochs(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, task: Task, done: int
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        task: Task,
+        done: int,
+        advance: Advance,
     ) -> Iterator[int]:
         """Train one epoch after the other and yield its number."""
         trained = shared(model, task, self.processes)
         if self.config.compile:
             trained = cast(nn.Module, torch.compile(trained))
         with foreign_code("--compile" if self.config.compile else f"model {self.spec}"):
-            yield from fit(trained, optimizer, task, self.config, done, self.processes)
+            yield from fit(trained, optimizer, task, self.config, done, self.processes, advance)
 
     def _evaluated(self, model: nn.Module, task: Task, epoch: int) -> EpochMetrics | None:
         """The metrics after `epoch`, if it is to be evaluated. Raises MemtoolError if a loss is

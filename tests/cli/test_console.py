@@ -27,9 +27,9 @@ def test_what_other_libraries_warn_of_is_told_once_and_without_controls(capsys):
     )
 
 
-@pytest.mark.parametrize("quiet, said", [(False, "work: 2/3, more\nwork: 3/3\n"), (True, "")])
+@pytest.mark.parametrize("quiet, said", [(False, "work: 2/3, more\nwork: 3/3, more\n"), (True, "")])
 def test_a_log_is_told_now_and_then_how_far_long_work_has_got(capsys, monkeypatch, quiet, said):
-    clock = iter([0, 10, 31, 31, 62, 62, 62]).__next__
+    clock = iter([0, 10, 31, 31, 62, 62]).__next__
     monkeypatch.setattr("memtool.cli.console.clock", clock)
     with telling():
         be_quiet(quiet)
@@ -38,6 +38,13 @@ def test_a_log_is_told_now_and_then_how_far_long_work_has_got(capsys, monkeypatc
             advance(description="more")
             advance()
     assert capsys.readouterr().err == said
+
+
+def test_a_log_has_no_bar_whatever_the_environment_says_of_colours(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with telling(), progress("work", 3) as advance:
+        advance()
+    assert capsys.readouterr().err == ""
 
 
 def test_no_error_is_longer_than_some_hundred_characters_and_its_ends_are_kept(run):

@@ -1,6 +1,7 @@
 """The command in a real shell: pipes, signals, what is imported."""
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -139,6 +140,23 @@ def test_a_terminal_gets_a_bar_colored_unless_told_not_to(variables, colored):
     assert "comparing\\x1b[8m" in written and "\x1b[8m" not in written
     assert "layer\\x1b[9m" in written and "\x1b[9m" not in written
     assert ("\x1b[3" in written or "\x1b[38;" in written) == colored
+
+
+LONG = """
+from memtool.cli.console import progress, telling
+with telling(), progress("training " + "a/long/name/" * 20, 4000) as advance:
+    advance(1200)
+"""
+
+
+@pytest.mark.parametrize("columns", ["60", "80"])
+def test_a_long_name_leaves_room_for_the_bar_and_its_numbers(columns):
+    written = terminal([sys.executable, "-c", LONG], COLUMNS=columns, NO_COLOR="1")
+    assert re.search(r"training \S+… ━+ +1200/4000 0:00:0\d left -:--:--", written)
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_no_bar():
+    assert terminal([sys.executable, "-c", BAR.format(quiet=False)], TERM="dumb") == ""
 
 
 def test_quiet_means_no_bar():

@@ -71,13 +71,15 @@ def test_each_row_has_the_accuracy_of_the_control_at_its_cut(table_of_all):
         assert {row["control_accuracy"] for row in rows} == {rows[-1]["test_accuracy"]}
 
 
-def test_a_network_is_stitched_to_itself_but_once(run, runs, monkeypatch):
+def test_a_network_is_stitched_to_itself_but_once(run, runs, monkeypatch, progress_of):
     made = []
     original = sweep.Stitching
     monkeypatch.setattr(sweep, "Stitching", lambda *args: made.append(1) or original(*args))
     options = ("--at", "block5", "--both", "--control", "--epochs", 1)
+    totals, steps = progress_of("memtool.cli.stitch")
     rows = rows_of(run("stitch", runs.clean, runs.clean, *options).stdout)
     assert len(made) == 1
+    assert totals == [sum(steps)]
     assert [row.pop("direction") for row in rows] == ["forward", "reverse", "control"]
     assert rows[0] == rows[1] == rows[2]
     assert rows[0]["control_accuracy"] == rows[0]["test_accuracy"]
@@ -318,7 +320,9 @@ def test_a_layer_inside_a_residual_branch_is_refused(run, narrow):
 # ---------------------------------------------------------------- stopped and resumed
 
 
-def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bytes(run, runs, tmp_path, monkeypatch):
+def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bytes(
+    run, runs, tmp_path, monkeypatch, progress_of
+):
     def args(name: str) -> tuple[object, ...]:
         at = ("--at", "block4,block5,block6", "--both", "--control", "--epochs", 1)
         return ("stitch", runs.noisy, runs.clean, *at, "-o", tmp_path / name)
@@ -327,11 +331,11 @@ def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bytes(run, runs, tmp_pat
     assert not list(tmp_path.glob("*.partial"))
     rows, calls = Stitching.rows, []
 
-    def stopping(self: Stitching):
+    def stopping(self: Stitching, *advance):
         calls.append(self.front_layer)
         if len(calls) == 5:  # in the middle of the second job
             raise KeyboardInterrupt
-        return rows(self)
+        return rows(self, *advance)
 
     monkeypatch.setattr(Stitching, "rows", stopping)
     assert run(*args("table.csv")).code == 130
@@ -342,7 +346,11 @@ def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bytes(run, runs, tmp_pat
 
     other = run(*args("table.csv"), "--seed", 1, "--resume")
     assert other.code == 1 and "other settings" in other.stderr
+    totals, steps = progress_of("memtool.cli.stitch")
     assert run(*args("table.csv"), "--resume").code == 0
+    # Eleven batches and a test for each cut and direction; the first job was done.
+    assert totals == [3 * 3 * 12] and sum(steps) == 3 * 3 * 12
+    assert steps[0] == 3 * 12 and set(steps[1:]) == {0, 1}
     assert calls[5:] == ["block5"] * 3 + ["block6"] * 3
     assert (tmp_path / "table.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
     assert not partial.exists()

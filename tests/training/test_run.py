@@ -160,6 +160,17 @@ def stop_after_epoch_1(train, directory, monkeypatch, *more):
     monkeypatch.undo()
 
 
+def test_each_step_is_told_and_those_that_are_done_at_once(
+    train, tmp_path, monkeypatch, progress_of
+):
+    stop_after_epoch_1(train, tmp_path, monkeypatch)
+    totals, steps = progress_of("memtool.cli.train")
+    assert train(tmp_path, "--resume").code == 0
+    batches = 64 // 16
+    assert totals == [EPOCHS * batches]
+    assert [done for done in steps if done] == [batches] + [1] * (EPOCHS - 1) * batches
+
+
 OTHERS = {
     "training.seed was 0, is 1": ("--seed", 1),
     "training.epochs was 3, is 4": ("--epochs", 4),
