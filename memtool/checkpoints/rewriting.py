@@ -2,7 +2,6 @@
 loads weights, and so does memtool, with the very function that timm has for the model."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,6 +14,7 @@ from memtool.tensors import Shape
 
 if TYPE_CHECKING:
     import torch
+    from torch.utils._python_dispatch import TorchDispatchMode
 
 Rewrite = Callable[[Mapping[str, "torch.Tensor"]], dict[str, "torch.Tensor"]]
 
@@ -68,7 +68,7 @@ def rewriting(
 
 class _Rewritten(NamedTuple):
     """timm's function for a model, the shapes of the tensors that it makes of some, and whether it
-    interpolates one of them."""
+    resamples one of them."""
 
     rewrite: Rewrite
     shapes: dict[str, Shape]
@@ -84,32 +84,32 @@ def _rewritten(spec: ModelSpec, stored: Shapes) -> _Rewritten | None:
     try:
         if not (rewrite := models.timm_rewrite(spec, models.size_limit(spec, stored.values()))):
             return None
-        with _interpolated() as resampled:
+        with _resampling() as resampling:
             made = rewrite(tensors)
     except Exception:  # whatever it raises for tensors that it does not expect
         return None
     shapes = {name: tuple(tensor.shape) for name, tensor in made.items()}
-    return _Rewritten(rewrite, shapes, bool(resampled))
+    return _Rewritten(rewrite, shapes, resampling.seen)
 
 
-@contextmanager
-def _interpolated() -> Iterator[list[Shape]]:
-    """The shapes of the tensors that are interpolated within the block. All that timm resamples is,
-    whatever it calls it before and after."""
-    from torch.nn import functional
+def _resampling() -> "TorchDispatchMode":
+    """A context that sees whether tensors are resampled within it: its `seen` is then true.
 
-    found: list[Shape] = []
-    own = functional.interpolate
+    timm interpolates them; where it has an interpolation of its own, which takes values that those
+    of the meta device do not have, it gives such a one an empty tensor instead.
+    """
+    from torch.utils._python_dispatch import TorchDispatchMode
 
-    def interpolate(tensor: "torch.Tensor", *args: Any, **named: Any) -> "torch.Tensor":
-        found.append(tuple(tensor.shape))
-        return own(tensor, *args, **named)
+    class Resampling(TorchDispatchMode):
+        seen = False
 
-    functional.interpolate = interpolate  # type: ignore[assignment]
-    try:
-        yield found
-    finally:
-        functional.interpolate = own
+        def __torch_dispatch__(
+            self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+        ) -> Any:
+            self.seen |= "upsample" in func.name() or func.name().startswith("aten::new_empty")
+            return func(*args, **(kwargs or {}))
+
+    return Resampling()
 
 
 def _resampled(spec: ModelSpec, stored: Shapes, made: Shapes) -> MemtoolError:

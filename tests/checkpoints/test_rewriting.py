@@ -96,6 +96,22 @@ def test_a_tensor_with_another_name_is_not_resampled_either(tmp_path):
     assert torch.equal(sized.tensors()["pos_embed"], state["pos_embed"])
 
 
+@pytest.mark.parametrize(
+    "model, size, other",
+    [
+        ("swin_tiny_patch4_window7_224?embed_dim=24", "img_size=224", "img_size=64&window_size=4"),
+        ("beit_base_patch16_224?depth=1&embed_dim=8&num_heads=2", "img_size=96", "img_size=64"),
+    ],
+)
+def test_a_table_of_relative_positions_is_not_resampled_either(tmp_path, model, size, other):
+    wanted, own = (models.parse(f"timm:{model}&{options}") for options in (size, other))
+    state = randomized(models.build(own))
+    save_file(state, tmp_path / "w.safetensors")
+    with pytest.raises(MemtoolError, match=r"relative_position_bias_table is \(\d+, \d\), for an"):
+        Checkpoint.open(tmp_path / "w.safetensors", wanted)
+    assert Checkpoint.open(tmp_path / "w.safetensors", own).tensors().keys() == state.keys()
+
+
 def test_a_position_that_becomes_another_tensor_is_no_resampling(tmp_path):
     """Meta's DINOv2 has a position for its class token, which timm adds to the token."""
     name = "timm:vit_small_patch14_reg4_dinov2"
