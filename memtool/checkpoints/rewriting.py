@@ -109,7 +109,7 @@ def _resampling() -> "TorchDispatchMode":
             self.seen |= "upsample" in func.name() or func.name().startswith("aten::new_empty")
             return func(*args, **(kwargs or {}))
 
-    return Resampling()
+    return Resampling()  # type: ignore[no-untyped-call]
 
 
 def _resampled(spec: ModelSpec, stored: Shapes, made: Shapes) -> MemtoolError:

@@ -41,8 +41,8 @@ def verified_cuts(
     images, data take a way that no tensor shows, images be sorted, or mixed, before a layer sees
     them. If a stitching layer `trains`, gradients have to reach it, too. A cut that does not hold
     is left out with a note, unless it was named. Raises MemtoolError then, if no cut of a front is
-    left, if a network that is to give a back does not tell so many classes apart, and if a forward
-    pass that ends at a layer changes what the next one gives.
+    left, if a network that is to give a back does not tell so many classes apart, if one draws at
+    random, and if a forward pass that ends at a layer changes what the next one gives.
     """
     resumes_front = set(directions) != {Direction.forward}
     theirs = [cut.layers[1].name for own in chosen.values() for cut in own]
@@ -84,11 +84,13 @@ def _checked(
         _check_classes(checkpoint, network, images, classes, gives_back)
         axes = dict.fromkeys(layers, 0)
         another_order, mixed, uneven = misplaced(network.model, network.run, axes, images)
-        before = _logits(network, images)
+        logits, again = (_logits(network, images) for _ in range(2))
+        if not _same(again, logits):
+            raise _is_random(checkpoint.path)
         even = [one for one in axes if one not in uneven]
-        leaking = [one for one in even if gives_back and not is_cut(network, one, images)]
-        blocks = {layer: _block_around(network, layer, images) for layer in leaking}
-        if not nearly_equal(_logits(network, images), before, rtol=1e-5, atol=1e-6):
+        leaking = [one for one in even if gives_back and not is_cut(network, one, images, logits)]
+        blocks = {layer: _block_around(network, layer, images, logits) for layer in leaking}
+        if not _same(_logits(network, images), logits):
             raise _keeps_state(checkpoint.path)
         behind = [one for one in even if gives_back and trains and one not in leaking]
         reasons = {one: why_unreached(network, one, images[:3]) for one in behind}
@@ -112,6 +114,12 @@ def _checked(
 @torch.no_grad()
 def _logits(network: Network, images: Tensor) -> Tensor:
     return network(images)
+
+
+def _same(logits: Tensor, expected: Tensor) -> bool:
+    """Whether they are, but for roundings: convolutions on a GPU need not repeat themselves to the
+    last bit."""
+    return nearly_equal(logits, expected, rtol=1e-5, atol=1e-6)
 
 
 def _tell(checkpoint: Checkpoint, layers: Sequence[str], why: str) -> None:
@@ -148,6 +156,14 @@ def _unreached(path: Path, layer: str, why: str) -> MemtoolError:
     )
 
 
+def _is_random(path: Path) -> MemtoolError:
+    return MemtoolError(
+        f"{path}: its model gives other results for the same images each time, so that none of its "
+        "cuts can be found; let it draw nothing in eval mode, as "
+        "functional.dropout(x, training=self.training) does"
+    )
+
+
 def _keeps_state(path: Path) -> MemtoolError:
     return MemtoolError(
         f"{path}: its model gives other results after a forward pass that ended at a layer, as if "
@@ -170,34 +186,32 @@ def _check_classes(
     logger.info(f"{told}: its own accuracy is left empty")
 
 
-def _block_around(network: Network, layer: str, images: Tensor) -> str | None:
+def _block_around(network: Network, layer: str, images: Tensor, logits: Tensor) -> str | None:
     """The innermost block around a layer that is a cut; None if none is."""
     names = layer.split(".")
     blocks = [".".join(names[:length]) for length in range(len(names) - 1, 0, -1)]
     modules = {name for name, _ in network.model.named_modules()}
-    return next(
-        (block for block in blocks if block in modules and is_cut(network, block, images)), None
-    )
+    inner = (block for block in blocks if block in modules)
+    return next((block for block in inner if is_cut(network, block, images, logits)), None)
 
 
 @torch.no_grad()
-def is_cut(network: Network, layer: str, images: Tensor) -> bool:
-    """Whether the network, given its own activation at `layer`, returns what it does by itself,
-    whatever its input: the latter fails where a tensor that shares the layer's memory is changed
-    in place later on."""
-    others = images.amin() + images.amax() - images  # of values that the images have, of uint8 too
+def is_cut(network: Network, layer: str, images: Tensor, logits: Tensor) -> bool:
+    """Whether the network, given its own activation at `layer`, returns the `logits` that the
+    images have, whatever its input: that fails, too, where a tensor that shares the layer's memory
+    is changed in place later on."""
+    # Where each pixel has values that it has in some image: a network may take codes, which differ
+    # between features. The sum of uint8 may overflow, and the difference comes back.
+    others = images.amin(0) + images.amax(0) - images
     given, other = network.normalized(images), network.normalized(others)
     try:
         with foreign_code(layer):
-            activation = run_to(network.model, [layer], given.clone())[layer]
-            rest = Back(network.model, layer)
-            # Copies, because what follows may change them in place.
-            results = [rest(activation.clone(), inputs) for inputs in (given, other)]
-            expected, *found = map(network.logits_in, [network.model(given.clone()), *results])
+            activation = run_to(network.model, [layer], given)[layer]
+            # A copy, because what follows may change it in place.
+            found = network.logits_in(Back(network.model, layer)(activation.clone(), other))
     except MemtoolError:  # a container that is never called itself, or more hangs on the layer
         return False
-    # Convolutions on a GPU need not repeat themselves to the last bit.
-    return all(nearly_equal(logits, expected, rtol=1e-5, atol=1e-6) for logits in found)
+    return _same(found, logits)
 
 
 def why_unreached(network: Network, layer: str, images: Tensor) -> str | None:

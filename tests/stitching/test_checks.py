@@ -10,8 +10,13 @@ from torch import Tensor, nn
 
 from memtool import data, models
 from memtool.checkpoints import Network
-from memtool.stitching.checks import is_cut
+from memtool.stitching import checks
 from memtool.tensors import save_tensors
+
+
+@torch.no_grad()
+def holds(network, layer, images):
+    return checks.is_cut(network, layer, images, network(images))
 
 
 class Leaky(nn.Module):
@@ -30,7 +35,7 @@ class Leaky(nn.Module):
 def test_a_cut_is_checked_with_the_weights_as_they_are():
     images = torch.randint(0, 256, (2, 1, 2, 3), dtype=torch.uint8)
     for leak in (False, True):
-        assert is_cut(Network(Leaky(leak), [0.5], [0.2]), "body", images) is not leak
+        assert holds(Network(Leaky(leak), [0.5], [0.2]), "body", images) is not leak
 
 
 def test_a_layer_inside_a_residual_branch_is_no_cut():
@@ -38,9 +43,9 @@ def test_a_layer_inside_a_residual_branch_is_no_cut():
     model = torchvision.models.ResNet(block, [1, 1, 1, 1], num_classes=4).eval()
     network = Network(model, [0.5] * 3, [0.2] * 3)
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    assert is_cut(network, "layer2.0", images)
-    assert not is_cut(network, "layer2.0.conv2", images)
-    assert not is_cut(network, "no such layer", images)
+    assert holds(network, "layer2.0", images)
+    assert not holds(network, "layer2.0.conv2", images)
+    assert not holds(network, "no such layer", images)
 
 
 class Tokens(nn.Module):
@@ -56,7 +61,24 @@ class Tokens(nn.Module):
 
 def test_a_cut_is_checked_with_pixels_that_images_have():
     images = torch.randint(0, 17, (3, 1, 2, 3), dtype=torch.uint8)
-    assert is_cut(Network(Tokens(), [0.0], [1.0]), "embedding", images)
+    assert holds(Network(Tokens(), [0.0], [1.0]), "embedding", images)
+
+
+class Coded(nn.Module):
+    """Has an embedding of the first feature, one of ten, beside a number that is larger."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding, self.body, self.head = nn.Embedding(10, 3), nn.Linear(4, 5), nn.Linear(5, 2)
+
+    def forward(self, features: Tensor) -> Tensor:
+        code = self.embedding(features[:, 0].round().long())
+        return self.head(self.body(torch.cat([code, features[:, 1:]], 1)))
+
+
+def test_a_cut_is_checked_with_features_as_examples_have_them():
+    features = torch.stack([torch.arange(8.0), 100 * torch.rand(8)], 1)
+    assert holds(Network(Coded(), [0.0, 0.0], [1.0, 1.0]), "body", features)
 
 
 class Rectified(nn.Module):
@@ -76,7 +98,7 @@ class Rectified(nn.Module):
 def test_a_view_of_what_is_changed_in_place_later_is_no_cut():
     images = torch.randint(0, 256, (3, 1, 2, 3), dtype=torch.uint8)
     network = Network(Rectified(), [0.5], [0.2])
-    assert is_cut(network, "body", images) and not is_cut(network, "flat", images)
+    assert holds(network, "body", images) and not holds(network, "flat", images)
 
 
 HIDDEN = """
@@ -115,6 +137,28 @@ def hidden(tmp_path):
     (tmp_path / "net.py").write_text(HIDDEN)
     spec = models.parse(f"{tmp_path}/net.py:Hidden")
     return [saved(tmp_path / f"{seed}.safetensors", spec, seed=seed) for seed in (0, 1)]
+
+
+RANDOM = """
+from torch import nn
+from torch.nn import functional
+
+def drops(num_classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Drops(), nn.Linear(8, num_classes))
+
+class Drops(nn.Module):
+    def forward(self, x):
+        return functional.dropout(x, 0.5)
+"""
+
+
+def test_a_network_that_draws_in_eval_mode_is_told_as_such(run, tmp_path):
+    (tmp_path / "net.py").write_text(RANDOM)
+    spec = models.parse(f"{tmp_path}/net.py:drops")
+    path = saved(tmp_path / "w.safetensors", spec)
+    told = run("stitch", path, path, "--trust", "--epochs", 0)
+    assert told.code == 1 and "training=self.training" in told.stderr
+    assert f"{path}: its model gives other results for the same images each time" in told.stderr
 
 
 def test_a_false_cut_is_left_out_of_all_and_refused_by_name(run, hidden):
