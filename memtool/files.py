@@ -16,7 +16,7 @@ from pathlib import Path
 
 from memtool import MemtoolError
 from memtool.device import is_first
-from memtool.paths import is_special
+from memtool.paths import descriptor, is_special
 
 NOFOLLOW = getattr(os, "O_NOFOLLOW", 0)  # which Windows does not have
 HOLDER = "holder"  # the file that is locked, and says who has locked it
@@ -165,9 +165,9 @@ def _empty(folder: Path) -> None:
 def check_writable(path: Path) -> None:
     """Check, before long work starts, that `path` can be written; nothing is left behind.
 
-    Raises MemtoolError if it cannot be written, is a folder, or is being written by another
-    process. Of several processes that torchrun started, the first, which writes, checks alone: the
-    others would find each other at it.
+    Raises MemtoolError if it cannot be written, is a folder, is a file that this process has open
+    (/dev/stderr, say), or is being written by another process. Of several processes that torchrun
+    started, the first, which writes, checks alone: the others would find each other at it.
     """
     if not is_first():
         return
@@ -178,6 +178,10 @@ def check_writable(path: Path) -> None:
             raise MemtoolError(f"{path}: is a folder; name a file")
         if is_special(path):
             return
+        if descriptor(path) is not None:  # the shell may append to it
+            raise MemtoolError(
+                f"{path}: is {os.path.realpath(path)}, which is open; name the file itself"
+            )
         parents = Path(os.path.realpath(path)).parents
         if parents[0].exists():
             with claimed(path) as folder:

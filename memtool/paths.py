@@ -1,5 +1,6 @@
 """What stands at a path."""
 
+import os
 from contextlib import suppress
 from pathlib import Path
 
@@ -9,3 +10,17 @@ def is_special(path: Path) -> bool:
     with suppress(OSError):  # a name that no file can have: whoever opens it says so
         return path.exists() and not path.is_file() and not path.is_dir()
     return False
+
+
+def descriptor(path: Path) -> int | None:
+    """The file descriptor that a path names, as /dev/stdout and /dev/fd/3 do; None if it is another
+    path, be it that of the same file."""
+    descriptors = os.path.realpath("/dev/fd")
+    for _ in range(4):  # a link to /dev/stdout, that to /proc/self/fd/1
+        if path.name.isdecimal() and os.path.realpath(path.parent) == descriptors:
+            return int(path.name)
+        try:
+            path = path.parent / os.readlink(path)
+        except OSError:
+            break
+    return None

@@ -6,9 +6,9 @@ percent-encoded, so that `%26` is an `&` within a value. A `%` that begins no es
 itself, as in `split_at=80%`, and a `+` is not a space. The name is never encoded.
 """
 
+import os
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
-from os.path import realpath
 from urllib.parse import quote, unquote
 
 from memtool import MemtoolError
@@ -53,16 +53,22 @@ def join(name: str, options: Mapping[str, str]) -> str:
     return f"{name}?{query}" if query or "?" in name else name
 
 
-def same(one: str, other: str, kind: str) -> bool:
+def same(one: str, other: str, kind: str, directory: str = "") -> bool:
     """Whether two specs say the same, perhaps by different paths or with options in another order.
+    The first one's paths start at `directory`, the other's at the present one.
 
     >>> same("folder:photos?a=1&b=2", "folder:./photos/?b=2&a=1", "data set")
     True
     """
     (name, options), (its_name, its_options) = split(one, kind), split(other, kind)
-    # What is no path is a relative one here, and no other than itself.
-    parts, its_parts = ([realpath(part) for part in text.split(":")] for text in (name, its_name))
-    return parts == its_parts and options == its_options
+    parts = [_place(part, directory) for part in name.split(":")]
+    return parts == [_place(part) for part in its_name.split(":")] and options == its_options
+
+
+def _place(part: str, directory: str = "") -> str:
+    """The real path of a file or folder; what is none, such as the name of a model, as it is."""
+    path = os.path.join(directory, os.path.expanduser(part))
+    return os.path.realpath(path) if os.path.exists(path) else os.path.normpath(part)
 
 
 def matches(name: str, pattern: str) -> bool:

@@ -1,8 +1,9 @@
 """What stands at a path."""
 
 import os
+from pathlib import Path
 
-from memtool.paths import is_special
+from memtool.paths import descriptor, is_special
 
 
 def test_pipes_and_devices_are_special_but_no_file_folder_or_impossible_name(tmp_path):
@@ -13,3 +14,12 @@ def test_pipes_and_devices_are_special_but_no_file_folder_or_impossible_name(tmp
         assert is_special(tmp_path / name)
     for name in ("file", "", "nothing", "a" * 1000):
         assert not is_special(tmp_path / name)
+
+
+def test_a_descriptor_is_told_by_any_of_its_names(tmp_path):
+    (tmp_path / "log").symlink_to("/dev/stdout")
+    numbers = {"/dev/stdout": 1, "/dev/fd/1": 1, "/proc/self/fd/2": 2, "/dev/stderr": 2}
+    for name, number in {**numbers, tmp_path / "log": 1}.items():
+        assert descriptor(Path(name)) == number
+    for name in ("1", "/dev/null", "/dev/fd", "table.csv", "", tmp_path / "2"):
+        assert descriptor(Path(name)) is None

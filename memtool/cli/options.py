@@ -168,8 +168,9 @@ def checked_output(path: Path | None, chosen: Format | None) -> Path | None:
     name, or replace it, would take away what it holds.
     """
     from memtool.files import check_writable
+    from memtool.paths import descriptor
 
-    if path is None or str(path) in ("-", "/dev/stdout"):
+    if path is None or str(path) == "-" or descriptor(path) == 1:
         return None
     tables.format_of(path, chosen)
     check_writable(path)

@@ -74,14 +74,27 @@ def findings_of(recipe: Recipe, root: Path) -> list[FindingRow]:
 
 def spelled_as_before(recipe: Recipe, path: Path) -> Recipe:
     """The recipe with its data set and its model as the choices at `path` spell them, where both
-    mean the same: by another path to a file, steps would be others, and all would run again."""
+    mean the same: by another path to a file, steps would be others, and all would run again.
+
+    Raises MemtoolError if they mean the same from the directory alone in which these choices were
+    made, since their commands would not find it here.
+    """
     try:
-        before = Recipe.from_json(read_json(path))
-        data = before.data if specs.same(before.data, recipe.data, "data set") else None
-        model = before.model if specs.same(before.model, recipe.model, "model") else None
+        choices = read_json(path)
+        before, directory = Recipe.from_json(choices), str(choices.get("directory", ""))
     except (MemtoolError, OSError, ValueError, KeyError, TypeError, AttributeError):
         return recipe  # there are none, or none of a recipe
-    return recipe.but(data=data, model=model)
+    same: dict[str, str] = {}
+    for name, kind in (("data", "data set"), ("model", "model")):
+        was, now = getattr(before, name), getattr(recipe, name)
+        if specs.same(was, now, kind):
+            same[name] = was
+        elif specs.same(was, now, kind, directory):
+            raise MemtoolError(
+                f"{path}: was made in {directory}, with --{name} {was}; go on there, since here "
+                "everything would be trained anew; or choose another -o"
+            )
+    return recipe.but(**same)
 
 
 def write_choices(path: Path, choices: Mapping[str, Any]) -> None:
@@ -90,6 +103,7 @@ def write_choices(path: Path, choices: Mapping[str, Any]) -> None:
     environment = {name: os.environ.get(name, value) for name, value in ENVIRONMENT.items()}
     content = {
         **choices,
+        "directory": os.getcwd(),
         "environment": environment,
         "platform": platform.platform(),
         "processors": os.cpu_count(),

@@ -72,6 +72,23 @@ def test_stdout_by_name_and_stdin_by_a_dash(runs, tmp_path):
     assert (tmp_path / "heatmap.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("output", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_rows_are_appended_to_the_file_that_stdout_is(runs, tmp_path, output):
+    log = tmp_path / "log.txt"
+    log.write_text("before\n")
+    done = shell(f"memtool info {runs.clean} --format csv -o {output} >> {log}")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert log.read_text().startswith("before\nfile,") and log.read_text().count("\n") == 3
+
+
+def test_no_file_that_the_shell_has_open_is_replaced(runs, tmp_path):
+    log = tmp_path / "log.csv"
+    log.write_text("before\n")
+    done = shell(f"memtool info {runs.clean} -o /dev/fd/3 --format csv 3>> {log}")
+    told = f"memtool: error: /dev/fd/3: is {log}, which is open; name the file itself\n"
+    assert (done.returncode, done.stderr, log.read_text()) == (1, told, "before\n")
+
+
 def test_help_and_completion_do_without_torch():
     done = python(
         "import sys, memtool.cli\n"

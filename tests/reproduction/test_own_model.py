@@ -34,7 +34,7 @@ def own(tmp_path, monkeypatch):
     return "net.py:Net"
 
 
-def test_it_is_reproduced(run, tmp_path, own):
+def test_it_is_reproduced(run, tmp_path, own, monkeypatch):
     command = ("--data", "digits", "--model", own, "--samples-train", 60, "--samples", 40)
     command += ("--ratios", "0,50%", "--epochs", 2, "-o", tmp_path / "out")
     recipe = chosen_recipe(
@@ -57,6 +57,10 @@ def test_it_is_reproduced(run, tmp_path, own):
     spelled = [str(tmp_path / own) if word == own else word for word in command]
     result = run("reproduce", *spelled, "--cuts", "all", "--save-at", 1, "--dry-run")
     assert (result.code, result.stdout) == (0, "")  # by another path to the same file
+    monkeypatch.chdir(tmp_path / "out")
+    result = run("reproduce", *spelled, "--cuts", "all", "--save-at", 1, "--dry-run")
+    assert result.code == 1 and f"was made in {tmp_path}, with --model {own};" in result.stderr
+    monkeypatch.chdir(tmp_path)
     assert len(read(tmp_path / "out/findings.csv")) > 10
     assert "<svg" in (tmp_path / "out/report.html").read_text()
     (tmp_path / "net.py").write_text(NET.replace("x.sum(1) > 0", "x.sum(1) > 1"))
