@@ -171,6 +171,32 @@ def test_a_model_of_pixels_is_traced(tmp_path, monkeypatch, levels, mean, std):
     assert [layer.name for layer in trace_all([checkpoint])[0]] == ["embedding", "fc"]
 
 
+CODES = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    # Takes the last feature for one of ten codes.
+    def __init__(self, num_classes=2):
+        super().__init__()
+        self.embedding, self.fc = nn.Embedding(10, 4), nn.Linear(8, num_classes)
+
+    def forward(self, features):
+        code = self.embedding(features[:, -1].round().long())
+        return self.fc(torch.cat([code, features[:, :-1]], 1))
+"""
+
+
+def test_a_model_of_codes_is_traced(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(CODES)
+    spec = models.parse("net.py:Net")
+    data = {**DATA, "image_shape": [5], "mean": [0.0] * 5, "std": [1.0] * 5}
+    path = written(tmp_path / "own.safetensors", models.build(spec), spec, data=data)
+    checkpoint = Checkpoint.open(path, spec)
+    assert [layer.name for layer in trace_all([checkpoint])[0]] == ["embedding", "fc"]
+
+
 def test_channels_are_hinted_at_only_where_a_model_is_known_to_take_others(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     Path("net.py").write_text(TOKENS)
