@@ -10,7 +10,7 @@ from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, Network
-from memtool.errors import one_line, told_names
+from memtool.errors import is_lack_of_memory, one_line, told_names
 from memtool.layers import Back, misplaced, run_to
 from memtool.models import foreign_code, nearly_equal
 from memtool.stitching.cuts import ChosenCut, Cut, not_a_cut
@@ -228,5 +228,7 @@ def why_unreached(network: Network, layer: str, images: Tensor) -> str | None:
             if logits.requires_grad:
                 logits.sum().backward()
     except Exception as error:  # whatever the model raises, or PyTorch on the way back
+        if is_lack_of_memory(error):
+            raise
         return f"no gradient reaches it ({one_line(error)})"
     return UNREACHED if activation.grad is None else None

@@ -73,6 +73,7 @@ def is_name(row_type: type, column: str) -> bool:
 
 LARGEST = 1e30  # of numbers: float32 holds them, in the units of pixels too; a figure draws them
 FRACTIONS = ("noise_ratio", "accuracy")  # how the names of columns end whose numbers are in [0, 1]
+ROUNDING = 1e-9  # as far as a mean of ones may lie above 1
 LONGEST = 5000  # letters; names are paths, or model specs of stitched models
 
 
@@ -100,7 +101,7 @@ def checked(row_type: type, column: str, cell: Any) -> Any:
         value = CHECKS[cell_type](cell)
     except (ValueError, OverflowError) as error:
         raise ValueError(f"{shortened(repr(cell))} is no {WORDS[cell_type]}{error}") from error
-    if column.endswith(FRACTIONS) and value is not None and not 0 <= value <= 1:
+    if column.endswith(FRACTIONS) and value is not None and not 0 <= value <= 1 + ROUNDING:
         hint = "; divide percent by 100" if 1 < value <= 100 else ""
         raise ValueError(f"{value:g} is outside [0, 1]{hint}")
     return value

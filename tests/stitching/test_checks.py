@@ -81,6 +81,26 @@ def test_a_cut_is_checked_with_features_as_examples_have_them():
     assert holds(Network(Coded(), [0.0, 0.0], [1.0, 1.0]), "body", features)
 
 
+class Scarce(nn.Module):
+    """Has no memory for gradients."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 6), nn.Linear(6, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.body(images.flatten(1))
+        if x.requires_grad:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return self.head(x)
+
+
+def test_a_lack_of_memory_is_no_lack_of_gradients():
+    images = torch.randint(0, 256, (3, 1, 2, 3), dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        checks.why_unreached(Network(Scarce(), [0.5], [0.2]), "body", images)
+
+
 class Rectified(nn.Module):
     """`flat` is a view of what is rectified in place later on."""
 

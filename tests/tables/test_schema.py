@@ -60,6 +60,10 @@ def test_any_other_cell_is_an_error_in_a_few_words(column, cell):
     assert len(str(caught.value)) < 300
 
 
+def test_a_mean_of_accuracies_may_lie_above_1_by_a_rounding():
+    assert tables.checked(tables.TrainingRow, "test_accuracy", 1 + 2**-52) >= 1
+
+
 def test_percent_are_no_ratio_and_no_accuracy():
     with pytest.raises(ValueError, match=r"^97.3 is outside \[0, 1\]; divide percent by 100$"):
         tables.checked(tables.TrainingRow, "test_accuracy", "97.3")
