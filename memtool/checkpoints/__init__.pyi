@@ -2,6 +2,7 @@ from .checkpoint import Checkpoint as Checkpoint
 from .checkpoint import footprints as footprints
 from .checkpoint import load as load
 from .checkpoint import trace_all as trace_all
+from .checkpoint import warn_of_differences as warn_of_differences
 from .conversion import convert as convert
 from .description import file_rows as file_rows
 from .description import layer_rows as layer_rows

@@ -7,15 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from memtool import MemtoolError, models
+from memtool import MemtoolError, models, specs
 from memtool.checkpoints.names import renamed
 from memtool.checkpoints.preprocessing import told_by
 from memtool.checkpoints.provenance import Provenance
 from memtool.checkpoints.recognition import checked_skeleton, identify, json_beside
 from memtool.checkpoints.rewriting import Match, Rewrite
-from memtool.data import RESIZING, normalize, told_shape
+from memtool.data import RESIZING, Options, normalize, parse, same_images, told_shape
+from memtool.errors import told_names
 from memtool.models import ModelSpec
 from memtool.shards import check_whole
 from memtool.tensors import (
@@ -71,7 +72,7 @@ def load(
     spec = models.parse(model) if model else None
     checkpoint = Checkpoint.open(Path(path), spec, trust)
     if dataset:
-        checkpoint.warn_of_preparation(dataset)
+        warn_of_differences([checkpoint], dataset)
         checkpoint = checkpoint.with_dataset(dataset)
     return checkpoint.network()
 
@@ -173,13 +174,23 @@ class Checkpoint:
         return option if isinstance(option, int) else len(known) if known else None
 
     @property
-    def preprocessing(self) -> dict[str, object]:
+    def preprocessing(self) -> dict[str, Any]:
         """The options by which a data set prepares the images of this network, where its
-        configuration gives them; `mean` and `std` are among them where pixels depend on them."""
-        recorded = self.data.get("preprocessing", {})
-        options = {key: recorded[key] for key in ("image_size", *RESIZING) if key in recorded}
+        configuration gives them or, if none is on record, the data set that it was trained on;
+        `mean` and `std` are among them where pixels depend on them."""
+        named = vars(self._options) if self._options.follows_timm else {}
+        recorded = self.data.get("preprocessing", named)
+        names = ("image_size", *RESIZING)
+        options = {key: recorded[key] for key in names if recorded.get(key) is not None}
         needed = ("mean", "std") if options.get("crop_mode") == "border" else ()
         return options | {key: self.data[key] for key in needed if key in self.data}
+
+    @cached_property
+    def _options(self) -> Options:
+        """Those of the data set on record; none if its name is no spec, or only was one once."""
+        with suppress(MemtoolError):
+            return parse(str(self.data.get("name")))[1]
+        return Options()
 
     def with_dataset(self, dataset: "Dataset") -> "Checkpoint":
         """This checkpoint with `dataset` as what it was trained on, unless that is on record.
@@ -235,19 +246,56 @@ class Checkpoint:
                 f"(--data '...?mean=...&std=...' gives others{hint})"
             )
 
-    def warn_of_preparation(self, dataset: "Dataset") -> None:
-        """Warn if this network's configuration would have the images of `dataset` prepared
-        otherwise."""
-        others = {
-            key: value
-            for key, value in self.preprocessing.items()
-            if value != getattr(dataset.options, key)
-        }
-        if others:
-            logger.warning(
-                f"{self.path}: its configuration would prepare the images of {dataset.name} "
-                f"otherwise: {', '.join(f'{key}={value}' for key, value in others.items())}"
-            )
+    def is_outdated(self, dataset: "Dataset") -> bool:
+        """Whether the network was trained on other content of the name that `dataset` has. Of a
+        sample, the classes and the number of images have to tell."""
+        known = self.data
+        name = known.get("name")
+        if not isinstance(name, str) or not same_images(name, dataset.name):
+            return False
+        if specs.same(name, dataset.name, "data set"):
+            return bool(dataset.fingerprint != known.get("fingerprint", dataset.fingerprint))
+        is_whole = self._options.samples is None and {"train", "test"} <= known.keys()
+        count = known["train"] + known["test"] if is_whole else dataset.count
+        return self._other_class(dataset) is not None or count != dataset.count
+
+    def differences(self, dataset: "Dataset") -> list[str]:
+        """In what the data of this network are others than `dataset`, as far as that is on record:
+        how images are prepared, which the classes are, what the images and labels are. Each is the
+        end of a message that begins with one file or several."""
+        found = []
+        if others := self._other_preparation(dataset):
+            by = "its configuration would prepare the images of {} otherwise: {}"
+            if "preprocessing" not in self.data:
+                by = "trained on images that were prepared otherwise than those of {}: {}"
+            told = (f"no {key}" if value is None else f"{key}={value}" for key, value in others)
+            found.append(by.format(dataset.name, ", ".join(told)))
+        if other := self._other_class(dataset):
+            found.append(f"trained on other classes than those of {dataset.name}: {other}")
+        if self.is_outdated(dataset):
+            found.append(f"trained on {dataset.name} before it changed")
+        return found
+
+    def _other_preparation(self, dataset: "Dataset") -> list[tuple[str, object]]:
+        """The options that images of this network had, where `dataset` has others."""
+        if not self.data.keys() & {"preprocessing", "name"}:
+            return []
+        own = Options(**{**self.preprocessing, "orient": self._options.orient})
+        theirs = dataset.options.preparation
+        others = [(key, value) for key, value in own.preparation.items() if value != theirs[key]]
+        if "image_shape" not in self.data and own.image_size != dataset.options.image_size:
+            others.insert(0, ("image_size", own.image_size))
+        bits, its = self.data.get("bits"), dataset.measured.get("bits")
+        return others + ([("bits", bits)] if bits and its and bits != its else [])
+
+    def _other_class(self, dataset: "Dataset") -> str | None:
+        """The first class of this network that `dataset` calls otherwise, or how many each has;
+        None if all are alike or not on record."""
+        own, its = self.data.get("classes") or dataset.classes, dataset.classes
+        for number, (one, other) in enumerate(zip(own, its, strict=False)):
+            if one != other:
+                return f"class {number} is {one!r:.50}, there {other!r:.50}"
+        return f"{len(own)}, there {len(its)}" if len(own) != len(its) else None
 
     @property
     def told(self) -> str:
@@ -395,6 +443,16 @@ def recorded_model(path: Path, metadata: Metadata) -> ModelSpec:
         return ModelSpec.from_json(metadata["model"])
     except MemtoolError as error:
         raise MemtoolError(f"{path}: its 'model' is {error}") from error
+
+
+def warn_of_differences(checkpoints: Sequence[Checkpoint], dataset: "Dataset") -> None:
+    """Warn of networks whose data were others than `dataset`, once for those that differ alike."""
+    told: dict[str, dict[str, None]] = {}
+    for checkpoint in checkpoints:
+        for difference in checkpoint.differences(dataset):
+            told.setdefault(difference, {})[str(checkpoint.path)] = None
+    for difference, paths in told.items():
+        logger.warning(f"{told_names(list(paths), 3)}: {difference}")
 
 
 def trace_all(

@@ -101,13 +101,15 @@ def load_dataset(
     """The data set that was typed, else the one that `checkpoint` was trained on, with the flags as
     options of its spec, and those by which `checkpoint` prepares its images.
 
-    `others` are checkpoints that get the same images: a warning names one that prepares them
-    differently.
+    `others` are checkpoints that get the same images. Warnings name those that were trained on
+    images prepared otherwise, on other classes, or on the data set before it changed.
 
     Raises MemtoolError if there is neither, if the images are not of the shape that the model
     takes, or if the data set in the checkpoint's metadata has changed since; with `training`, also
     if it has no training images or another number of classes than the model.
     """
+    from memtool.checkpoints import warn_of_differences
+
     recorded = checkpoint.data.get("name")
     name = spec or recorded
     if not isinstance(name, str):
@@ -120,14 +122,13 @@ def load_dataset(
     if spec is not None:
         full = _prepared(full, checkpoint)
     dataset = load_data(full, folder, memory, training=training)
-    for other in others:
-        other.warn_of_preparation(dataset)
     for one in (checkpoint, *others):
         _check_shape(one, dataset)
     if training:
         _check_classes(checkpoint, dataset)
-    if full == recorded and spec is None:
+    if spec is None:
         _check_unchanged(checkpoint, dataset)
+    warn_of_differences([*others, checkpoint], dataset)
     return dataset
 
 
@@ -138,9 +139,8 @@ def _prepared(spec: str, checkpoint: "Checkpoint") -> str:
         known = {key: checkpoint.data[key] for key in ("mean", "std") if key in checkpoint.data}
         full = with_defaults(full, **known)
     if full != spec:
-        logger.info(
-            f"{checkpoint.path}: its configuration says how its images are prepared: {full}"
-        )
+        by = "configuration" if "preprocessing" in checkpoint.data else "own data set"
+        logger.info(f"{checkpoint.path}: its {by} says how its images are prepared: {full}")
     return full
 
 
@@ -173,8 +173,8 @@ def _check_classes(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
 
 def _check_unchanged(checkpoint: "Checkpoint", dataset: "Dataset") -> None:
     """Raise MemtoolError if `checkpoint` was trained on other content of the same name."""
-    if dataset.fingerprint != (checkpoint.data.get("fingerprint") or dataset.fingerprint):
+    if checkpoint.is_outdated(dataset):
         raise MemtoolError(
-            f"{checkpoint.path}: its data set {dataset.name!r} has changed since; "
-            f"if that is meant, pass --data {dataset.name!r}"
+            f"{checkpoint.path}: its data set {checkpoint.data['name']!r} has changed since; "
+            f"if that is meant, pass --data {checkpoint.data['name']!r}"
         )

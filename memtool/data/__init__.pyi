@@ -13,6 +13,9 @@ from .noise import redraw as redraw
 from .noise import transition_matrix as transition_matrix
 from .spec import NAMES as NAMES
 from .spec import RESIZING as RESIZING
+from .spec import Options as Options
 from .spec import option_value as option_value
+from .spec import parse as parse
+from .spec import same_images as same_images
 from .spec import with_defaults as with_defaults
 from .spec import with_options as with_options

@@ -36,7 +36,8 @@ class Dataset:
     `name` is the spec as it was typed, and `classes` are the names of the classes. The training
     split is empty if there is none. `measured` is what is known of the content already: its mean,
     std and fingerprint, so that images in a file need not be read for them, and the `bits` per
-    value of image files that have more than 8.
+    value of image files that have more than 8. `count` is the number of examples that there are,
+    those included that `samples` leaves out.
 
     >>> digits = load("digits")
     >>> digits.classes[:3], digits.image_shape
@@ -53,6 +54,7 @@ class Dataset:
     test: Split
     options: Options = field(default_factory=Options)
     measured: Mapping[str, Any] = field(default_factory=dict)
+    count: int | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -143,6 +145,7 @@ def load(
     there = listing.count
     if options.samples_train is not None:
         listing = with_fewer(listing, options.samples_train)
+    count = listing.count
     if options.samples is not None:
         listing = sampled(listing, options.samples)
     if listing.count == there:
@@ -163,6 +166,7 @@ def load(
         test=content.split(slice(border, None), test.labels),
         options=options,
         measured=content.measured,
+        count=count,
     )
 
 

@@ -82,6 +82,18 @@ class Options:
         return any(getattr(self, name) is not None for name in RESIZING)
 
     @property
+    def preparation(self) -> dict[str, Any]:
+        """What decides the pixels of images whose size is known, by name: what is not given as
+        `resizing.fitted` takes it, and None for what does not apply."""
+        resizing: dict[str, Any] = dict.fromkeys(RESIZING)
+        if self.follows_timm:
+            resizing["crop_pct"] = self.crop_pct or 1.0
+            resizing["crop_mode"] = self.crop_mode or "center"
+            resizing["interpolation"] = self.interpolation or "bilinear"
+        color = self.mean if self.crop_mode == "border" else None
+        return {**resizing, "mean": color, "orient": self.orient or None}
+
+    @property
     def is_part(self) -> bool:
         """Whether only some of the images there are may be taken."""
         return self.samples is not None or self.samples_train is not None
@@ -137,6 +149,22 @@ def with_options(spec: str, **options: object) -> str:
 
 def _text(value: object) -> str:
     return ",".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def same_images(one: str, other: str) -> bool:
+    """Whether two specs name the same images, of which either may take a sample.
+
+    >>> same_images("folder:photos?orient=true", "folder:./photos?orient=true&samples=100")
+    True
+    """
+    return specs.same(_of_all(one), _of_all(other), "data set")
+
+
+def _of_all(spec: str) -> str:
+    """`spec` without what takes a sample, and without the `bits` that only a sample has to say."""
+    source, texts = specs.split(spec, "data set")
+    kept = {key: text for key, text in texts.items() if key not in ("samples", "bits")}
+    return specs.join(source, kept)
 
 
 def with_defaults(spec: str, **options: object) -> str:

@@ -1,15 +1,17 @@
 """What commands take in: the data set, typed or on record, and the models that a table names."""
 
+import logging
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from memtool import MemtoolError
+from memtool import MemtoolError, data
 from memtool.checkpoints import Checkpoint
 from memtool.cli import inputs
+from memtool.data import Dataset
+from memtool.models import ModelSpec
 
 
 def picture(height: int, width: int, seed: int = 0, channels: int = 3) -> Image.Image:
@@ -91,8 +93,8 @@ def test_a_data_set_that_changed_is_noticed(folder_run: Path, run) -> None:
 
 
 def test_a_checkpoint_without_a_data_set_asks_for_one() -> None:
-
-    unknown = SimpleNamespace(path=Path("a.safetensors"), data={}, preprocessing={})
+    metadata = {"data": {}, "training": {}}
+    unknown = Checkpoint(Path("a.safetensors"), metadata, ModelSpec("digits-cnn", {}), {}, {})
     with pytest.raises(MemtoolError, match="a.safetensors: .*--data"):
         inputs.load_dataset(None, unknown, None, "4GiB")
     found = inputs.load_dataset("digits", unknown, None, "4GiB", samples=30)
@@ -184,3 +186,93 @@ def test_a_sample_of_deep_images_has_the_bits_that_all_had(tmp_path: Path, run) 
         assert {bytes(image) for image in found.test.images} <= {bytes(image) for image in whole}
     with pytest.raises(MemtoolError, match="part of them does not tell"):
         inputs.load_dataset(f"{spec}?image_size=4", checkpoint, None, "4GiB", samples=4)
+
+
+def recorded(
+    path: str, name: str, classes: str = "ab", known: Dataset | None = None, **data: object
+) -> Checkpoint:
+    """A checkpoint that says no more than what it was trained on: images of one channel, 8x8."""
+    own = known.metadata() if known else {"classes": list(classes)}
+    data = {**own, "name": name, "image_shape": [1, 8, 8], **data}
+    metadata = {"data": data, "training": {}}
+    return Checkpoint(Path(path), metadata, ModelSpec("digits-cnn", {}), {}, {})
+
+
+def flat(root: Path, classes: str = "ab", top: int = 255) -> str:
+    """The spec of a folder with four gray images of each class, whose values go up to `top`."""
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for number in range(4):
+            pixels = np.linspace(label + number, top, 64).reshape(8, 8)
+            Image.fromarray(pixels.astype("u1" if top < 256 else "u2")).save(
+                root / f"{name}/{number}.png"
+            )
+    return f"folder:{root}"
+
+
+def warnings_of(caplog, spec: str | None, *checkpoints: Checkpoint, **flags: object) -> list[str]:
+    caplog.clear()
+    *others, last = checkpoints
+    with caplog.at_level(logging.WARNING, "memtool"):
+        inputs.load_dataset(spec, last, None, "4GiB", others=others, **flags)
+    return caplog.messages
+
+
+def test_networks_of_images_prepared_otherwise_are_told_once(tmp_path: Path, caplog) -> None:
+    spec = flat(tmp_path / "f")
+    plain, alike = recorded("a", spec), recorded("b", f"{spec}?image_size=8")
+    cropped = recorded("c", f"{spec}?image_size=8&crop_pct=0.5")
+    upright = recorded("d", f"{spec}?orient=true")
+    same = recorded("e", f"{spec}?crop_mode=center&interpolation=bilinear&image_size=8&crop_pct=.5")
+    otherwise = f"trained on images that were prepared otherwise than those of {spec}"
+    assert warnings_of(caplog, spec, alike, plain) == []
+    assert warnings_of(caplog, spec, cropped, same, upright, plain) == [
+        f"c, e: {otherwise}: crop_pct=0.5, crop_mode=center, interpolation=bilinear",
+        f"d: {otherwise}: orient=True",
+    ]
+    (told,) = warnings_of(caplog, None, plain, same, cropped)
+    assert told.startswith("a: ") and told.endswith("no crop_pct, no crop_mode, no interpolation")
+
+
+def test_a_data_set_that_is_typed_is_prepared_as_that_of_the_last_network(tmp_path: Path) -> None:
+    spec = flat(tmp_path / "f")
+    last = recorded("a", "folder:gone?image_size=8&crop_pct=0.5&split_at=50%")
+    found = inputs.load_dataset(spec, last, None, "4GiB")
+    assert found.name == f"{spec}?image_size=8&crop_pct=0.5"
+
+
+def test_networks_of_images_with_other_bits_are_told(tmp_path: Path, caplog) -> None:
+    spec = flat(tmp_path / "f", top=900)
+    (told,) = warnings_of(caplog, spec, recorded("a", "folder:deep", bits=12))
+    assert (
+        told == f"a: trained on images that were prepared otherwise than those of {spec}: bits=12"
+    )
+    assert warnings_of(caplog, f"{spec}?bits=12", recorded("a", "folder:deep", bits=12)) == []
+
+
+@pytest.mark.parametrize(
+    "classes, told",
+    [("ba", "class 0 is 'b', there 'a'"), ("abc", "3, there 2"), ("ac", "class 1 is 'c', there")],
+)
+def test_networks_of_other_classes_are_told(tmp_path, caplog, classes: str, told: str) -> None:
+    spec = flat(tmp_path / "f")
+    (warning,) = warnings_of(caplog, spec, recorded("a", "folder:x", classes), recorded("b", spec))
+    assert warning.startswith(f"a: trained on other classes than those of {spec}: {told}")
+
+
+def test_every_network_whose_data_set_has_changed_is_told(tmp_path: Path, caplog) -> None:
+    root = tmp_path / "f"
+    spec = flat(root)
+    before = recorded("a", spec, known=data.load(spec))
+    assert warnings_of(caplog, None, before, samples=2) == []
+    (root / "b").rename(root / "c")
+    with pytest.raises(MemtoolError, match=f"a: its data set '{spec}' has changed since"):
+        inputs.load_dataset(None, before, None, "4GiB", samples=2)
+    after = recorded("b", f"folder:{root}/", known=data.load(spec))
+    assert warnings_of(caplog, None, before, after) == [
+        f"a: trained on other classes than those of folder:{root}/: class 1 is 'b', there 'c'"
+    ]
+    (root / "c/3.png").unlink()
+    assert warnings_of(caplog, spec, after) == [f"b: trained on {spec} before it changed"]
+    with pytest.raises(MemtoolError, match="has changed since"):
+        inputs.load_dataset(None, after, None, "4GiB", samples=2)
