@@ -37,7 +37,8 @@ class Dataset:
     split is empty if there is none. `measured` is what is known of the content already: its mean,
     std and fingerprint, so that images in a file need not be read for them, and the `bits` per
     value of image files that have more than 8. `count` is the number of examples that there are,
-    those included that `samples` leaves out.
+    those included that `samples` leaves out, and `files` are the paths of the training images, in
+    their order, where these are files.
 
     >>> digits = load("digits")
     >>> digits.classes[:3], digits.image_shape
@@ -55,6 +56,7 @@ class Dataset:
     options: Options = field(default_factory=Options)
     measured: Mapping[str, Any] = field(default_factory=dict)
     count: int | None = None
+    files: Sequence[str] = ()
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -167,6 +169,7 @@ def load(
         options=options,
         measured=content.measured,
         count=count,
+        files=train.items.tolist() if train.items.dtype == object else (),
     )
 
 

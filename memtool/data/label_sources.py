@@ -2,15 +2,17 @@
 
 A source is `FILE` or `FILE:KEY`: a NumPy array (.npy), several by name (.npz, .safetensors), a
 dict of arrays that PyTorch saved (.pt, .pth), or a table (.csv, .tsv, .txt) with or without a
-header. `given_labels` makes of it one label per training example.
+header. `given_labels` makes of it one label per training example. Where a column names the image
+files, its rows may be in any order.
 """
 
 import csv
 import io
 import logging
+import os
 import re
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from hashlib import file_digest
 from pathlib import Path
 from pickle import UnpicklingError
@@ -21,6 +23,7 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.contents import HARMLESS, check_regular, check_unpacked
+from memtool.data import pictures
 from memtool.data.classes import Values, is_number, values
 from memtool.data.listing import Labels
 from memtool.device import machine_memory
@@ -42,20 +45,29 @@ WHOLE = ""  # the key of a file that holds a single array
 
 
 def given_labels(
-    source: str, classes: Sequence[str], true: Labels
+    source: str, classes: Sequence[str], true: Labels, files: Sequence[str] = ()
 ) -> tuple[Labels, dict[str, str | None]]:
     """The labels in a source, int64 (n,), numbered as `classes` are, and what to record of it: the
     name of the file, the key and the file's SHA-256.
 
     There must be one for each of the n `true` labels, in their order: the name of a class, or its
-    number from 0 on. Raises MemtoolError, which names the file, if the labels are not so, and if
-    there are several columns and no key.
+    number from 0 on. What stands beside a column of the names of the n image `files` is brought
+    into their order. Raises MemtoolError, which names the file, if the labels are not so, if there
+    are several columns and no key, and if a column names other image files.
 
     A warning tells if they agree with the true labels no more often than in another order.
     """
     path, key = split(source)
     arrays = _read(path, len(true))
-    chosen = _chosen(arrays, key, len(true), str(path))
+    names = _naming(arrays, classes, files, str(path))
+    if names:
+        first, order = next(iter(names.items()))
+        arrays = {
+            name: array[order] if array.shape[:1] == order.shape else array
+            for name, array in arrays.items()
+        }
+        logger.info(f"{path}: its {first!r} says which image each label is of")
+    chosen = _chosen(arrays, key, names, len(true), str(path))
     what = f"{path}: its labels {chosen!r}" if chosen else f"{path}: its labels"
     given = numbered(values(arrays[chosen], what), classes, what)
     if len(given) != len(true):
@@ -136,17 +148,71 @@ def _warn_of_another_order(given: Labels, true: Labels, classes: int, what: str)
         )
 
 
-def _chosen(arrays: Arrays, key: str | None, n: int, file: str) -> str:
-    """The key of the labels among what a file holds; columns that number the examples are none."""
+def _naming(
+    arrays: Arrays, classes: Sequence[str], files: Sequence[str], file: str
+) -> dict[str, Labels]:
+    """The arrays that name the image files of a data set, and where in them each file is, (n,).
+
+    Raises MemtoolError for one that names other image files.
+    """
+    found: dict[str, Labels] = {}
+    for name, array in arrays.items():
+        if not files or array.dtype.kind != "U" or array.shape != (len(files),):
+            continue
+        cells = array.tolist()
+        if len(set(cells)) < len(cells) or set(cells) <= set(classes):
+            continue
+        order = _order(cells, files)
+        if order is not None:
+            found[name] = order
+        elif other := next((cell for cell in cells if _is_picture(cell)), None):
+            raise MemtoolError(
+                f"{file}: its {name!r} names images, such as {other!r:.80}, that are not those of "
+                f"the data set, such as {files[0]}; leave it out if the labels are in the order of "
+                "those"
+            )
+    return found
+
+
+def _order(cells: Sequence[str], files: Sequence[str]) -> Labels | None:
+    """Where in `cells` each file is, (n,): by as many folders above it as it takes to tell them
+    apart, and with or without its suffix; None unless each is there."""
+    for whole in (True, False):
+        named, known = ([_parts(text, whole) for text in texts] for texts in (cells, files))
+        for depth in range(1, max(map(len, named)) + 1):
+            place = {parts[-depth:]: number for number, parts in enumerate(named)}
+            wanted = [parts[-depth:] for parts in known]
+            if len(place) == len(cells) and place.keys() == set(wanted):
+                return np.array([place[parts] for parts in wanted], np.int64)
+    return None
+
+
+def _parts(path: str, whole: bool) -> tuple[str, ...]:
+    """The folders and the file in a path of any system, the file without its suffix unless it is
+    wanted `whole`."""
+    path = path.replace("\\", "/")
+    if not whole and _is_picture(path):
+        path = os.path.splitext(path)[0]
+    return tuple(part for part in path.split("/") if part not in ("", "."))
+
+
+def _is_picture(name: str) -> bool:
+    return os.path.splitext(name)[1].lower() in pictures.SUFFIXES
+
+
+def _chosen(arrays: Arrays, key: str | None, names: Container[str], n: int, file: str) -> str:
+    """The key of the labels among what a file holds; columns that number the examples are none, nor
+    are the `names` of those that name them."""
     numberings = {name: _numbering(array, n) for name, array in arrays.items()}
-    if len(arrays) > 1 and False in numberings.values():
+    if not names and len(arrays) > 1 and False in numberings.values():
         name = next(name for name, in_order in numberings.items() if in_order is False)
         raise MemtoolError(
             f"{file}: its {name!r} numbers the examples, but not in their order; sort by it"
         )
     if key is not None and key not in arrays:
         raise MemtoolError(f"{file}: has no {key!r} (it has {_listed(arrays)})")
-    candidates = [name for name, in_order in numberings.items() if in_order is None] or [*arrays]
+    others = [name for name, in_order in numberings.items() if in_order is None]
+    candidates = [name for name in others if name not in names] or [*arrays]
     if key is None and len(candidates) > 1:
         raise MemtoolError(
             f"{file}: holds several ({_listed(candidates)}); say which one: {file}:{candidates[0]}"

@@ -94,6 +94,34 @@ def test_a_table_in_another_order_is_refused(tmp_path):
             found(tmp_path / source)
 
 
+FILES = [f"data/train/{CLASSES[n % 3]}/img{n // 3:02d}.png" for n in range(60)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        lambda file: file,
+        lambda file: file.removeprefix("data/train/"),
+        lambda file: file.removeprefix("data/train/").removesuffix(".png"),
+        lambda file: "C:\\" + file.replace("/", "\\").replace(".png", ".jpg"),
+    ],
+)
+def test_labels_are_of_the_images_that_a_column_names(tmp_path, name):
+    order = np.random.default_rng(0).permutation(60)
+    names = np.array([name(file) for file in FILES])[order]
+    (tmp_path / "y.csv").write_text("id,file,label\n" + rows(order, names, NAMES[order]))
+    np.savez(tmp_path / "y.npz", label=GIVEN[order], names=names)
+    for source in ("y.csv", "y.csv:label", "y.npz"):
+        given, recorded = given_labels(str(tmp_path / source), CLASSES, TRUE, FILES)
+        assert given.tolist() == GIVEN.tolist() and recorded["key"] == "label"
+
+
+def test_names_of_other_images_are_refused(tmp_path):
+    (tmp_path / "y.csv").write_text("file,label\n" + rows([f"{n}.png" for n in range(60)], GIVEN))
+    with pytest.raises(MemtoolError, match="'file' names images, such as '0.png', that are not"):
+        given_labels(f"{tmp_path / 'y.csv'}:label", CLASSES, TRUE, FILES)
+
+
 def test_labels_as_in_another_order_get_a_warning(tmp_path, caplog):
     np.save(tmp_path / "y.npy", np.random.default_rng(0).permutation(TRUE))
     given_labels(str(tmp_path / "y.npy"), CLASSES, TRUE)
