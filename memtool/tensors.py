@@ -180,6 +180,25 @@ def check_kept(path: Path, kind: str, metadata: Metadata) -> None:
     check(path, kind, _decoded(path, text))
 
 
+def find_replaced(path: Path, kind: str, source: Path | None = None) -> Metadata | None:
+    """The metadata of the file that would be replaced if one of this kind was written to `path`;
+    None if there is none.
+
+    Raises MemtoolError if that is a file of another kind, one that memtool did not write, or the
+    `source` from which the new one is made: nobody could tell from the name that it would be lost.
+    """
+    if not path.exists():
+        return None
+    if source is not None and source.exists() and path.samefile(source):
+        raise MemtoolError(f"{path}: is what is read; choose another -o")
+    try:
+        return read_metadata(path, kind)
+    except MemtoolError as error:
+        raise MemtoolError(
+            f"{error}; it is not replaced: remove or move it, or choose another -o"
+        ) from error
+
+
 def files_of(path: Path) -> list[Path]:
     """The safetensors files that are read for `path`: itself, or the shards that an index lists.
 

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from memtool import MemtoolError
 from memtool.cli import app, inputs, options
 
 
@@ -57,9 +58,16 @@ def convert(
     """
     from memtool import checkpoints
     from memtool.files import check_writable
+    from memtool.tensors import find_replaced
 
     options.check_file(output)
     check_writable(output)
+    replaced = find_replaced(output, "checkpoint", file)
+    if replaced and replaced["training"]:
+        raise MemtoolError(
+            f"{output}: was trained by memtool, and is not replaced: remove or move it, or choose "
+            "another -o"
+        )
     spec = inputs.model_spec(model)
     with_data = partial(inputs.load_dataset, dataset, folder=None, memory=options.MEMORY)
     dataset_for = with_data if dataset else None

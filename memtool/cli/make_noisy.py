@@ -89,8 +89,9 @@ def make_noisy(
     """
     import json
 
-    from memtool.data import LabelFile
+    from memtool.data import LabelFile, split_source
     from memtool.files import check_writable
+    from memtool.tensors import find_replaced
 
     ratios = options.ratios(ratio or [])
     if source is not None and (ratio or matrix or kind is not NoiseKind.uniform):
@@ -111,6 +112,7 @@ def make_noisy(
     paths = {Path(str(output).replace("{ratio}", f"{100 * one:.10g}")): one for one in ratios}
     for path in paths or [output]:
         check_writable(path)
+        find_replaced(path, "labels", split_source(source)[0] if source else None)
     spec = with_options(dataset, image_size=image_size, split_at=split_at)
     set_ = inputs.load_data(spec, data_dir, memory, training=True)
     transition = _read_matrix(matrix, len(set_.classes)) if matrix else None

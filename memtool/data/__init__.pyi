@@ -4,6 +4,7 @@ from .batches import on_device as on_device
 from .datasets import Dataset as Dataset
 from .datasets import load as load
 from .datasets import normalize as normalize
+from .label_sources import split_source as split_source
 from .labels import LabelFile as LabelFile
 from .listing import told_shape as told_shape
 from .noise import Matrix as Matrix

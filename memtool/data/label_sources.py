@@ -57,7 +57,7 @@ def given_labels(
 
     A warning tells if they agree with the true labels no more often than in another order.
     """
-    path, key = split(source)
+    path, key = split_source(source)
     arrays = _read(path, len(true))
     names = _naming(arrays, classes, files, str(path))
     if names:
@@ -80,10 +80,10 @@ def given_labels(
     return given, {"file": path.name, "key": chosen or None, "sha256": digest}
 
 
-def split(source: str) -> tuple[Path, str | None]:
+def split_source(source: str) -> tuple[Path, str | None]:
     """The file and the key in `FILE` or `FILE:KEY`.
 
-    >>> split("labels.pt:worse_label")
+    >>> split_source("labels.pt:worse_label")
     (PosixPath('labels.pt'), 'worse_label')
     """
     path = Path(source).expanduser()

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from memtool import MemtoolError
 from memtool.data.datasets import Dataset
-from memtool.data.label_sources import OF_OTHERS, given_labels, split
+from memtool.data.label_sources import OF_OTHERS, given_labels, split_source
 from memtool.data.listing import Labels
 from memtool.data.noise import Matrix, NoiseKind, redraw, transition_matrix
 from memtool.tensors import (
@@ -102,7 +102,7 @@ class LabelFile:
     @staticmethod
     def load(path: Path) -> "LabelFile":
         """Read a label file. Raises MemtoolError if `path` is not one."""
-        if split(str(path))[0].suffix.lower() in OF_OTHERS:
+        if split_source(str(path))[0].suffix.lower() in OF_OTHERS:
             raise MemtoolError(
                 f"{path}: labels that others made become a label file first: memtool make-noisy "
                 f"DATASET --from {path} -o FILE.safetensors"

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import shutil
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from memtool.data import LabelFile, load
 from memtool.tensors import read_metadata
@@ -105,3 +107,22 @@ def test_train_says_what_to_do_with_labels_that_others_made(run, tmp_path, other
         result = run("train", *options, "--labels", source)
         assert result.code == 1
         assert f"memtool make-noisy DATASET --from {source} -o" in result.stderr
+
+
+def test_only_label_files_are_replaced(run, tmp_path, runs):
+    data, trained = tmp_path / "data.safetensors", tmp_path / "run.safetensors"
+    save_file({"images": np.zeros((9, 8, 8), np.uint8), "labels": np.arange(9) % 3}, data)
+    shutil.copy(runs.clean, trained)
+    labels = tmp_path / "labels.safetensors"
+    noisy = ("make-noisy", f"{data}?split_at=6", "-r", "50%")
+    assert run(*noisy, "-o", labels).code == run(*noisy, "-o", labels).code == 0
+    again = (*noisy[:2], "--from", f"{labels}:given", "-o", labels)
+    for command, file, why in (
+        ((*noisy, "-o", data), data, "memtool did not write it; it is not replaced"),
+        ((*noisy, "-o", trained), trained, "is a checkpoint file, not a labels file; it is not"),
+        (again, labels, "is what is read; choose another -o"),
+    ):
+        before = file.read_bytes()
+        result = run(*command)
+        assert result.code == 1 and f"{file}: " in result.stderr and why in result.stderr
+        assert file.read_bytes() == before

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 
 from memtool import MemtoolError
 from memtool.data import label_sources
-from memtool.data.label_sources import given_labels, numbered, split
+from memtool.data.label_sources import given_labels, numbered, split_source
 
 CLASSES = ("ant", "bee", "cat")
 TRUE = np.arange(60, dtype=np.int64) % 3
@@ -206,7 +206,7 @@ def test_nothing_in_a_pickle_runs(tmp_path):
 
 def test_a_name_with_a_colon_is_a_file_if_there_is_one(tmp_path):
     np.save(tmp_path / "a:b.npy", GIVEN)
-    assert split(f"{tmp_path}/a:b.npy") == (tmp_path / "a:b.npy", None)
+    assert split_source(f"{tmp_path}/a:b.npy") == (tmp_path / "a:b.npy", None)
     assert found(tmp_path / "a:b.npy") == ("a:b.npy", None)
 
 
