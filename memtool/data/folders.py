@@ -15,7 +15,8 @@ from memtool.data.listing import Examples, Listing
 from memtool.data.pictures import SUFFIXES
 
 TESTS = ("test", "val", "valid", "validation")  # names of a test split; the first that has labels
-PARTS = {"train", *TESTS}
+# What splits are called, too, in small letters; classes are not.
+OF_TRAINING, OF_TESTING = {"train", "training"}, {"testing", *TESTS}
 # Tiny ImageNet's list of the images in val/images: name, class and box, separated by tabs.
 ANNOTATIONS = "val_annotations.txt"
 
@@ -67,9 +68,7 @@ def _unsplit(root: Path, skipped: Skipped) -> Listing:
         classes = sorted(set(names.values()))
         return Listing(tuple(classes), None, _annotated(root, names, classes, skipped))
     classes = _class_names(root, skipped)
-    if set(classes) <= PARTS:
-        part = root / classes[0]
-        raise MemtoolError(f"{root}: has {part.name} but no train; name it itself (folder:{part})")
+    _check_no_splits(root, classes)
     listing = Listing(tuple(classes), None, _files_of(root, classes, skipped))
     if len(classes) == 1 and all(
         os.path.dirname(file) != str(root / classes[0]) for file in listing.test.items
@@ -79,6 +78,24 @@ def _unsplit(root: Path, skipped: Skipped) -> Listing:
             f"own; if these are the classes, say folder:{root / classes[0]}"
         )
     return listing
+
+
+def _check_no_splits(root: Path, names: Sequence[str]) -> None:
+    """Raise MemtoolError if folders are called as splits are, in a way that is not read: their
+    names would be the classes."""
+    train = next((name for name in names if name.lower() in OF_TRAINING), None)
+    test = next((name for name in names if name.lower() in OF_TESTING), None)
+    if train and test:
+        raise MemtoolError(
+            f"{root}: its folders are splits ({', '.join(names)}), not classes; rename {train} to "
+            f"train and {test} to test, or divide {train} (folder:{root / train} with --split-at "
+            "80%)"
+        )
+    if {name.lower() for name in names} <= OF_TRAINING | OF_TESTING:
+        has, lacks = (train, "test") if train else (test, "train")
+        raise MemtoolError(
+            f"{root}: has {has} but no {lacks}; name it itself (folder:{root / str(has)})"
+        )
 
 
 def _split(root: Path, skipped: Skipped) -> Listing:

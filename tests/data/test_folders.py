@@ -154,3 +154,22 @@ def test_links_in_a_circle_end(tmp_path: Path, write, refused) -> None:
     assert len(data.load(f"folder:{tmp_path}").train) == 2
     (tmp_path / "train/loop").symlink_to("..")
     assert "train/loop: holds no images" in refused(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "names", ["Train Test", "Training Testing", "training test", "TRAIN VAL extra"]
+)
+def test_splits_of_other_names_are_no_classes(tmp_path: Path, write, refused, names: str) -> None:
+    train, test, *_ = names.split()
+    for part in names.split():
+        write(tmp_path, f"all/{part}", 2)
+    for options in ("", "?split_at=50%"):
+        told = refused(f"folder:{tmp_path / 'all'}{options}")
+        assert f"rename {train} to train and {test} to test" in told
+        assert f"folder:{tmp_path / 'all' / train} with --split-at 80%" in told
+
+
+def test_a_single_split_of_another_name_is_named_itself(tmp_path: Path, write, refused) -> None:
+    write(tmp_path, "all/Training", 2)
+    told = refused(f"folder:{tmp_path / 'all'}")
+    assert f"no test; name it itself (folder:{tmp_path / 'all/Training'})" in told
