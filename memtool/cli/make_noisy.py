@@ -62,8 +62,8 @@ def make_noisy(
         typer.Option(
             "--matrix",
             metavar="FILE",
-            help="Text file of T[true, given], one row per line, each row summing to 1; implies "
-            "--kind matrix",
+            help="T[true, given], an array (.npy) or a text file with one row per line, each row "
+            "summing to 1; implies --kind matrix",
         ),
     ] = None,
     data_dir: options.DataDir = None,
@@ -136,22 +136,51 @@ def make_noisy(
 
 
 def _read_matrix(path: Path, classes: int) -> "Matrix":
-    """A transition matrix of so many classes from a text file, which has one row per line and
-    numbers separated by commas or spaces. Raises MemtoolError for any other file."""
-    import numpy as np
-
-    from memtool.contents import check_regular, read_text
-    from memtool.data import check_transition_matrix
+    """A transition matrix of so many classes from a NumPy array (.npy), or from a text file that
+    has one row per line and numbers separated by commas or spaces. A note tells of rows that had to
+    be rescaled to sum to 1. Raises MemtoolError for any other file."""
+    from memtool.contents import check_regular
+    from memtool.data import checked_transition_matrix
 
     check_regular(path)  # or what it says would be taken for a wrong matrix
     try:
-        text = read_text(path).replace(",", " ")
-        if not text.strip():
-            raise ValueError("it is empty")
-        matrix = np.loadtxt(text.splitlines(), ndmin=2)
-        check_transition_matrix(matrix, classes)
+        read = _read_array(path) if path.suffix.lower() == ".npy" else _read_numbers(path)
+        matrix = checked_transition_matrix(read, classes)
     except OSError as error:
         raise MemtoolError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, MemtoolError) as error:
+    except (ValueError, EOFError, MemoryError, MemtoolError) as error:
         raise MemtoolError(f"{path}: not a transition matrix: {error}") from error
+    if (rows := (matrix != read).any(axis=1)).any():
+        logger.info(
+            f"{path}: {rows.sum()} of its rows do not sum to 1, and were divided by their sum"
+        )
     return matrix
+
+
+def _read_array(path: Path) -> "Matrix":
+    """Numbers of any type as float64. Raises OSError, or, for anything else, ValueError, EOFError
+    or MemoryError."""
+    import numpy as np
+
+    array = np.load(path, allow_pickle=False)
+    if not isinstance(array, np.ndarray) or array.dtype.kind not in "buif":
+        raise ValueError("it is no array of numbers")
+    return array.astype(np.float64)
+
+
+def _read_numbers(path: Path) -> "Matrix":
+    """Lines of as many numbers each. Raises OSError, or ValueError for anything else."""
+    import numpy as np
+
+    from memtool.contents import read_text
+
+    text = read_text(path).replace(",", " ")
+    if not text.strip():
+        raise ValueError("it is empty")
+    try:
+        return np.loadtxt(text.splitlines(), ndmin=2)
+    except ValueError as error:
+        raise ValueError(
+            "its lines should be rows of numbers alone, without a header or an index (pandas: "
+            "to_csv(FILE, header=False, index=False))"
+        ) from error

@@ -9,7 +9,7 @@ from .labels import LabelFile as LabelFile
 from .listing import told_shape as told_shape
 from .noise import Matrix as Matrix
 from .noise import NoiseKind as NoiseKind
-from .noise import check_transition_matrix as check_transition_matrix
+from .noise import checked_transition_matrix as checked_transition_matrix
 from .noise import redraw as redraw
 from .noise import transition_matrix as transition_matrix
 from .spec import NAMES as NAMES

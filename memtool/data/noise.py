@@ -16,6 +16,7 @@ from memtool import MemtoolError
 from memtool.data.listing import Labels
 
 Matrix = NDArray[np.float64]
+ROUNDING = 0.01  # by which a row of a transition matrix, printed with 2 to 4 decimals, may miss 1
 
 
 class NoiseKind(StrEnum):
@@ -50,17 +51,30 @@ def transition_matrix(kind: NoiseKind, classes: int) -> Matrix:
     raise ValueError(f"{kind} noise comes with its own matrix")
 
 
-def check_transition_matrix(matrix: Matrix, classes: int) -> None:
-    """Raise MemtoolError unless `matrix` is (classes, classes), non-negative, and each of its rows
-    sums to 1."""
+def checked_transition_matrix(matrix: Matrix, classes: int) -> Matrix:
+    """`matrix` with rows that sum to 1 where rounding has made it some hundredth more or less.
+
+    Raises MemtoolError unless it is (classes, classes), non-negative, and each row sums to 1 within
+    `ROUNDING`.
+
+    >>> checked_transition_matrix(np.array([[0.99, 0.0], [0.5, 0.5]]), 2)
+    array([[1. , 0. ],
+           [0.5, 0.5]])
+    """
     if matrix.shape != (classes, classes):
-        raise MemtoolError(f"a {classes} x {classes} matrix is needed, not {matrix.shape}")
-    bad = np.flatnonzero(~np.isclose(matrix.sum(axis=1), 1, atol=1e-6) | ~(matrix >= 0).all(axis=1))
-    if len(bad):
+        raise MemtoolError(
+            f"a {classes} x {classes} matrix is needed, not {matrix.shape}: numbers alone, without "
+            "a header or an index"
+        )
+    sums = matrix.sum(axis=1, keepdims=True)
+    wrong = ~(matrix >= 0).all(axis=1) | ~(abs(sums[:, 0] - 1) <= ROUNDING + 1e-9)
+    if len(bad := np.flatnonzero(wrong)):
         raise MemtoolError(
             f"row {bad[0]} is not a distribution: T[true, given] must be >= 0 and sum to 1 "
-            f"along each row, this one sums to {matrix[bad[0]].sum():.6g}"
+            f"along each row, this one sums to {matrix[bad[0]].sum():.6g}; divide each row by its "
+            "sum, if that is meant"
         )
+    return np.where(np.isclose(sums, 1, atol=1e-6), matrix, matrix / sums)
 
 
 def redraw(true: Labels, transition: Matrix, ratio: float, seed: int) -> Labels:

@@ -48,6 +48,31 @@ def test_a_bad_matrix_file_is_an_error_that_names_it(run, tmp_path, text, proble
     assert not labels.exists()
 
 
+@pytest.mark.parametrize("name", ["t.npy", "t.csv"])
+def test_a_matrix_as_papers_print_it_is_rescaled_and_told(run, tmp_path, name):
+    matrix, labels = tmp_path / name, tmp_path / "labels.safetensors"
+    printed = np.full((10, 10), 0.0444)
+    np.fill_diagonal(printed, 0.6)
+    if name == "t.npy":
+        np.save(matrix, printed.astype(np.float32))
+    else:
+        np.savetxt(matrix, printed, fmt="%.4f", delimiter=",")
+    result = run("make-noisy", "digits", "-r", "1", "--matrix", matrix, "-o", labels)
+    assert f"{matrix}: 10 of its rows do not sum to 1" in result.stderr
+    recorded = np.array(LabelFile.load(labels).metadata["noise"]["matrix"])
+    assert recorded.sum(axis=1) == pytest.approx(np.ones(10), abs=1e-12)
+
+
+def test_a_matrix_with_names_is_told_how_to_be_saved(run, tmp_path):
+    matrix, labels = tmp_path / "t.csv", tmp_path / "labels.safetensors"
+    rows = [",".join([str(label), *["0.1"] * 10]) for label in range(10)]
+    for text in ("," + ",".join("abcdefghij") + "\n" + "\n".join(rows), "\n".join(rows)):
+        matrix.write_text(text)
+        result = run("make-noisy", "digits", "-r", "1", "--matrix", matrix, "-o", labels)
+        assert result.code == 1 and "without a header or an index" in result.stderr
+        assert "usecols" not in result.stderr
+
+
 def test_a_dry_run_checks_the_settings_and_writes_nothing(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = ("make-noisy", "digits", "-r", "0,37.5%", "--seed", 3, "--dry-run")

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from memtool import MemtoolError
-from memtool.data.noise import NoiseKind, check_transition_matrix, redraw, transition_matrix
+from memtool.data.noise import NoiseKind, checked_transition_matrix, redraw, transition_matrix
 
 DRAWN = [NoiseKind.uniform, NoiseKind.symmetric, NoiseKind.pairflip]
 ratios = st.floats(0, 1)
@@ -135,4 +135,13 @@ def test_another_class_needs_two(kind):
 )
 def test_what_is_no_transition_matrix(matrix, problem):
     with pytest.raises(MemtoolError, match=problem):
-        check_transition_matrix(matrix, 2)
+        checked_transition_matrix(matrix, 2)
+
+
+def test_rows_that_were_rounded_are_rescaled():
+    exact = transition_matrix(NoiseKind.symmetric, 7)
+    for rounded in (exact.round(3), exact.round(4), 0.99 * exact, 1.01 * exact):
+        found = checked_transition_matrix(rounded, 7)
+        assert found.sum(axis=1) == pytest.approx(np.ones(7), abs=1e-12)
+        assert found == pytest.approx(exact, abs=1e-12)
+    assert (checked_transition_matrix(exact, 7) == exact).all()
