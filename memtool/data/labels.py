@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from memtool import MemtoolError
+from memtool import MemtoolError, specs
 from memtool.data.datasets import Dataset
 from memtool.data.label_sources import OF_OTHERS, given_labels, split_source
 from memtool.data.listing import Labels
@@ -128,6 +128,12 @@ class LabelFile:
         """Raise MemtoolError, which names `path`, unless these labels were made for `dataset`."""
         made_for = self.metadata["data"]
         if made_for["fingerprint"] != dataset.fingerprint or len(self.given) != len(dataset.train):
+            if specs.same(made_for["name"], dataset.name, "data set"):
+                raise MemtoolError(
+                    f"{path}: its data set {dataset.name!r} has changed since (its labels were "
+                    f"made for {made_for['train']} training images, now there are "
+                    f"{len(dataset.train)}); make it anew"
+                )
             raise MemtoolError(
                 f"{path}: its labels were made for another data set: {made_for['name']!r} "
                 f"({made_for['train']} images), not {dataset.name!r} ({len(dataset.train)})"

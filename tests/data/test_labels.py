@@ -155,3 +155,14 @@ def test_labels_that_could_not_be_read_again_are_not_written(tmp_path: Path) -> 
     with pytest.raises(MemtoolError, match="no sensible 'mean' in 'data'"):
         labels.save(tmp_path / "x.safetensors")
     assert not list(tmp_path.iterdir())
+
+
+def test_labels_of_a_data_set_that_has_changed_say_so(tmp_path: Path, saved) -> None:
+    labels = np.arange(8) % 2
+    spec = f"{saved(tmp_path / 'x.npz', images=np.zeros((8, 4, 4), np.uint8), labels=labels)}?"
+    made = LabelFile.true_labels(data.load(f"{spec}split_at=50%"))
+    saved(tmp_path / "x.npz", images=np.ones((8, 4, 4), np.uint8), labels=labels)
+    with pytest.raises(MemtoolError, match="l: its data set '.*x.npz.*' has changed since .*anew"):
+        made.check(Path("l"), data.load(f"{spec}split_at=50%"))
+    with pytest.raises(MemtoolError, match="l: its labels were made for another data set"):
+        made.check(Path("l"), data.load(f"{spec}split_at=75%"))
