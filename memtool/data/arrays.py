@@ -226,10 +226,12 @@ def _bytes(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Images]:
 
 def _rounded(array: NDArray[Any], scale: int = 1) -> Images:
     """The values times `scale` as uint8, a part of the examples after the other: copies of all of
-    them would take several times the memory of what is read."""
+    them would take several times the memory of what is read. The product is of float32 or wider:
+    in float16 it would be rounded itself, now and then across the middle of two levels."""
     result = np.empty(array.shape, np.uint8)
+    type_ = np.result_type(array.dtype, np.float32)
     for part in _parts(array):
-        result[part] = np.rint(array[part] * scale)
+        result[part] = np.rint(np.multiply(array[part], scale, dtype=type_))
     return result
 
 

@@ -178,6 +178,13 @@ def test_damaged_files_give_one_clear_error_or_arrays(
             assert len(found.test) == len(found.test.images) > 0
 
 
+@pytest.mark.parametrize("type_", [np.float16, np.float32, np.float64])
+def test_floats_of_any_width_become_the_nearest_level(tmp_path: Path, type_, saved) -> None:
+    floats = np.random.default_rng(0).random((4, 16, 16)).astype(type_)
+    found = data.load(str(saved(tmp_path / "x.npz", images=floats, labels=np.arange(4))))
+    assert (found.test.images[:, 0] == np.rint(floats.astype(np.float64) * 255)).all()
+
+
 @pytest.mark.parametrize("type_", [torch.bfloat16, torch.float8_e4m3fn])
 def test_types_that_numpy_does_not_have_are_refused(tmp_path: Path, refused, type_) -> None:
     labels = torch.arange(8) % 2
