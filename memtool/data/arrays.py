@@ -57,11 +57,6 @@ def listed(path: Path, memory: int) -> Listing:
         )
     classes, numbers = classes_of(labels, f"{path}: labels")
     *train, test = (Examples(*pair) for pair in zip(items, numbers, strict=True))
-    if train and (missing := np.setdiff1d(test.labels, train[0].labels)).size:
-        logger.warning(
-            f"{path}: class {classes[missing[0]]!r} occurs among the test labels alone; label "
-            "noise may draw it nevertheless"
-        )
     return Listing(classes, train[0] if train else None, test)
 
 

@@ -15,7 +15,7 @@ from memtool import MemtoolError
 from memtool.data.batches import Split
 from memtool.data.cache import AllImages, cached
 from memtool.data.images import decoded, resized, shape_of, with_channels
-from memtool.data.listing import Examples, told_shape
+from memtool.data.listing import Examples, Listing, told_shape
 from memtool.data.sources import listed
 from memtool.data.spec import RESIZING, Options, parse
 from memtool.data.splitting import divided, sampled, with_fewer
@@ -156,6 +156,7 @@ def load(
         raise MemtoolError(
             f"{spec}: has no training images; say how much is for training (--split-at 80%)"
         )
+    _warn_of_untrained_classes(spec, listing)
     test = listing.test
     train = test[:0] if listing.train is None else listing.train
     content = _content([train, test], spec, options, memory, progress)
@@ -171,6 +172,19 @@ def load(
         count=count,
         files=train.items.tolist() if train.items.dtype == object else (),
     )
+
+
+def _warn_of_untrained_classes(spec: str, listing: Listing) -> None:
+    """Warn of classes of test images that no training image has, by itself or as it was divided."""
+    if listing.train is None:
+        return
+    missing = np.setdiff1d(listing.test.labels, listing.train.labels)
+    if missing.size:
+        more = f" (one of {missing.size} such classes)" if missing.size > 1 else ""
+        logger.warning(
+            f"{spec}: class {listing.classes[missing[0]]!r} occurs among the test labels alone"
+            f"{more}; label noise may draw it nevertheless"
+        )
 
 
 def _content(

@@ -101,3 +101,23 @@ def test_progress_comes_to_the_number_of_images(tmp_path: Path, write) -> None:
     data.load("digits?image_size=9&samples=100", progress=progress)
     assert opened[1:] == [("resizing digits?image_size=9&samples=100", 100)]
     assert sum(steps) == 400
+
+
+def test_a_class_that_is_left_without_training_images_is_told(
+    tmp_path: Path, saved, caplog
+) -> None:
+    images, labels = np.zeros((12, 4, 4), np.uint8), np.repeat([0, 1, 2], [9, 2, 1])
+    whole = saved(tmp_path / "x.npz", images=images, labels=labels)
+    names = {
+        f"{part}_{name}": array
+        for part in ("train", "test")
+        for name, array in (("images", images), ("labels", labels))
+    }
+    parts = saved(tmp_path / "y.npz", **names)
+    for spec in (f"{whole}?split_at=3", f"{parts}?samples_train=3"):
+        caplog.clear()
+        data.load(spec)
+        (told,) = caplog.messages
+        assert told.startswith(f"{spec}: class '2' occurs among the test labels alone; ")
+    data.load(f"{parts}?samples_train=1")
+    assert "class '1' occurs among the test labels alone (one of 2 such classes)" in caplog.text
