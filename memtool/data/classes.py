@@ -20,15 +20,16 @@ logger = logging.getLogger("memtool")
 def values(labels: NDArray[Any], what: str) -> Values:
     """Labels of any kind as one value per example, int64 or str (n,).
 
-    They are whole numbers of any type or names, (n,) or (n, 1); or one-hot, (n, classes), which a
-    note tells. Raises MemtoolError, which calls them `what`, for anything else.
+    They are whole numbers of any type or names, (n,), (n, 1) or, as MATLAB has them, (1, n); or
+    one-hot, (n, classes), which a note tells. Raises MemtoolError, which calls them `what`, for
+    anything else.
 
     >>> values(np.array([[1.0], [5.0]]), "labels"), values(np.array(["bee ", "ant"]), "labels")
     (array([1, 5]), array(['bee', 'ant'], dtype='<U4'))
     """
-    if labels.ndim == 2 and labels.shape[1] > 1 and labels.dtype.kind in "buif":
+    if labels.ndim == 2 and min(labels.shape) > 1 and labels.dtype.kind in "buif":
         return _hot_columns(labels, what)
-    if labels.shape not in ((labels.size,), (labels.size, 1)):
+    if labels.shape not in ((labels.size,), (labels.size, 1), (1, labels.size)):
         raise MemtoolError(f"{what} are {labels.dtype} {labels.shape}, not one per example (n,)")
     flat = labels.reshape(-1)
     if flat.dtype.kind in "US":
