@@ -40,6 +40,7 @@ ARRAYS, PYTORCH, TABLES = (
 SUFFIXES = (*ARRAYS, *PYTORCH, *TABLES)
 OF_OTHERS = set(SUFFIXES) - {".safetensors"}  # certainly no label files of memtool's
 DECIMAL = re.compile(r"-?\d+\.\d*([eE][+-]?\d{1,2})?")  # so some write whole numbers, too
+NUMBER = re.compile(rf"-?\d+|{DECIMAL.pattern}")
 SHARE = 16  # labels as text take some ten times their memory
 WHOLE = ""  # the key of a file that holds a single array
 
@@ -96,22 +97,29 @@ def split_source(source: str) -> tuple[Path, str | None]:
 def numbered(labels: Values, classes: Sequence[str], what: str) -> Labels:
     """Labels as they are called, int64 or str (n,), as numbers of the `classes`, int64 (n,).
 
-    Text is the name of a class, a number is one too if all classes are called by numbers; else it
-    counts the classes from 0. Raises MemtoolError, which calls the labels `what`, for one that is
-    neither.
+    Text is the name of a class. A number is one too if all classes are called by numbers, however
+    these are written; else it counts the classes from 0. Raises MemtoolError, which calls the
+    labels `what`, for one that is neither.
 
     >>> numbered(np.array(["bee", "ant"]), ["ant", "bee"], "labels")
     array([1, 0])
     >>> numbered(np.array([5, 1]), ["1", "5", "7"], "labels")
     array([1, 0])
+    >>> numbered(np.array(["1", "2.0"]), ["1.0", "2.0", "3.0"], "labels")
+    array([0, 1])
     """
-    names = {name: number for number, name in enumerate(classes)}
     found, inverse = np.unique(labels, return_inverse=True)
     called = [str(one) for one in found.tolist()]
+    plain = [_plain(name) for name in called]
+    names = {name: number for number, name in enumerate(classes)}
+    known = {_plain(name): number for name, number in names.items()}
+    are_numbers = len(known) == len(names) and all(map(NUMBER.fullmatch, known))
     if all(name in names for name in called):
         numbers = [names[name] for name in called]
-    elif all(is_number(name) and int(name) < len(classes) for name in called):
-        numbers = [int(name) for name in called]
+    elif are_numbers and all(name in known for name in plain):
+        numbers = [known[name] for name in plain]
+    elif all(is_number(name) and int(name) < len(classes) for name in plain):
+        numbers = [int(name) for name in plain]
     else:
         raise _no_class(labels, called, classes, what)
     result: Labels = np.array(numbers, np.int64)[inverse.reshape(-1)]
@@ -122,12 +130,12 @@ def _no_class(
     labels: Values, called: Sequence[str], classes: Sequence[str], what: str
 ) -> MemtoolError:
     count = len(classes)
-    if set(called) == set(map(str, range(1, count + 1))):
+    if set(map(_plain, called)) == set(map(str, range(1, count + 1))):
         return MemtoolError(
             f"{what} count the classes from 1 to {count}; subtract 1, they count from 0"
         )
     valid = {*classes, *map(str, range(count))}
-    wrong = next((name for name in called if name not in valid), called[0])
+    wrong = next((name for name in called if not {name, _plain(name)} & valid), called[0])
     example = np.flatnonzero(labels.astype(str) == wrong)[0]
     return MemtoolError(
         f"{what}: that of example {example} is {wrong!r:.40}; it should be a class "
@@ -225,6 +233,8 @@ def _numbering(array: NDArray[Any], n: int) -> bool | None:
     number them. Few examples may have as many classes."""
     if array.shape != (n,) or n < 20:
         return None
+    if array.dtype.kind == "U":
+        array = np.array([_plain(cell) for cell in array.tolist()])
     if array.dtype.kind == "U" and np.char.isdecimal(array).all():
         if np.char.str_len(array).max() > 18:  # no such numbering would be finished
             return None
@@ -383,7 +393,7 @@ def _columns(path: Path, n: int) -> Arrays:
     if len(set(names)) < len(names):
         raise MemtoolError(f"{path}: two of its columns have one name ({', '.join(names)})")
     columns = zip(names, zip(*rows, strict=True), strict=True)
-    return {name: np.array([_whole(cell) for cell in cells]) for name, cells in columns}
+    return {name: np.array(cells) for name, cells in columns}
 
 
 def _lines(text: str) -> list[list[str]]:
@@ -420,13 +430,15 @@ def _divided(text: str, delimiter: str) -> list[list[str]]:
     return [[cell.strip() for cell in cells] for cells in found]
 
 
-def _whole(cell: str) -> str:
-    """A whole number that is written with a fraction of zeros as its digits alone; other text as it
-    is.
+def _plain(cell: str) -> str:
+    """A whole number that is written with zeros before it, or a fraction of zeros, as its digits
+    alone; other text as it is.
 
-    >>> _whole("3.0"), _whole("1.000e+01"), _whole("3.5"), _whole("v1.0")
-    ('3', '10', '3.5', 'v1.0')
+    >>> _plain("3.0"), _plain("1.000e+01"), _plain("03"), _plain("3.5"), _plain("v1.0")
+    ('3', '10', '3', '3.5', 'v1.0')
     """
+    if is_number(cell):
+        return str(int(cell))
     if DECIMAL.fullmatch(cell) and (number := float(cell)).is_integer():
         return str(int(number))
     return cell

@@ -365,3 +365,23 @@ def test_many_empty_lines_take_no_time(tmp_path, empty, end):
     else:
         assert found(tmp_path / "y.csv") == ("y.csv", "label")
     assert time.process_time() - started < 2  # it took half a minute, by a pattern
+
+
+@pytest.mark.parametrize(
+    ("classes", "labels", "numbers"),
+    [
+        (["1.0", "2.0", "3.0"], ["1.0", "2.0", "2.0"], [0, 1, 1]),
+        (["1.0", "2.0", "3.0"], ["1", "2", "2"], [0, 1, 1]),
+        (["1.0", "2.0", "3.0"], [1, 3, 2], [0, 2, 1]),
+        (["1.0", "2.0", "3.0"], ["0.0", "1.0", "2.0"], [0, 1, 2]),
+        (["0.5", "1.0", "1.5"], ["1.5", "0.5", "1.0"], [2, 0, 1]),
+        (["01", "02", "03"], ["1", "2", "2"], [0, 1, 1]),
+        (["1", "1.0", "2"], ["1.0", "1", "2"], [1, 0, 2]),
+        (["v1.0", "v2.0"], ["1.0", "0.0"], [1, 0]),
+    ],
+)
+def test_classes_that_are_numbers_however_they_are_written(tmp_path, classes, labels, numbers):
+    assert numbered(np.array(labels), classes, "labels").tolist() == numbers
+    (tmp_path / "y.csv").write_text(rows(labels))
+    given, _ = given_labels(str(tmp_path / "y.csv"), classes, np.array(numbers))
+    assert given.tolist() == numbers
