@@ -11,6 +11,7 @@ import io
 import logging
 import os
 import re
+import warnings
 import zipfile
 from collections.abc import Container, Iterable, Mapping, Sequence
 from hashlib import file_digest
@@ -22,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.contents import HARMLESS, check_regular, check_unpacked
+from memtool.contents import HARMLESS, check_regular, check_unpacked, described, is_pickle
 from memtool.data import pictures
 from memtool.data.classes import Values, is_number, values
 from memtool.data.listing import Labels
@@ -42,6 +43,8 @@ OF_OTHERS = set(SUFFIXES) - {".safetensors"}  # certainly no label files of memt
 DECIMAL = re.compile(r"-?\d+\.\d*([eE][+-]?\d{1,2})?")  # so some write whole numbers, too
 NUMBER = re.compile(rf"-?\d+|{DECIMAL.pattern}")
 SHARE = 16  # labels as text take some ten times their memory
+PROTOCOL = 0x80  # the operation with which a pickle names its protocol
+MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # in files of PyTorch before 1.6
 WHOLE = ""  # the key of a file that holds a single array
 
 
@@ -316,12 +319,17 @@ def _torch_arrays(path: Path) -> Arrays:
         with zipfile.ZipFile(path) as archive:
             _check_archive(path, archive)
     try:
-        with torch.serialization.safe_globals(_globals_of_numpy()):
+        with torch.serialization.safe_globals(_globals_of_numpy()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of other protocols, some of which are read
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except UnpicklingError as error:
+    except Exception as error:  # PyTorch raises nearly anything for what torch.save did not write
+        if not is_pickle(path):
+            told = described(path, weights=False) or "it is not as torch.save writes it"
+            raise MemtoolError(f"{path}: cannot be read as labels ({told})") from error
+        if not isinstance(error, UnpicklingError) and _is_of_torch(path):
+            raise
         raise MemtoolError(
-            f"{path}: holds other objects than arrays of numbers or names, which are not loaded; "
-            "save the labels alone: numpy.save(FILE, labels)"
+            f"{path}: {_unread(path)}; save the labels alone: numpy.save(FILE, labels)"
         ) from error
     named = content if isinstance(content, dict) else {WHOLE: content}
     arrays = {str(name): _as_array(value) for name, value in named.items()}
@@ -329,6 +337,33 @@ def _torch_arrays(path: Path) -> Arrays:
     if not found:
         raise MemtoolError(f"{path}: holds no arrays of labels, but a {type(content).__name__}")
     return found
+
+
+def _unread(path: Path) -> str:
+    """Why PyTorch loads nothing from a pickle without running what is in it."""
+    if not _is_of_torch(path):
+        return "is of pickle.dump, not of torch.save, and is not loaded"
+    mark, protocol, *_ = _pickled(path)
+    if mark == PROTOCOL and protocol > 2:
+        return f"was saved with pickle_protocol={protocol}, of which arrays are not loaded"
+    return "holds other objects than arrays of numbers or names, which are not loaded"
+
+
+def _is_of_torch(path: Path) -> bool:
+    """Whether `torch.save` wrote a pickle: a zip archive or, before PyTorch 1.6, what begins with
+    its magic number."""
+    return zipfile.is_zipfile(path) or MAGIC in _pickled(path)
+
+
+def _pickled(path: Path) -> bytes:
+    """The first bytes of a pickle that may lie in a zip archive."""
+    if not zipfile.is_zipfile(path):
+        with open(path, "rb") as file:
+            return file.read(32)
+    with zipfile.ZipFile(path) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("data.pkl"))
+        with archive.open(name) as member:
+            return member.read(32)
 
 
 def _globals_of_numpy() -> list[Any]:

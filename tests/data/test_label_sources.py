@@ -1,7 +1,9 @@
 """Given labels that others made."""
 
 import os
+import pickle
 import time
+import warnings
 import zipfile
 
 import numpy as np
@@ -166,6 +168,7 @@ def test_what_are_no_labels_of_the_data_set_is_told(tmp_path, array, problem):
         ("y.npy", b"", "cannot be read|no array"),
         ("y.npz", b"PK\x03\x04 and no more", "cannot be read|no array"),
         ("y.pt", b"<html>", "are not loaded|cannot be read"),
+        ("y.pt", pickle.dumps([0], 0), "cannot be read as labels .text that begins"),
         ("y.safetensors", b"{}", "cannot be read"),
         ("y.csv", b"", "has 0 rows, the data set has 60"),
         ("y.csv", b"\xff\xfe\x00", "cannot be read"),
@@ -385,3 +388,30 @@ def test_classes_that_are_numbers_however_they_are_written(tmp_path, classes, la
     (tmp_path / "y.csv").write_text(rows(labels))
     given, _ = given_labels(str(tmp_path / "y.csv"), classes, np.array(numbers))
     assert given.tolist() == numbers
+
+
+@pytest.mark.parametrize(
+    ("write", "told"),
+    [
+        (lambda file: pickle.dump(GIVEN, file, 2), "is of pickle.dump, not of torch.save"),
+        (lambda file: pickle.dump(GIVEN.tolist(), file, 2), "is of pickle.dump, not of torch.save"),
+        (lambda file: pickle.dump(GIVEN, file, 4), "is of pickle.dump, not of torch.save"),
+        (lambda file: torch.save(GIVEN, file, pickle_protocol=3), "with pickle_protocol=3"),
+        (lambda file: torch.save(GIVEN, file, pickle_protocol=5), "with pickle_protocol=5"),
+        (lambda file: torch.save({"y": time.localtime()}, file), "holds other objects than arrays"),
+    ],
+)
+def test_a_pickle_that_is_not_loaded_says_what_it_is(tmp_path, write, told):
+    with open(tmp_path / "y.pt", "wb") as file:
+        write(file)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(MemtoolError, match=rf"y.pt: .*{told}.*; save the labels alone: numpy"):
+            found(tmp_path / "y.pt")
+
+
+def test_tensors_of_another_protocol_are_loaded_without_a_warning(tmp_path):
+    torch.save(torch.from_numpy(GIVEN), tmp_path / "y.pt", pickle_protocol=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert found(tmp_path / "y.pt") == ("y.pt", None)
