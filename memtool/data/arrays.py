@@ -1,10 +1,10 @@
 """Arrays of images and labels in `.npz` and `.safetensors` files.
 
 They are named `images` and `labels` or, if the data set is split, `train_images`, `train_labels`,
-`test_images` and `test_labels`. Images are (n, c, h, w), (n, h, w, c) or (n, h, w), with c = 1 or
-3; uint8, or whole numbers in 0..255, or floats in [0, 1]. Where they are (n, d), or are called
-`features`, they are vectors for networks on vectors, of any numbers. Labels are whole numbers,
-names or one-hot; the classes are those that occur.
+`test_images` and `test_labels` (or `val_` for `test_`). Images are (n, c, h, w), (n, h, w, c) or
+(n, h, w), with c = 1 or 3; uint8, or whole numbers in 0..255, or floats in [0, 1]. Where they are
+(n, d), or are called `features`, they are vectors for networks on vectors, of any numbers. Labels
+are whole numbers, names or one-hot; the classes are those that occur.
 """
 
 import logging
@@ -21,9 +21,10 @@ from numpy.typing import NDArray
 from memtool import MemtoolError
 from memtool.contents import check_regular, check_unpacked, described
 from memtool.data.classes import classes_of, values
+from memtool.data.folders import TESTS
 from memtool.data.images import check_memory
 from memtool.data.listing import Examples, Images, Listing, Vectors
-from memtool.errors import last_line
+from memtool.errors import last_line, some
 from memtool.metadata import MAX_FEATURES
 
 SUFFIXES = {".npz", ".safetensors"}
@@ -62,11 +63,13 @@ def listed(path: Path, memory: int) -> Listing:
 
 def _names(arrays: Mapping[str, NDArray[Any]], path: Path) -> tuple[str, tuple[str, ...]]:
     """What the examples are called, and what the names of the arrays of each split begin with; the
-    test split comes last."""
-    for prefixes in (("train_", "test_"), ("",)):
+    test split comes last. A note tells of other arrays that could have been meant."""
+    for prefixes in (*(("train_", f"{test}_") for test in TESTS), ("",)):
         for name in ("images", "features"):
             keys = [f"{prefix}{key}" for prefix in prefixes for key in (name, "labels")]
             if all(key in arrays for key in keys):
+                if others := [key for key in arrays if key not in keys]:
+                    logger.info(f"{path}: skipped {some(others)}; took {', '.join(keys)}")
                 return name, prefixes
     raise MemtoolError(
         f"{path}: needs images and labels, or train_images, train_labels, test_images and "

@@ -115,6 +115,11 @@ def _split(root: Path, skipped: Skipped) -> Listing:
         )
     for test in tests[: tests.index(chosen)]:
         logger.info(f"{test}: its images have no labels; {chosen} is the test split")
+    known = {"train", *(test.name for test in tests[: tests.index(chosen) + 1])}
+    for entry in _entries(root):
+        if entry.name not in known:
+            kind = "folders" if os.path.isdir(entry) else "files"
+            skipped.add(f"{kind} beside train and {chosen.name}", entry.path)
     return Listing(
         tuple(classes),
         _files_of(train, classes, skipped),

@@ -7,7 +7,8 @@ A spec is a source and options, as in `folder:photos/?image_size=64&split_at=80%
 - `folder:PATH` with PATH/train/CLASS/** and PATH/test/CLASS/** (or val/ for test/), or with
   PATH/CLASS/**, where ** are image files and folders of them; or Tiny ImageNet as it is;
 - `FILE.npz` or `FILE.safetensors` with the arrays `images` and `labels`, or `train_images`,
-  `train_labels`, `test_images` and `test_labels`; `features` for `images` where they are vectors.
+  `train_labels`, `test_images` and `test_labels` (or `val_` for `test_`); `features` for `images`
+  where they are vectors.
 
 A folder or a file that does not tell training images from test images holds test images only,
 unless `split_at` divides it.

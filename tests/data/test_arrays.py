@@ -212,3 +212,22 @@ def test_a_file_that_is_something_else_is_told_by_its_first_bytes(tmp_path, refu
     path = tmp_path / f"x.{suffix}"
     path.write_text("version https://git-lfs.github.com/spec/v1\nsize 5\n")
     assert "cannot be read (a Git LFS pointer, which stands for a file of 5 bytes" in refused(path)
+
+
+def test_a_split_for_validation_serves_where_there_is_none_for_testing(
+    tmp_path: Path, saved, caplog
+) -> None:
+    caplog.set_level("INFO", logger="memtool")
+    parts = {"train": slice(3), "val": slice(3, 6), "test": slice(2, 6)}
+    arrays = {
+        f"{part}_{name}": array[its]
+        for part, its in parts.items()
+        for name, array in (("images", PIXELS), ("labels", LABELS))
+    }
+    whole = data.load(str(saved(tmp_path / "x.npz", **arrays)))
+    assert len(whole.test) == 4
+    assert "x.npz: skipped val_images, val_labels; took train_images, " in caplog.text
+    caplog.clear()
+    arrays = {name: array for name, array in arrays.items() if not name.startswith("test")}
+    found = data.load(str(saved(tmp_path / "y.npz", **arrays)))
+    assert (found.test.images == PIXELS[3:]).all() and not caplog.messages

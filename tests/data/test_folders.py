@@ -173,3 +173,13 @@ def test_a_single_split_of_another_name_is_named_itself(tmp_path: Path, write, r
     write(tmp_path, "all/Training", 2)
     told = refused(f"folder:{tmp_path / 'all'}")
     assert f"no test; name it itself (folder:{tmp_path / 'all/Training'})" in told
+
+
+def test_what_is_beside_the_splits_is_told(tmp_path: Path, write, caplog) -> None:
+    for part in ("train", "test", "val", "extra"):
+        write(tmp_path, part, 1)
+    (tmp_path / "words.txt").write_text("no")
+    caplog.set_level("INFO", logger="memtool")
+    assert len(data.load(f"folder:{tmp_path}").test) == 2
+    assert "folders beside train and test: 2 (" in caplog.text
+    assert f"files beside train and test: 1 ({tmp_path / 'words.txt'})" in caplog.text
