@@ -14,6 +14,7 @@ from typing import Any, get_args, get_type_hints
 
 from memtool.errors import MemtoolError, shortened
 from memtool.tables import TrainingRow, columns
+from memtool.tables.rows import NOISE_RATIO
 from memtool.tables.schema import LARGEST
 
 MAX_IMAGE = 10_000  # height or width in pixels
@@ -156,7 +157,7 @@ SOURCE: Fields = {
     "sha256": Field(TEXT, "SHA-256 of the file"),
 }
 NOISE: Fields = {
-    "ratio": Field(_or_null(NUMBER), "fraction of the labels that were redrawn, in [0, 1]"),
+    "ratio": Field(_or_null(NUMBER), NOISE_RATIO),
     "kind": Field(
         _or_null(TEXT),
         "what they were redrawn to: uniform, symmetric, pairflip, matrix or given; null if not",

@@ -13,8 +13,19 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from memtool import MemtoolError, data
-from memtool.metadata import HEADER, KINDS, METRICS, Field, Fields, check, places
+from memtool.metadata import (
+    HEADER,
+    KINDS,
+    METRICS,
+    NOISE,
+    TRAINING,
+    Field,
+    Fields,
+    check,
+    places,
+)
 from memtool.models import build, parse
+from memtool.tables import FileRow, TrainingRow, columns
 from memtool.tensors import read_metadata, save_tensors
 from memtool.training import state
 from memtool.training.evaluation import EpochMetrics, Metrics
@@ -184,3 +195,9 @@ def test_fields_that_are_not_declared_are_kept_and_not_read(tmp_path):
     metadata = {"model": {}, "data": {"later": 1}, "training": {}, "later": [{"a": None}]}
     save_tensors(path, "checkpoint", weights, metadata)
     assert read_metadata(path, "checkpoint") == {"format": 1, "kind": "checkpoint", **metadata}
+
+
+def test_the_noise_ratio_of_given_labels_is_told_alike_everywhere() -> None:
+    meanings = [columns(kind)["noise_ratio"].meaning for kind in (TrainingRow, FileRow)]
+    meanings += [NOISE["ratio"].meaning, TRAINING["noise_ratio"].meaning]
+    assert len(set(meanings)) == 1 and "if they were given, are mislabelled" in meanings[0]

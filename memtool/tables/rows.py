@@ -9,6 +9,11 @@ from typing import Annotated, TypedDict
 
 from memtool.tables.schema import Column, cell_types
 
+NOISE_RATIO = (
+    "fraction of the training labels that were redrawn or, if they were given, are mislabelled, in "
+    "[0, 1]"
+)
+
 
 class TrainingRow(TypedDict):
     """One epoch of a training run."""
@@ -16,9 +21,7 @@ class TrainingRow(TypedDict):
     checkpoint: Annotated[str, Column("path of the run's final checkpoint")]
     model: Annotated[str, Column("model spec", 1)]
     data: Annotated[str, Column("data set, as it was named on the command line")]
-    noise_ratio: Annotated[
-        float, Column("fraction of the training labels that were redrawn, in [0, 1]", 3)
-    ]
+    noise_ratio: Annotated[float, Column(NOISE_RATIO, 3)]
     noise_kind: Annotated[
         str | None,
         Column(
@@ -316,9 +319,7 @@ class FileRow(TypedDict):
     fingerprint: Annotated[str | None, Column("SHA-256 of the images and labels", 30)]
     epoch: Annotated[int | None, Column("epochs trained so far")]
     steps: Annotated[int | None, Column("steps of the optimizer so far", 4)]
-    noise_ratio: Annotated[
-        float | None, Column("fraction of the training labels that were redrawn, in [0, 1]", 3)
-    ]
+    noise_ratio: Annotated[float | None, Column(NOISE_RATIO, 3)]
     noise_kind: Annotated[
         str | None, Column("kind of noise: uniform, symmetric, pairflip, matrix or given", 7)
     ]
