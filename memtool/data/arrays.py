@@ -44,7 +44,7 @@ def listed(path: Path, memory: int) -> Listing:
     Raises MemtoolError for arrays that are missing, malformed or ambiguous, and, before any is
     read, for more than that.
     """
-    read = _read_npz if path.suffix == ".npz" else _read_safetensors
+    read = _read_npz if path.suffix.lower() == ".npz" else _read_safetensors
     arrays = read(path, memory)
     name, prefixes = _names(arrays, path)
     items = _items({f"{prefix}{name}": arrays[f"{prefix}{name}"] for prefix in prefixes}, path)

@@ -150,9 +150,11 @@ def _opened(file: Path, count: int, tell: bool = False) -> tuple[AllImages, list
         ):
             raise MemtoolError(f"{file}: does not hold {count} images")
         measured["bits"] = metadata["data"].get("bits")
-    except MemtoolError as error:
+    except MemtoolError:
         if tell:
-            logger.warning(f"{error}; its images are decoded again")
+            logger.warning(
+                f"{file}: is not as this memtool writes it; its images are decoded again"
+            )
         return None
     content = AllImages(_mapped(file, shape, "c"), Checksums(checksums, file), measured)
     return content, metadata["data"].get("notes", [])

@@ -13,7 +13,7 @@ import os
 import re
 import warnings
 import zipfile
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from hashlib import file_digest
 from pathlib import Path
 from pickle import UnpicklingError
@@ -62,7 +62,7 @@ def given_labels(
     A warning tells if they agree with the true labels no more often than in another order.
     """
     path, key = split_source(source)
-    arrays = _read(path, len(true))
+    arrays = _read(path, len(true), classes)
     names = _naming(arrays, classes, files, str(path))
     if names:
         first, order = next(iter(names.items()))
@@ -257,8 +257,8 @@ def _listed(arrays: Iterable[str]) -> str:
 # --- Files ----------------------------------------------------------------------------------------
 
 
-def _read(path: Path, n: int) -> Arrays:
-    """The arrays that a file holds, by name; n examples are expected."""
+def _read(path: Path, n: int, classes: Sequence[str]) -> Arrays:
+    """The arrays that a file holds, by name; n examples of these classes are expected."""
     if path.suffix.lower() not in SUFFIXES:
         raise MemtoolError(f"{path}: labels are read from {', '.join(SUFFIXES)} (FILE or FILE:KEY)")
     check_regular(path)
@@ -267,7 +267,7 @@ def _read(path: Path, n: int) -> Arrays:
     _check_size(path, path.stat().st_size)
     try:
         if path.suffix.lower() in TABLES:
-            return _columns(path, n)
+            return _columns(path, n, classes)
         return _torch_arrays(path) if path.suffix.lower() in PYTORCH else _numpy_arrays(path)
     except MemtoolError:
         raise
@@ -393,15 +393,17 @@ def _as_array(value: Any) -> NDArray[Any] | None:
     return None
 
 
-def _columns(path: Path, n: int) -> Arrays:
+def _columns(path: Path, n: int, classes: Sequence[str]) -> Arrays:
     """The columns of a table by the names in its header; without one, by numbers from 1 on.
 
     Of n + 1 rows, the first is a header. Empty lines are no rows; where one of n + 1 could be that
     of an example without a label, they are refused."""
     content = path.read_bytes()
     text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    text = re.sub(r"\A[\r\n]*(#[ \t]+)?", "", text)  # # begins savetxt's headers
-    lines = _lines(text.replace("\r\r\n", "\n"))  # so Windows writes what has \r\n already
+    text = text.replace("\r\r\n", "\n").lstrip("\r\n")  # Windows makes \r\r\n of \r\n
+    if sum(map(bool, map(str.strip, text.splitlines()))) == n + 1:
+        text = re.sub(r"\A#[ \t]+", "", text)  # so savetxt begins a header
+    lines = _lines(text, set(classes))
     end = len(lines)
     while end and not any(lines[end - 1]) and lines[end - 1] != [""]:  # as spreadsheets end, too
         end -= 1
@@ -431,13 +433,18 @@ def _columns(path: Path, n: int) -> Arrays:
     return {name: np.array(cells) for name, cells in columns}
 
 
-def _lines(text: str) -> list[list[str]]:
+def _lines(text: str, classes: Set[str]) -> list[list[str]]:
     """The cells of each line; none of an empty one. The line `""` has one, which is empty.
 
-    What stands between cells is what gives all lines equally many, two or more; if nothing does,
+    Lines that are the names of classes, of several words or with commas, are one cell each. Else,
+    what stands between cells is what gives all lines equally many, two or more; if nothing does,
     what is most frequent in the last line. Several spaces are as one, since they align columns.
     Where pandas and R leave out the name of the column that numbers the rows, an empty one is put.
     """
+    whole = [line.strip() for line in text.splitlines()]
+    named = {line for line in whole[1:] if line}
+    if named and named <= classes and any(re.search("[,;\t ]", name) for name in named):
+        return [[line] if line else [] for line in whole]
     for mark in ",;\t ":
         lines = _divided(text, mark) if mark in text else []
         first, *rest = [line for line in lines if line] or [[]]

@@ -46,7 +46,7 @@ def listed(source: str, folder: Path | None = None, *, memory: int) -> Listing:
         return _torchvision(source, folder or default_folder())
     if source.startswith("folder:"):
         return folders.listed(source.removeprefix("folder:"))
-    if Path(source).suffix in arrays.SUFFIXES:
+    if Path(source).suffix.lower() in arrays.SUFFIXES:
         return arrays.listed(Path(source).expanduser(), memory)
     raise MemtoolError(f"unknown data set {source!r}{_hint(source)} (known: {', '.join(NAMES)})")
 
@@ -55,7 +55,7 @@ def _hint(source: str) -> str:
     """What else an unknown source may be meant to be."""
     if source and Path(source).is_dir():
         return f"; did you mean 'folder:{source}'?"
-    nearest = get_close_matches(source, ["digits", *TORCHVISION, "folder:"], n=1)
+    nearest = get_close_matches(source.lower(), ["digits", *TORCHVISION, "folder:"], n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 

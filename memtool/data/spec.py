@@ -131,7 +131,10 @@ def _wanting(options: Options) -> str | None:
     if (options.image_size or 1) < (options.crop_pct or 1):
         return f"image_size={options.image_size} divided by crop_pct={options.crop_pct} is no pixel"
     if options.crop_mode == "border" and options.mean is None:
-        return "crop_mode=border makes a border of the color mean; say what that is (mean=0.5)"
+        return (
+            "crop_mode=border makes a border of the color mean; say what that is (mean=0.5), in "
+            "color for each channel (mean=0.5,0.5,0.5)"
+        )
     return None
 
 

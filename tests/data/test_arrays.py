@@ -178,6 +178,11 @@ def test_damaged_files_give_one_clear_error_or_arrays(
             assert len(found.test) == len(found.test.images) > 0
 
 
+def test_a_suffix_in_capitals_is_one_too(tmp_path: Path, saved) -> None:
+    path = saved(tmp_path / "x.npz", images=PIXELS, labels=LABELS).rename(tmp_path / "X.NPZ")
+    assert len(data.load(str(path)).test) == len(LABELS)
+
+
 @pytest.mark.parametrize("type_", [np.float16, np.float32, np.float64])
 def test_floats_of_any_width_become_the_nearest_level(tmp_path: Path, type_, saved) -> None:
     floats = np.random.default_rng(0).random((4, 16, 16)).astype(type_)

@@ -192,6 +192,7 @@ def test_a_damaged_file_is_made_again(cache: Path, photos: Path, caplog, damage:
     file.write_bytes(damaged)
     assert_same(data.load(spec, memory=MEMORY), data.load(spec))
     assert f"{file}: " in caplog.text and "decoded again" in caplog.text
+    assert "download" not in caplog.text
     assert kept(cache) == [file] and file.read_bytes() == content
 
 

@@ -338,6 +338,10 @@ def test_numbers_of_any_width_that_numpy_aligns(tmp_path):
         ("label\n", ["sea lion", "wolf", "red fox"]),
         ("given labels\n", ["sea lion", "wolf", "red fox"]),
         ("label\n", ["sea lion", "grey wolf", "red fox"]),
+        ("", ["sea lion", "grey wolf", "red fox"]),
+        ("# label\n", ["# one", "# two", "three"]),
+        ("", ["# one", "# two", "three"]),
+        ("", ["tench, Tinca", "goldfish, Carassius", "eel, Anguilla"]),
     ],
 )
 def test_names_of_several_words_are_one_column(tmp_path, header, words):

@@ -30,6 +30,7 @@ def test_digits_are_a_fixed_split() -> None:
 
 def test_the_nearest_name_is_shown(tmp_path: Path, refused) -> None:
     assert "did you mean 'cifar100'" in refused("cifar-100")
+    assert "did you mean 'fashion-mnist'" in refused("FashionMNIST")
     assert f"did you mean 'folder:{tmp_path}'" in refused(tmp_path)
     assert "fashion-mnist" in refused("")
 

@@ -44,6 +44,7 @@ def test_split_at_is_a_part_or_a_number(text: str, value: float) -> None:
         ("crop_pct=0.9", "crop_pct is for resizing; say to what size"),
         ("interpolation=bicubic", "interpolation is for resizing; say to what size"),
         ("image_size=8&crop_mode=border", "say what that is (mean=0.5)"),
+        ("image_size=8&crop_mode=border", "in color for each channel (mean=0.5,0.5,0.5)"),
     ],
 )
 def test_options_out_of_range_are_refused(query: str, told: str, refused) -> None:
