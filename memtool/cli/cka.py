@@ -144,6 +144,8 @@ def cka(
     settings = CkaSettings(
         pairs, estimator, kernel, bandwidth, precision, batch_size, seed, options.size(memory)
     )
+    patterns = options.comma_separated(layers, "--layers")
+    reference_patterns = options.comma_separated(layers_reference or [], "--layers-reference")
     path = options.checked_output(output, table_format)
     where = choose(device)
     opened = inputs.open_checkpoints(inputs.named_models(checkpoints), model, trust)
@@ -160,8 +162,8 @@ def cka(
     compared_with = selections(
         [checkpoint.with_dataset(set_) for checkpoint in opened],
         [checkpoint.with_dataset(set_) for checkpoint in others],
-        options.comma_separated(layers),
-        options.comma_separated(layers_reference) if layers_reference else None,
+        patterns,
+        reference_patterns,
     )
     images = set_.test.on(where)
     with processes(where) as together:

@@ -177,9 +177,16 @@ def checked_output(path: Path | None, chosen: Format | None) -> Path | None:
     return path
 
 
-def comma_separated(values: list[str]) -> list[str]:
-    """['a,b', 'c'] as ['a', 'b', 'c']."""
-    return [part.strip() for value in values for part in value.split(",") if part.strip()]
+def comma_separated(values: list[str], option: str) -> list[str]:
+    """['a,b', 'c'] as ['a', 'b', 'c']; a usage error where something was typed that names nothing,
+    as a variable of the shell does that is not set."""
+    parts = [part.strip() for value in values for part in value.split(",") if part.strip()]
+    if values and not parts:
+        raise typer.BadParameter(
+            f"{','.join(values)!r} names nothing; leave the option out for its default",
+            param_hint=option,
+        )
+    return parts
 
 
 def ratios(values: list[str]) -> list[float]:

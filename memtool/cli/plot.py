@@ -136,10 +136,10 @@ def plot(
 
     options = _options(
         x=x,
-        layers=comma_separated(layers or []),
-        ratios=comma_separated(ratios or []),
-        epochs=epochs or (),
-        marks=comma_separated(marks or []),
+        layers=comma_separated(layers or [], "--layers"),
+        ratios=comma_separated(ratios or [], "--ratios"),
+        epochs=comma_separated([] if epochs is None else [epochs], "--epochs"),
+        marks=comma_separated(marks or [], "--marks"),
         width=width,
         title=title,
         style=style,

@@ -142,6 +142,7 @@ def stitch(
 
     if len(checkpoints) < 2:
         raise typer.BadParameter("name a front and a back", param_hint="FRONT")
+    cuts = options.comma_separated(at, "--at")
     path = options.checked_output(output, table_format)
     if resume and path is None:
         raise typer.BadParameter("name the table (-o FILE)", param_hint="--resume")
@@ -182,7 +183,7 @@ def stitch(
         others=opened[:-1],
     )
     *fronts, back = [checkpoint.with_dataset(set_) for checkpoint in opened]
-    sweep = Sweep.of(fronts, back, options.comma_separated(at), settings, set_, where, save)
+    sweep = Sweep.of(fronts, back, cuts, settings, set_, where, save)
     if dry_run:
         if is_first():
             print(json.dumps(sweep.json()))

@@ -82,7 +82,7 @@ def selections(
     checkpoints: Sequence[Checkpoint],
     references: Sequence[Checkpoint],
     patterns: Sequence[str],
-    reference_patterns: Sequence[str] | None = None,
+    reference_patterns: Sequence[str] = (),
 ) -> tuple[list[Selection], list[Selection]]:
     """The layers of each checkpoint that match `patterns`, and those of each reference that match
     `reference_patterns`, if there are any, else `patterns`.
