@@ -27,7 +27,8 @@ class Layer:
     windows or never see an image, and then `shape` is empty. `channel_axis` is the axis of `shape`
     that counts channels, None if it is unclear. `dtype` is that of the output.
 
-    `is_cut`: all that comes after the layer depends on the input only through it. `same_as` names
+    `is_cut`: all that comes after the layer depends on the input only through it. `is_output`: its
+    output is the model's own, so that nothing comes after it, and it is no cut. `same_as` names
     the layer that stands for all whose output is the very same tensor: the outermost block around
     the module that made it (a block and its last ReLU, a ReLU and the dropout that passes it on),
     itself if there is no other.
@@ -41,6 +42,7 @@ class Layer:
     batch_axis: int | None = 0
     channel_axis: int | None = None
     dtype: torch.dtype = torch.float32
+    is_output: bool = False
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:

@@ -81,7 +81,7 @@ def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> li
 def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> Trace:
     """What `trace` finds, and whether it holds whatever the weights are."""
     with evaluating(model), torch.no_grad():
-        seen, cuts, axes, flow = _observed_pass(model, images, output)
+        seen, cuts, final, axes, flow = _observed_pass(model, images, output)
         more = _shapes(model, torch.cat([images, images[:1]]))
     bare = {module: name for name, module in model.named_modules()}
     same: dict[_Value, list[tuple[str, str]]] = defaultdict(list)
@@ -98,11 +98,12 @@ def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> T
                 name=one.name,
                 type=type(one.module).__name__,
                 shape=shape,
-                is_cut=batch == 0 and one.node in cuts,
+                is_cut=batch == 0 and one.node in cuts and one.value != final,
                 same_as=outermost[one.value],
                 batch_axis=batch,
                 channel_axis=channel_axis(shape, axes.of(one.layout), is_square),
                 dtype=one.dtype,
+                is_output=one.value == final,
             )
         )
     return Trace(layers, flow.reads_values)
@@ -110,9 +111,9 @@ def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> T
 
 def _observed_pass(
     model: nn.Module, images: Tensor, output: Output
-) -> tuple[list[_Seen], set[int], "_ChannelAxes", DataFlow]:
-    """What the layers gave in order of execution, the nodes that are cuts, what the modules take
-    for channels, and what is computed from what."""
+) -> tuple[list[_Seen], set[int], _Value, "_ChannelAxes", DataFlow]:
+    """What the layers gave in order of execution, the nodes that are cuts or the output, the value
+    that is the output, what the modules take for channels, and what is computed from what."""
     seen: list[_Seen] = []
     passed: dict[_Value, _Value] = {}
     kept: list[Tensor] = []  # while a tensor is there, no other gets its identity
@@ -154,9 +155,7 @@ def _observed_pass(
     last = flow.node(result)
     nodes = set() if last is None else dominators(flow.parents, last, source)
     final = passed.get(identity(result), identity(result))
-    # Nothing comes after the layers whose output is the model's own.
-    cuts = {one.node for one in seen if one.node in nodes and one.value != final}
-    return seen, cuts, axes, flow
+    return seen, nodes, final, axes, flow
 
 
 def _shapes(model: nn.Module, images: Tensor) -> dict[str, torch.Size]:

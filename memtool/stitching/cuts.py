@@ -47,8 +47,8 @@ def matching_cuts(
     """The cuts that match `at`: globs on the front's layers, or FRONT=BACK for other names there.
 
     Of the layers that are one tensor, the outermost alone is met by a glob. The paths say whose
-    layers they are. Raises MemtoolError for a layer that is no cut, naming the innermost block
-    around it that is one.
+    layers they are. Raises MemtoolError for a layer that is no cut, with the reason and, where
+    there is one, the innermost block around it that is a cut.
     """
     names = {layer.name for layer in back}
     chosen: dict[Cut, bool] = {}
@@ -75,6 +75,11 @@ def _matching(layers: Sequence[Layer], pattern: str, path: Path) -> list[Layer]:
     found = select(layers, [pattern], str(path))
     found = [layer for layer in found if layer.name == pattern] or found
     if [layer.name for layer in found] == [pattern] and not found[0].is_cut:
+        if found[0].is_output:
+            raise MemtoolError(
+                f"{path}: {pattern!r} is the output: nothing comes after it that could be stitched "
+                f"to it; cut before it (list the cuts: memtool info --layers {path})"
+            )
         if axis := found[0].batch_axis:
             raise MemtoolError(
                 f"{path}: {pattern!r} has the images along axis {axis} of its output (tokens come "

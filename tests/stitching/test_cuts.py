@@ -23,6 +23,17 @@ def test_a_layer_inside_a_residual_branch_is_refused_naming_the_block():
         matching_cuts(found, found, ["layer2.0.conv2"], Path("front"), Path("back"))
 
 
+@pytest.mark.parametrize("at", ["1", "1.fc", "0=1.fc"])
+def test_the_output_is_refused_as_what_it_is(at):
+    head = torch.nn.Sequential()
+    head.add_module("fc", torch.nn.Linear(3, 2))
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), head).eval()
+    found = trace(model, torch.zeros(2, 4))
+    told = rf"{'back' if '=' in at else 'front'}: '{at.split('=')[-1]}' is the output: nothing"
+    with pytest.raises(MemtoolError, match=told):
+        matching_cuts(found, found, [at], Path("front"), Path("back"))
+
+
 def test_layers_of_other_names_are_asked_for():
     front, back = ([layer("a", 3), layer("b", 3)], [layer("a", 3), layer("c", 3)])
     found = matching_cuts(front, back, ["a", "b=c", "a=a"], Path("front"), Path("back"))
