@@ -27,7 +27,7 @@ from torch import Tensor
 
 from memtool.progress import Advance, unseen
 from memtool.similarity.hsic import GROUPS, Hsic, hsic_from_sums, replicate_groups, wide
-from memtool.similarity.recorder import Batch, OffsetRecorder, PairSums, Recorder, Visit
+from memtool.similarity.recorder import Batch, OffsetRecorder, OffsetSums, Recorder, Visit
 from memtool.similarity.settings import Estimator
 
 PART = 2**17  # elements of C at a time
@@ -102,7 +102,7 @@ class FeatureBatch(Batch):
         self.recorder.missing.discard(self.visit.batch)
 
 
-class FeatureSums(PairSums):
+class FeatureSums(OffsetSums):
     """There is nothing to add up from batch to batch: all is computed of the kept features."""
 
     x: FeatureRecorder

@@ -21,20 +21,25 @@ Nothing is ever added to the denominator: where it is 0, there is no CKA.
 
 Features that have nothing to do with each other have a CKA, too, as `exact` is biased. Let a random
 permutation P shuffle the examples of one layer. E[P Lc P^T] is the same under all permutations, its
-rows sum to 0 and its trace is tr Lc, so that it is tr Lc / (n - 1) H, and
+rows sum to 0 and its trace is tr Lc, so that it is tr Lc / (n - 1) H, whose diagonal is tr Lc / n:
 
-    E <Kc, P Lc P^T> = tr Kc tr Lc / (n - 1) = T / (n - 1),
-    E CKA(X, P Y) = tr Kc tr Lc / ((n - 1) |Kc| |Lc|)
+    E[S + D] = E <Kc, P Lc P^T> = T / (n - 1),   E[D] = T / n,   E[S] = T / (n (n - 1)).
 
-for `exact`, since a permutation changes no layer's HSIC with itself (|A|^2 = <A, A>). By the same
-means, E[S] and E[D] of the unbiased formula cancel with T: its expectation is 0, in each batch.
+A formula that is linear in S, D and T has its expectation from these. A permutation changes no
+layer's HSIC with itself, so that for `exact` (|A|^2 = <A, A>)
+
+    E CKA(X, P Y) = tr Kc tr Lc / ((n - 1) |Kc| |Lc|),
+
+and those of the unbiased formula cancel: its expectation is 0, in each batch.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from itertools import product
 from operator import eq
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -45,10 +50,16 @@ from memtool.similarity.settings import Estimator
 MINIMUM = 4  # examples that the unbiased estimator needs
 GROUPS = 10  # of batches, which the standard error leaves out one at a time
 
+Number = TypeVar("Number", Tensor, Fraction)
+
 
 def minimum(estimator: Estimator) -> int:
-    """How many examples an estimator needs."""
-    return 2 if estimator is Estimator.exact else MINIMUM
+    """How many examples an estimator needs; `auto`, whichever it becomes."""
+    match estimator:
+        case Estimator.exact | Estimator.biased:
+            return 2
+        case Estimator.unbiased | Estimator.minibatch | Estimator.auto:
+            return MINIMUM
 
 
 def check_examples(estimator: Estimator, n: int) -> None:
@@ -60,15 +71,31 @@ def check_examples(estimator: Estimator, n: int) -> None:
 
 
 def hsic_from_sums(estimator: Estimator, s: Tensor, d: Tensor, t: Tensor, n: int) -> Tensor:
-    """HSIC from S, D and T of n examples, by the formula of `exact` or of `unbiased`.
-
-    NaN for fewer examples than the estimator needs.
-    """
+    """HSIC from S, D and T of n examples; NaN for fewer than the estimator needs."""
     if n < minimum(estimator):
         return torch.full_like(s, math.nan)
-    if estimator is Estimator.exact:
-        return (s + d) / (n - 1) ** 2
-    return (s - 2 * d / (n - 2) + t / ((n - 1) * (n - 2))) / (n * (n - 3))
+    return _formula(estimator, s, d, t, n)
+
+
+def permuted_hsic(estimator: Estimator, t: Tensor, n: int) -> Tensor:
+    """HSIC in expectation when the examples of one layer are permuted, from T of n examples."""
+    # In fractions, so that what cancels gives 0.
+    s, d = Fraction(1, n * (n - 1)), Fraction(1, n)
+    return t * float(_formula(estimator, s, d, Fraction(1), n))
+
+
+def _formula(estimator: Estimator, s: Number, d: Number, t: Number, n: int) -> Number:
+    """The formula of an estimator, linear in S, D and T, as `permuted_hsic` needs it.
+
+    Raises ValueError for `auto`, which becomes another one before.
+    """
+    match estimator:
+        case Estimator.exact | Estimator.biased:
+            return (s + d) / (n - 1) ** 2
+        case Estimator.unbiased | Estimator.minibatch:
+            return (s - 2 * d / (n - 2) + t / ((n - 1) * (n - 2))) / (n * (n - 3))
+        case Estimator.auto:
+            raise ValueError("auto has no formula of its own")
 
 
 def normalized(xy: Tensor, xx: Tensor, yy: Tensor) -> Tensor:

@@ -147,6 +147,9 @@ class MinibatchSums(PairSums):
         advance(len(self.pairs))
         return self.table(xy, xx, yy)
 
+    def permuted(self) -> Tensor:
+        return self.x.zeros(len(self.pairs))  # in each batch, as the formula is that of `unbiased`
+
     def _replicates(self, sums: Tensor) -> Tensor:
         """The sums over all batches, then over those without each group that there is."""
         groups = self.x.state["batches"].nonzero().flatten()

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.progress import Advance, unseen
-from memtool.similarity.hsic import GROUPS, Hsic, PairProducts, wide
+from memtool.similarity.hsic import GROUPS, Hsic, PairProducts, permuted_hsic, wide
 from memtool.similarity.settings import Estimator
 
 # How far from its mean, in units of its precision, rounding may leave a feature that is constant.
@@ -128,12 +128,6 @@ class Recorder(ABC):
         for layer in layers & self.index.keys():
             self.state["unaligned"][self.index[layer]] += 1
 
-    def permuted(self) -> Tensor:
-        """A factor for each layer, (layers,): the product of those of two layers is their HSIC in
-        expectation when the examples of one are permuted (see `hsic`). Here 0, as for estimators
-        without bias."""
-        return self.zeros(len(self.index))
-
     def features(self, i: int, activation: Tensor) -> Tensor:
         """The activation of layer i as `features`, their order being the same in all batches."""
         last = self._channels_last.setdefault(i, has_channels_last(activation))
@@ -183,11 +177,6 @@ class OffsetRecorder(Recorder):
     @property
     def n(self) -> int:
         return self.batches[-1][1]
-
-    def permuted(self) -> Tensor:
-        if self.estimator is not Estimator.exact:
-            return super().permuted()
-        return self.traces() / math.sqrt((self.n - 1) ** 3)
 
     @abstractmethod
     def traces(self) -> Tensor:
@@ -253,6 +242,11 @@ class PairSums(ABC):
         `advance` is told of each pair that is done.
         """
 
+    @abstractmethod
+    def permuted(self) -> Tensor:
+        """HSIC of all pairs, (pairs,), in expectation when the examples of one layer are permuted
+        (see `hsic`)."""
+
     def table(self, xy: Tensor, xx: Tensor, yy: Tensor) -> Hsic:
         """The table from HSIC of the pairs, (replicates, pairs), and from that of the layers of
         either network with themselves, (replicates, layers)."""
@@ -261,8 +255,19 @@ class PairSums(ABC):
             for own, recorder in ((xx, self.x), (yy, self.y))
         )
         rows, columns = self.products.rows, self.products.columns
-        permuted = self.x.permuted()[rows] * self.y.permuted()[columns]
-        return Hsic(xy, xx[:, rows], yy[:, columns], permuted)
+        return Hsic(xy, xx[:, rows], yy[:, columns], self.permuted())
+
+
+class OffsetSums(PairSums):
+    """Sums whose recorders are of all examples, and whose HSIC is a formula of S, D and T."""
+
+    x: OffsetRecorder
+    y: OffsetRecorder
+
+    def permuted(self) -> Tensor:
+        rows, columns = self.products.rows, self.products.columns
+        traces = self.x.traces()[rows] * self.y.traces()[columns]
+        return permuted_hsic(self.x.estimator, traces, self.x.n)
 
 
 def add_up(state: dict[str, Tensor], add: Callable[[Tensor], Tensor]) -> None:

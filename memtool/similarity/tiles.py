@@ -29,7 +29,7 @@ from memtool.similarity.hsic import (
     wide,
 )
 from memtool.similarity.rbf import rbf
-from memtool.similarity.recorder import Batch, OffsetRecorder, PairSums, Recorder, Visit
+from memtool.similarity.recorder import Batch, OffsetRecorder, OffsetSums, Recorder, Visit
 from memtool.similarity.settings import Estimator
 
 Products = Callable[[Tensor, Tensor], Tensor]
@@ -174,7 +174,7 @@ class Tiles(Batch):
             self.recorder.block.kept.append(self.visit)
 
 
-class TileSums(PairSums):
+class TileSums(OffsetSums):
     """State: `products`, (1 + groups, pairs), as those of the recorders."""
 
     x: TileRecorder

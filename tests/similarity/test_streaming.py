@@ -201,6 +201,22 @@ def test_the_null_of_two_thousand_permutations(kernel, gram, is_cheaper, monkeyp
     assert math.isnan(constant)
 
 
+@pytest.mark.parametrize("is_cheaper", [True, False], ids=["features", "grams"])
+def test_the_null_of_another_formula_follows_from_it(is_cheaper, monkeypatch):
+    monkeypatch.setattr("memtool.similarity.streaming.is_cheaper", lambda *_: is_cheaper)
+    monkeypatch.setattr("memtool.similarity.hsic._formula", lambda _, s, d, t, n: s / (n * (n - 1)))
+    x, y = pair(6, 3, 2)
+    h = torch.eye(6, dtype=torch.float64) - 1 / 6
+    a, b = ((h @ linear(side) @ h).fill_diagonal_(0) for side in (x, y))
+    orders = torch.tensor(list(itertools.permutations(range(6))))
+    shuffled = b[orders[:, :, None], orders[:, None, :]]
+    expected = (a * shuffled).sum((1, 2)).mean() / (a.norm() * b.norm())
+    stream = CKA("unbiased")
+    stream.update([x], [y])
+    assert stream.null().item() == pytest.approx(expected.item(), abs=1e-6)
+    assert expected > 0.1
+
+
 def test_minibatch_has_a_null_of_0():
     stream = CKA("minibatch")
     stream.update(*([side] for side in pair(24)))
