@@ -1,8 +1,13 @@
-"""What stands at a path."""
+"""What a path means, and what stands at it."""
 
 import os
 from contextlib import suppress
 from pathlib import Path
+
+
+def expanded(path: str | Path) -> Path:
+    """A path with ~ as the user's home, as no shell makes it of --option=~/x or of a variable."""
+    return Path(os.path.expanduser(path))
 
 
 def is_special(path: Path) -> bool:

@@ -1,9 +1,16 @@
-"""What stands at a path."""
+"""What a path means, and what stands at it."""
 
 import os
 from pathlib import Path
 
-from memtool.paths import descriptor, is_special
+from memtool.paths import descriptor, expanded, is_special
+
+
+def test_a_tilde_is_a_home_where_there_is_one(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expanded("~/a") == tmp_path / "a" and expanded(Path("~")) == tmp_path
+    for name in ("~nobody-of-that-name/a", "a/~", "./~/a"):
+        assert expanded(name) == Path(name)
 
 
 def test_pipes_and_devices_are_special_but_no_file_folder_or_impossible_name(tmp_path):

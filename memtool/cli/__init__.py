@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
@@ -25,6 +26,7 @@ from memtool.cli import startup
 from memtool.cli.console import is_debugging, stderr, telling
 from memtool.device import is_first, is_first_to_fail
 from memtool.errors import ERROR, is_lack_of_memory, printable
+from memtool.paths import expanded
 from memtool.tables import discard
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -133,6 +135,7 @@ class Command(TyperCommand):
                 f"memtool {self.name} works in one process; run it without torchrun, which "
                 f"{', '.join(SHARED[:-1])} and {SHARED[-1]} take"
             )
+        ctx.params = {name: _expanded(value) for name, value in ctx.params.items()}
         return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -145,6 +148,13 @@ class Command(TyperCommand):
             if param.param_type_name == "argument":
                 param.display_type_rich = lambda ctx: ""
         return params
+
+
+def _expanded(value: Any) -> Any:
+    """The value of an option, with ~ as the user's home where it is a path, or a list of them."""
+    if isinstance(value, list):
+        return [_expanded(one) for one in value]
+    return expanded(value) if isinstance(value, Path) else value
 
 
 class App(typer.Typer):

@@ -43,6 +43,7 @@ from memtool.data.spec import Options
 from memtool.data.statistics import CHUNK, channel_statistics, fingerprint
 from memtool.errors import told_size
 from memtool.files import claimed, replacing
+from memtool.paths import expanded
 from memtool.progress import Advance, Progress
 from memtool.tensors import Metadata, encoded, opened, read_metadata
 
@@ -71,7 +72,7 @@ class AllImages:
 def cache_folder() -> Path:
     """Where decoded images are kept: MEMTOOL_CACHE, else `memtool` in the user's cache."""
     folder = os.environ.get("MEMTOOL_CACHE")
-    return Path(folder) if folder else user_cache()
+    return expanded(folder) if folder else user_cache()
 
 
 def cached(

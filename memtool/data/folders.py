@@ -13,6 +13,7 @@ from memtool import MemtoolError
 from memtool.contents import read_text
 from memtool.data.listing import Examples, Listing
 from memtool.data.pictures import SUFFIXES
+from memtool.paths import expanded
 
 TESTS = ("test", "val", "valid", "validation")  # names of a test split; the first that has labels
 # What splits are called, too, in small letters; classes are not.
@@ -53,7 +54,7 @@ def listed(path: str) -> Listing:
     (hidden files, other suffixes) is told in a note. Raises MemtoolError if the folder is of
     another form, or if a class has no images; in test/ some classes may have none.
     """
-    root = Path(path).expanduser()
+    root = expanded(path)
     if not root.is_dir():
         raise MemtoolError(f"{root}: no such folder (from data set {'folder:' + path!r})")
     skipped = Skipped()

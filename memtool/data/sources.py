@@ -27,6 +27,7 @@ from memtool.data.listing import Examples, Listing, told_shape
 from memtool.data.spec import NAMES, TORCHVISION
 from memtool.data.splitting import stratified
 from memtool.errors import last_line
+from memtool.paths import expanded
 
 DIGITS_TEST_SIZE = 500
 
@@ -43,11 +44,11 @@ def listed(source: str, folder: Path | None = None, *, memory: int) -> Listing:
     if source == "digits":
         return _digits()
     if source in TORCHVISION:
-        return _torchvision(source, folder or default_folder())
+        return _torchvision(source, expanded(folder) if folder else default_folder())
     if source.startswith("folder:"):
         return folders.listed(source.removeprefix("folder:"))
     if Path(source).suffix.lower() in arrays.SUFFIXES:
-        return arrays.listed(Path(source).expanduser(), memory)
+        return arrays.listed(expanded(source), memory)
     raise MemtoolError(f"unknown data set {source!r}{_hint(source)} (known: {', '.join(NAMES)})")
 
 
@@ -76,7 +77,7 @@ def _digits() -> Listing:
 def default_folder() -> Path:
     """Where downloaded data sets are kept: MEMTOOL_DATA, else `user_cache()`."""
     folder = os.environ.get("MEMTOOL_DATA")
-    return Path(folder) if folder else user_cache()
+    return expanded(folder) if folder else user_cache()
 
 
 def user_cache() -> Path:

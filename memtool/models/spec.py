@@ -17,6 +17,7 @@ from typing import Any
 
 from memtool import MemtoolError, specs
 from memtool.contents import check_regular, read_json
+from memtool.paths import expanded
 
 STITCHED = "stitched"
 
@@ -101,7 +102,7 @@ class ModelSpec:
         name, texts = specs.parse(text, "model")
         options = {key: _value(value) for key, value in texts.items()}
         if name.endswith(".json"):
-            spec = _from_file(Path(name))
+            spec = _from_file(expanded(name))
             return replace(spec, options={**spec.options, **options})
         spec = ModelSpec(name, options, trusted=True)
         if code := code_file(name):
@@ -157,7 +158,7 @@ def _from_file(path: Path) -> ModelSpec:
 def code_file(name: str) -> Path | None:
     """The file of `FILE.py:FACTORY`; None for any other name."""
     path, colon, _ = name.rpartition(":")
-    return Path(path) if colon and path.endswith(".py") else None
+    return expanded(path) if colon and path.endswith(".py") else None
 
 
 def source_of(path: Path) -> bytes:

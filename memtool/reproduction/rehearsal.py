@@ -13,6 +13,7 @@ from memtool import MemtoolError, specs
 from memtool.data.spec import TORCHVISION
 from memtool.models import ModelSpec
 from memtool.models.spec import code_file
+from memtool.paths import expanded
 from memtool.reproduction.recipes import Recipe
 from memtool.reproduction.record import Record
 from memtool.reproduction.runner import Command, try_steps
@@ -50,7 +51,7 @@ def check_inputs(recipe: Recipe, steps: Iterable[Step], load: Callable[[str], "D
     reads: steps go by names, and would count as done. Where the data are no longer, nothing can be
     compared; that is told by the first step that needs them."""
     spec, source = ModelSpec.parse(recipe.model), specs.split(recipe.data, "data set")[0]
-    path = Path(source.removeprefix("folder:")).expanduser()
+    path = expanded(source.removeprefix("folder:"))
     may_change = source not in ("digits", *TORCHVISION) and path.exists()
     trained = _trained(steps) if spec.sha256 or may_change else []
     now = load(recipe.data).fingerprint if trained and may_change else None

@@ -271,6 +271,21 @@ def test_the_format_of_the_rows(run, runs, format, start):
     assert run("info", runs.clean, "--format", format).stdout.startswith(start)
 
 
+def test_a_tilde_behind_an_equals_sign_is_the_home(run, runs, tmp_path, monkeypatch):
+    """No shell makes it that."""
+    (tmp_path / "there").mkdir()
+    monkeypatch.chdir(tmp_path / "there")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("info", runs.clean, "--output=~/a/rows.csv").code == 0
+    plotted = run("plot", runs.noisy_table, "--output=~/f.csv", "--output=~/g.csv")
+    assert plotted.code == 0, plotted.stderr
+    assert {"a/rows.csv", "f.csv", "g.csv"} <= set(files(tmp_path))
+    (tmp_path / "net.json").write_text('{"name": "digits-cnn", "options": {}}')
+    trained = ("train", "--model=~/net.json", "--data", "digits", "--output=~/r.safetensors")
+    assert f"{tmp_path}/r.safetensors" in run(*trained, "--dry-run").stdout
+    assert files(tmp_path / "there") == []
+
+
 def test_quiet_means_no_notes(run, tmp_path):
     arguments = ("make-noisy", "digits", "-r", "50%", "-o", tmp_path / "l.safetensors")
     loud, quiet = run(*arguments), run(*arguments, "-q")

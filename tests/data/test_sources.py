@@ -14,6 +14,7 @@ import pytest
 import torchvision
 
 from memtool import data
+from memtool.data.cache import cache_folder
 from memtool.data.sources import _checksums, default_folder
 from memtool.data.spec import NAMES, TORCHVISION
 
@@ -264,3 +265,12 @@ def test_downloads_go_to_the_folder_that_the_environment_names(tmp_path, monkeyp
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setenv("HOME", str(tmp_path))
     assert default_folder() == tmp_path / ".cache/memtool"
+
+
+def test_a_tilde_in_the_environment_is_the_home(tmp_path, monkeypatch, refused) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("MEMTOOL_DATA", "~/data")
+    monkeypatch.setenv("MEMTOOL_CACHE", "~/cache")
+    assert (default_folder(), cache_folder()) == (tmp_path / "home/data", tmp_path / "home/cache")
+    assert "~nobody" in refused("folder:~nobody-of-that-name/x")
