@@ -77,14 +77,15 @@ def cka(
         ),
     ] = CkaSettings.kernel,
     bandwidth: Annotated[
-        float,
+        float | None,
         typer.Option(
             "--bandwidth",
             metavar="X",
-            help="Sigma of rbf as a multiple of the median distance between the images (at most "
-            "512 of them, evenly spaced)",
+            help="With --kernel rbf: sigma as a multiple of the median distance between the images "
+            "(at most 512 of them, evenly spaced)",
+            show_default=f"{CkaSettings.bandwidth:g}",
         ),
-    ] = CkaSettings.bandwidth,
+    ] = None,
     precision: Annotated[
         Precision,
         typer.Option(
@@ -138,6 +139,10 @@ def cka(
         *checkpoints, references = *checkpoints[:-1], checkpoints[-1:]
     if not checkpoints:
         raise typer.BadParameter("name a checkpoint and a reference", param_hint="CHECKPOINT")
+    if bandwidth is not None and kernel is not Kernel.rbf:
+        raise typer.BadParameter("it goes with --kernel rbf", param_hint="--bandwidth")
+    if bandwidth is None:
+        bandwidth = CkaSettings.bandwidth
     if not 0 < bandwidth <= LARGEST:
         told = f"{bandwidth} is not positive, or exceeds {LARGEST:g}"
         raise typer.BadParameter(told, param_hint="--bandwidth")

@@ -55,6 +55,8 @@ def info(
     from memtool import tables
     from memtool.checkpoints import file_rows, layer_rows
 
+    if image_size is not None and not layers:
+        raise typer.BadParameter("it goes with --layers", param_hint="--image-size")
     path = options.checked_output(output, table_format)
     rows: list[tables.LayerRow] | list[tables.FileRow]
     if layers:

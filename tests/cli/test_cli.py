@@ -114,6 +114,8 @@ def test_no_arguments_show_the_help(run):
         (["plot", "rows.csv", "-o", "f.png", "--ratios", ","], "--ratios: ',' names nothing"),
         (["plot", "rows.csv", "-o", "f.png", "--epochs", ""], "--epochs: '' names nothing"),
         (["plot", "rows.csv", "-o", "f.png", "--marks", ""], "--marks: '' names nothing"),
+        (["cka", *"a.safetensors b.safetensors --bandwidth 3".split()], "goes with --kernel rbf"),
+        (["info", *"a.safetensors --image-size 8".split()], "goes with --layers"),
         (["plot", "-o", "-"], "name a file"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
