@@ -241,18 +241,23 @@ def _cell(value: float, size: int, has_colors: bool) -> Text:
 
 
 def _legend(figure: Figure, width: int) -> Iterator[Text]:
-    """The legend's lines and labels, as many side by side as there is room for."""
+    """The legend's title, lines and labels, as many side by side as there is room for."""
     line = Text()
-    for legend in figure.legends:
-        for handle in legend.legend_handles:
-            if not isinstance(handle, Line2D):
-                continue
-            part = Text(f"{_marker(handle) or _path(handle) * 2} ")
-            part.stylize(_style(handle))
-            part.append(str(handle.get_label()), Style())
-            if line and cell_len(line.plain) + cell_len(part.plain) + 3 > width:
-                yield line
-                line = Text()
-            line.append_text(Text("   ") if line else Text()).append_text(part)
+    for part in _legend_parts(figure):
+        if line and cell_len(line.plain) + cell_len(part.plain) + 3 > width:
+            yield line
+            line = Text()
+        line.append_text(Text("   ") if line else Text()).append_text(part)
     if line:
         yield line
+
+
+def _legend_parts(figure: Figure) -> Iterator[Text]:
+    for legend in figure.legends:
+        if title := legend.get_title().get_text():
+            yield Text(f"{title}:")
+        for handle in legend.legend_handles:
+            if isinstance(handle, Line2D):
+                part = Text(f"{_marker(handle) or _path(handle) * 2} ")
+                part.stylize(_style(handle))
+                yield part.append(str(handle.get_label()), Style())

@@ -51,6 +51,15 @@ def test_a_curve_is_where_its_values_are():
     assert lines[-1].endswith(" 50")  # the legend
 
 
+@each_kind
+def test_the_legend_says_what_its_labels_are_of(kind, rows):
+    figure = draw(kind, rows)
+    titles = [legend.get_title().get_text() for legend in figure.legends]
+    text = as_text(figure, 80)
+    assert all(f"{title}:" in text for title in titles if title)
+    assert any(titles) or kind not in ("convergence", "training")
+
+
 def test_open_markers_and_names_of_layers():
     lines = lines_of("supplement", supplement_rows(ratios=[0.5], cuts=[1]), width=120)
     assert lines[0] == "CKA to clean model, by layer"
