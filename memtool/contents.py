@@ -33,6 +33,7 @@ MAX_HEADER = 100_000_000  # bytes; safetensors itself reads no larger one
 
 AGAIN = "download or copy it again"
 OTHER = "name another file"
+TABLE = "memtool plot draws those of memtool, and make-noisy --from takes labels from one"
 # Ways out where weights are expected, not data.
 PYTORCH = "memtool reads networks of PyTorch: copy the weights to one and save its state_dict()"
 CONVERT = "make a checkpoint of it: memtool convert {path} -o {target}"
@@ -302,7 +303,7 @@ def _text(start: bytes, path: Path) -> Content | None:
     text = _decoded(start).strip()
     if not text or not all(char.isprintable() or char in string.whitespace for char in text):
         return None
-    for recognize in (_pointer, _page):
+    for recognize in (_pointer, _page, _table):
         if content := recognize(text, path):
             return content
     kind = "JSON" if re.match(r'\{\s*("|\}|$)|\[\s*[\]\[{"\d-]', text) else "text"
@@ -348,6 +349,15 @@ def _page(text: str, path: Path) -> Content | None:
         told = " ".join(re.sub(r"<[^>]*>", " ", text).split())[:60]
         return Content(f"XML ({told!r})", AGAIN)
     return None
+
+
+def _table(text: str, path: Path) -> Content | None:
+    """CSV whose first line, of which the end may not have been read, has three names or more."""
+    header = text.partition("\n")[0].strip()
+    if not re.fullmatch(r"\w+([,;\t])\w+(\1\w*)+", header):
+        return None
+    names = re.findall(r"\w+", header)
+    return Content(f"a table with the columns {some(names)}", TABLE)
 
 
 # --- Folders --------------------------------------------------------------------------------------

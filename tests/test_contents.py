@@ -100,6 +100,17 @@ KINDS: dict[str, tuple[bytes, str, str]] = {
         "text that begins with 'Invalid username or password.'",
         "download",
     ),
+    "table": (
+        b"epoch,loss,test_accuracy\r\n1,0.5,0.75\r\n",
+        "columns epoch, loss, te",
+        "memtool plot",
+    ),
+    "half a header of a table": (
+        b"\t".join(b"column" for _ in range(400)),
+        "a table",
+        "memtool plot",
+    ),
+    "list": (b"oh,well, what,next\n", "text that begins with 'oh,well", "download"),
     "half of UTF-8": ("é".encode() * 1000 + b"\xc3", "text that begins with 'ééé", "download"),
     "half a header": (WEIGHTS[:40], "a safetensors file that is cut short (40 bytes of", "copy"),
     "half the tensors": (WEIGHTS[:-1], f"bytes of {len(WEIGHTS):,})", "download"),

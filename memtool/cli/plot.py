@@ -147,6 +147,8 @@ def plot(
     )
     names = list(sources or [])
     kind = figures.Kind(names.pop(0)) if names and names[0] in set(figures.Kind) else None
+    for name in names:
+        _check_is_no_kind(name)
     if not names and sys.stdin.isatty():
         raise typer.BadParameter("name a table, or pipe one in", param_hint="TABLE")
     if not output and not terminal:
@@ -181,6 +183,22 @@ def plot(
             write(figures.points(figure), tables.PointRow, path, None)
     if terminal:
         typer.echo(figures.as_text(figure, styled=sys.stdout.isatty()), nl=False)
+
+
+def _check_is_no_kind(name: str) -> None:
+    """Raise a usage error for what stands for a table, is no file, and is nearly a kind."""
+    from difflib import get_close_matches
+
+    from memtool.figures import Kind
+
+    if Path(name).suffix or Path(name).exists():
+        return
+    if nearest := get_close_matches(name, list(Kind), n=1):
+        raise typer.BadParameter(
+            f"{name}: no such file; did you mean the kind {nearest[0]}, which goes before the "
+            "tables?",
+            param_hint="TABLE",
+        )
 
 
 def _options(**typed: Any) -> "Options":

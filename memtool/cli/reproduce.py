@@ -28,6 +28,15 @@ def _option(name: str, metavar: str, help: str) -> object:
     return typer.Option(name, metavar=metavar, help=help)
 
 
+def _study(name: str) -> Study:
+    if name not in set(Study):
+        raise typer.BadParameter(
+            f"no study {name!r} (there are {', '.join(Study)}); of any data set with any network: "
+            "--data DATASET --model SPEC"
+        )
+    return Study(name)
+
+
 @app.command()
 def reproduce(
     output: Annotated[
@@ -43,6 +52,8 @@ def reproduce(
         Study | None,
         typer.Argument(
             metavar="[STUDY]",
+            parser=_study,
+            autocompletion=lambda: list(Study),
             help="digits, minutes on a laptop; cifar10, by ResNet-18, or svhn, by a CNN, hours on "
             "a GPU; if left out, --data and --model say what",
         ),

@@ -60,6 +60,8 @@ def write_report(folder: Path) -> Path:
 
 def report(folder: Path) -> str:
     """The page. What is not in the folder is left out, and the page says so."""
+    if folder.is_file():
+        raise MemtoolError(f"{folder}: is a file; name the folder of a reproduction")
     choices = _read_choices(folder / "reproduction.json")
     found = {kind: _rows(folder, kind, choices) for kind in TABLES}
     if not any(found.values()):
