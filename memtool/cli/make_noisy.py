@@ -108,6 +108,8 @@ def make_noisy(
         raise typer.BadParameter(
             "several ratios need {ratio} in the name, as in 'r{ratio}.safetensors'", param_hint="-o"
         )
+    if source is not None and "{ratio}" in str(output):
+        raise typer.BadParameter("--from gives labels without a {ratio}", param_hint="-o")
     options.check_file(output)
     paths = {Path(str(output).replace("{ratio}", f"{100 * one:.10g}")): one for one in ratios}
     for path in paths or [output]:

@@ -91,6 +91,10 @@ def test_no_arguments_show_the_help(run):
         (["make-noisy", "digits", "-r", "half", "-o", "OUT"], "'half' is not a ratio"),
         (["make-noisy", "digits", "-r", ",", "-o", "OUT"], "no ratio given"),
         (["make-noisy", "digits", "-r", "5%,10%", "-o", "OUT"], "need {ratio} in the name"),
+        (
+            ["make-noisy", "digits", "--from", "a.npy", "-o", "{ratio}.safetensors"],
+            "labels without a {ratio}",
+        ),
         (["make-noisy", "digits", "-r", "5%", "--kind", "matrix", "-o", "OUT"], "--matrix FILE"),
         (["make-noisy", "digits", "-r", "5%", "--kind", "sym", "-o", "OUT"], "'sym' is not one of"),
         (["make-noisy", "digits", "-r", "5%", "-o", "-"], "ends in .safetensors"),
