@@ -135,9 +135,9 @@ Memory = Annotated[
         "--memory",
         metavar="SIZE",
         help="Memory that images may take and, beside them, forward passes and results, such as "
-        "512MiB or 4GiB; image files that do not fit are decoded once, into a file (see "
-        "MEMTOOL_CACHE), larger arrays are refused, and results that do not fit are computed "
-        "again, with more forward passes",
+        "512MiB or 4GiB (4G is the same, 4GB is 4 x 10^9 bytes); image files that do not fit are "
+        "decoded once, into a file (see MEMTOOL_CACHE), larger arrays are refused, and results "
+        "that do not fit are computed again, with more forward passes",
     ),
 ]
 Quiet = Annotated[
@@ -198,13 +198,16 @@ def ratios(values: list[str]) -> list[float]:
 
 
 def size(text: str) -> int:
-    """'4GiB' in bytes; a usage error for anything but a number with a unit, B to TiB."""
-    units = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+    """'4GiB', '4G' or '4GB' in bytes, the last of which is 4 * 10^9; a usage error for anything but
+    a number with a unit, B to TiB."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B?|B)", text)
     if not found:
-        raise typer.BadParameter(f"{text!r} is not a size, such as 512MiB or 4GiB")
+        raise typer.BadParameter(
+            f"{text!r} is not a size, such as 512MiB or 4GiB", param_hint="--memory"
+        )
     number, unit = found.groups()
-    return int(float(number) * units[unit if unit == "B" else f"{unit[0]}iB"])
+    base = 1000 if unit.endswith("B") and "i" not in unit else 1024
+    return int(float(number) * base ** "BKMGT".index(unit[0]))
 
 
 def epochs(text: str) -> list[int]:

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from memtool.cli import options
+
 
 def rows(text):
     return list(csv.DictReader(io.StringIO(text)))
@@ -62,6 +64,22 @@ def test_a_dry_run_checks_the_settings_and_writes_nothing(run, runs, tmp_path, m
 @pytest.mark.parametrize("size", ["4", "GiB", "-1GiB", "4XiB"])
 def test_sizes_that_are_none(run, runs, size):
     assert run("cka", runs.noisy, runs.clean, f"--memory={size}").code == 2
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [
+        ("12B", 12),
+        ("3KiB", 3 * 2**10),
+        ("3KB", 3000),
+        ("1.5 GB", 1_500_000_000),
+        ("1.5G", 3 * 2**29),
+        ("2Gi", 2**31),
+        ("1TB", 10**12),
+    ],
+)
+def test_sizes_are_in_powers_of_1000_or_1024_as_their_units_say(text, size):
+    assert options.size(text) == size
 
 
 def test_layers_of_other_names(run, runs):
