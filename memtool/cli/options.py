@@ -34,6 +34,15 @@ TableFormat = Annotated[
         "and CSV in a pipe",
     ),
 ]
+StdoutFormat = Annotated[
+    Format | None,
+    typer.Option(
+        "--format",
+        metavar="FORMAT",
+        help="csv, tsv, jsonl or table, of the rows on stdout; by default a table on a terminal "
+        "and CSV in a pipe",
+    ),
+]
 Layers = Annotated[
     list[str],
     typer.Option(

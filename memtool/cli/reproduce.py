@@ -157,7 +157,7 @@ def reproduce(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print the commands that would run, and run none")
     ] = False,
-    table_format: options.TableFormat = None,
+    table_format: options.StdoutFormat = None,
     quiet: options.Quiet = False,
 ) -> None:
     """Reproduce the paper: noise, training, CKA, stitching

@@ -230,7 +230,7 @@ def train(
             help="Also write the rows to this file, once the run is complete",
         ),
     ] = None,
-    table_format: options.TableFormat = None,
+    table_format: options.StdoutFormat = None,
     device: options.Device = "auto",
     dry_run: options.DryRun = False,
     quiet: options.Quiet = False,

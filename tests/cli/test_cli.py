@@ -61,6 +61,13 @@ def test_one_option_means_one_thing_everywhere():
                 assert letters.setdefault(short, parameter.opts[-1]) == parameter.opts[-1]
 
 
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_format_names_o_where_that_is_for_rows(run, name):
+    told = " ".join(run(name, "--help").stdout.split())
+    if "--format FORMAT" in told:
+        assert ("by the suffix of -o" in told) == ("-o, --output FILE File for the rows" in told)
+
+
 def test_the_program_has_help_and_a_version(run):
     result = run("--help")
     assert result.code == 0
