@@ -58,7 +58,15 @@ def reproduce(
             "a GPU; if left out, --data and --model say what",
         ),
     ] = None,
-    dataset: options.Data = None,
+    dataset: Annotated[
+        str | None,
+        _option(
+            "--data",
+            "DATASET",
+            f"{options.DATASETS}, with options as in folder:PATH?image_size=224, instead of the "
+            "study's",
+        ),
+    ] = None,
     data_dir: options.DataDir = None,
     model: Annotated[
         str | None,

@@ -68,6 +68,11 @@ def test_the_help_of_format_names_o_where_that_is_for_rows(run, name):
         assert ("by the suffix of -o" in told) == ("-o, --output FILE File for the rows" in told)
 
 
+@pytest.mark.parametrize("name", sorted({*COMMANDS} - {"cka", "stitch"}))
+def test_no_help_tells_of_checkpoints_where_none_are_named(run, name):
+    assert "last checkpoint" not in " ".join(run(name, "--help").stdout.split())
+
+
 def test_the_program_has_help_and_a_version(run):
     result = run("--help")
     assert result.code == 0
