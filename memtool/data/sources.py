@@ -1,8 +1,8 @@
 """Where data sets come from: the source in a spec becomes a listing of examples.
 
 A data set of a new kind gets a function here, or a module of its own such as `folders`, that
-returns a `Listing`; a line in `listed`; and its name in `spec.NAMES`. One that torchvision has
-needs a line in `spec.TORCHVISION` only.
+returns a `Listing`; a line in `listed`; and its name in `spec.NAMES`. One that torchvision has in
+arrays, as `data` and `targets` or `labels`, needs a line in `spec.TORCHVISION` only.
 """
 
 import hashlib
@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdo
 from difflib import get_close_matches
 from importlib import resources
 from importlib.util import find_spec
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -56,7 +57,7 @@ def _hint(source: str) -> str:
     """What else an unknown source may be meant to be."""
     if source and Path(source).is_dir():
         return f"; did you mean 'folder:{source}'?"
-    nearest = get_close_matches(source.lower(), ["digits", *TORCHVISION, "folder:"], n=1)
+    nearest = get_close_matches(source.lower(), [name.removesuffix("PATH") for name in NAMES], n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""
 
 
@@ -97,7 +98,7 @@ def _torchvision(name: str, folder: Path) -> Listing:
     train, test = [
         Examples(
             arrays.nchw(np.asarray(part.data), f"{name}: its images"),
-            np.asarray(part.labels if name == "svhn" else part.targets, dtype=np.int64),
+            np.asarray(part.targets if hasattr(part, "targets") else part.labels, dtype=np.int64),
         )
         for part in parts
     ]
@@ -114,20 +115,22 @@ def _torchvision(name: str, folder: Path) -> Listing:
 
 def _downloaded(name: str, kind: Any, folder: Path) -> list[Any]:
     """The training and the test split, as objects of `kind`, one of torchvision's classes."""
+    has_train = "train" in signature(kind).parameters
     try:
         with _locked(folder), _output_of_torchvision():
             return [
                 kind(
                     folder,
-                    **({"split": part} if name == "svhn" else {"train": part == "train"}),
+                    **({"train": part == "train"} if has_train else {"split": part}),
                     download=True,
                 )
                 for part in ("train", "test")
             ]
     except Exception as error:  # whatever torchvision makes of the files that it finds there
+        files = ", ".join(_files(kind)) or "its files"
         raise MemtoolError(
             f"{name}: neither in {folder} nor to be downloaded ({last_line(error)}); put there "
-            f"{', '.join(_files(kind))}, or say where they are (--data-dir or MEMTOOL_DATA)"
+            f"{files}, or say where they are (--data-dir or MEMTOOL_DATA)"
             f"{_other_content(kind, folder)}"
         ) from error
 
@@ -149,14 +152,21 @@ def _md5(path: Path) -> str:
 
 
 def _checksums(kind: Any) -> dict[str, str]:
-    """The MD5 sums that torchvision knows of a data set's files, by their paths in its folder."""
+    """The MD5 sums of a data set's files, by their paths in its folder, as far as torchvision lists
+    them."""
     if hasattr(kind, "split_list"):
         return {kind.split_list[part][1]: kind.split_list[part][2] for part in ("train", "test")}
     if hasattr(kind, "resources"):
         return {f"{kind.__name__}/raw/{name}": md5 for name, md5 in kind.resources}
-    unpacked = {f"{kind.base_folder}/{name}": md5 for name, md5 in kind.train_list + kind.test_list}
-    meta = {f"{kind.base_folder}/{kind.meta['filename']}": kind.meta["md5"]}
-    return {kind.filename: kind.tgz_md5, **unpacked, **meta}
+    if not hasattr(kind, "train_list"):
+        return {}
+    unpacked = dict(kind.train_list + kind.test_list)
+    if hasattr(kind, "meta"):
+        unpacked[kind.meta["filename"]] = kind.meta["md5"]
+    return {
+        kind.filename: kind.tgz_md5,
+        **{f"{kind.base_folder}/{name}": md5 for name, md5 in unpacked.items()},
+    }
 
 
 @contextmanager

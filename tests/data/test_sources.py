@@ -108,6 +108,50 @@ def test_svhn_from_its_files(tmp_path: Path, trusting: None, monkeypatch, refuse
     assert found.classes == tuple("0123456789")
 
 
+def test_another_of_torchvision_needs_its_line_alone(
+    tmp_path: Path, monkeypatch, refused, run
+) -> None:
+    monkeypatch.setitem(TORCHVISION, "stl10", "STL10")
+    monkeypatch.setattr(
+        "torchvision.datasets.stl10.check_integrity", lambda path, md5: os.path.isfile(path)
+    )
+
+    def offline(*args: object, **options: object) -> None:
+        raise URLError("no route to host")
+
+    monkeypatch.setattr("torchvision.datasets.stl10.download_and_extract_archive", offline)
+    folder = tmp_path / "stl10_binary"
+    folder.mkdir()
+    told = refused("stl10", folder=tmp_path)
+    assert "no route to host" in told and "stl10_binary.tar.gz" in told
+    pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 96, 96), dtype=np.uint8)
+    (folder / "class_names.txt").write_text("".join(f"class {i}\n" for i in range(10)))
+    (folder / "unlabeled_X.bin").touch()
+    for part in ("train", "test"):
+        pixels.transpose(0, 1, 3, 2).tofile(folder / f"{part}_X.bin")  # columns first
+        np.array([10, 1], dtype=np.uint8).tofile(folder / f"{part}_y.bin")
+    found = data.load("stl10", tmp_path)
+    assert (found.train.images == pixels).all() and found.test.labels.tolist() == [9, 0]
+    assert found.classes[9] == "class 9"
+
+
+def test_a_cause_is_told_whatever_torchvision_lists_of_files(
+    tmp_path: Path, monkeypatch, refused
+) -> None:
+    class Unlisted:
+        def __init__(self, root: Path, split: str, download: bool) -> None:
+            raise ValueError(f"no split {split!r}")
+
+    monkeypatch.setattr(torchvision.datasets, "Unlisted", Unlisted, raising=False)
+    monkeypatch.setitem(TORCHVISION, "unlisted", "Unlisted")
+    assert "(no split 'train'); put there its files" in refused("unlisted", folder=tmp_path)
+
+
+def test_every_name_is_among_those_that_are_near(monkeypatch, refused) -> None:
+    monkeypatch.setattr("memtool.data.sources.NAMES", (*NAMES, "thirdparty"))
+    assert "did you mean 'thirdparty'" in refused("thirdpart")
+
+
 @pytest.mark.parametrize(
     ("name", "module", "file"),
     [
