@@ -13,8 +13,14 @@ import typer.main
 
 from memtool import manual, tables
 from memtool.cli import app
+from memtool.data import NoiseKind
+from memtool.device import Precision
 from memtool.metadata import HEADER, KINDS, places
+from memtool.models import Connector
+from memtool.similarity.settings import Estimator, Kernel
+from memtool.stitching import Init
 from memtool.tables import rows
+from memtool.training.settings import Augment, Optimizer, Schedule
 
 GROUP = typer.main.get_command(app)
 PAGES = {path.name: text for path, text in manual.pages().items() if path.parent.name == "man"}
@@ -49,6 +55,36 @@ def test_every_command_has_a_page_with_all_its_options_and_examples():
         assert [option for option in options if option not in page] == []
         assert len(re.findall(rf"^ *memtool {name}|\| memtool {name}", page, re.MULTILINE)) >= 2
         assert f"memtool-{name}" in PAGES["memtool.1"].replace("\\-", "-")
+
+
+CHOICES = (NoiseKind, Optimizer, Schedule, Augment, Precision, Estimator, Kernel, Connector, Init)
+UNLISTED = {Estimator.auto, Estimator.biased}  # which no table has
+
+
+def texts():
+    """What options, columns and fields mean, by their places."""
+    for name, command in GROUP.commands.items():
+        yield from ((f"{name} {param.opts[-1]}", param.help or "") for param in command.params)
+    for table in filter(is_typeddict, vars(rows).values()):
+        for name, column in tables.columns(table).items():
+            yield f"{table.__name__}.{name}", column.meaning
+    for kind in KINDS.values():
+        yield from ((place, field.meaning) for place, field in places(kind.fields, []))
+
+
+def incomplete(choices):
+    """The places of the texts that list some of the choices, two or more, and not all."""
+    choices = {str(one) for one in choices} - UNLISTED
+    for place, text in texts():
+        told = choices & set(re.findall(r"[\w-]+", text))
+        if 1 < len(told) < len(choices):
+            yield place
+
+
+@pytest.mark.parametrize("choices", CHOICES)
+def test_texts_that_list_choices_list_them_all(choices):
+    assert list(incomplete(choices)) == []
+    assert list(incomplete([*choices, "another"])) != []
 
 
 def columns_told(page):
