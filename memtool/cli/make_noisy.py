@@ -93,7 +93,7 @@ def make_noisy(
     from memtool.files import check_writable
     from memtool.tensors import find_replaced
 
-    ratios = options.ratios(ratio or [])
+    ratios = options.ratios(ratio or [], "-r")
     if source is not None and (ratio or matrix or kind is not NoiseKind.uniform):
         raise typer.BadParameter(
             "it takes the place of -r, --kind and --matrix", param_hint="--from"

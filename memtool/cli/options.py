@@ -198,12 +198,16 @@ def comma_separated(values: list[str], option: str) -> list[str]:
     return parts
 
 
-def ratios(values: list[str]) -> list[float]:
-    """['0 25%', '0.5,1'] as [0, 0.25, 0.5, 1]; a usage error for anything outside [0, 1]."""
+def ratios(values: list[str], option: str) -> list[float]:
+    """['0 25%', '0.5,1'] as [0, 0.25, 0.5, 1]; a usage error for anything outside [0, 1], and where
+    something was typed that names none."""
+    parts = [part for text in values for part in text.replace(",", " ").split()]
+    if values and not parts:
+        raise typer.BadParameter("no ratio given", param_hint=option)
     try:
-        return [specs.ratio(part) for text in values for part in text.replace(",", " ").split()]
+        return [specs.ratio(part) for part in parts]
     except MemtoolError as error:
-        raise typer.BadParameter(str(error)) from None
+        raise typer.BadParameter(str(error), param_hint=option) from None
 
 
 def size(text: str) -> int:

@@ -10,6 +10,7 @@ import typer
 from memtool import MemtoolError, tables
 from memtool.cli import app
 from memtool.cli.options import comma_separated, write
+from memtool.cli.options import ratios as as_ratios
 from memtool.figures.options import XAxis
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def plot(
     options = _options(
         x=x,
         layers=comma_separated(layers or [], "--layers"),
-        ratios=comma_separated(ratios or [], "--ratios"),
+        ratios=as_ratios(ratios or [], "--ratios"),
         epochs=comma_separated([] if epochs is None else [epochs], "--epochs"),
         marks=comma_separated(marks or [], "--marks"),
         width=width,

@@ -19,9 +19,9 @@ from memtool.reproduction.recipes import MOST_EPOCHS, MOST_SEEDS
 MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
 
-def _percent(typed: list[str] | None) -> list[float] | None:
+def _percent(typed: list[str] | None, option: str) -> list[float] | None:
     """Noise ratios in percent; None if none were typed."""
-    return [100 * one for one in options.ratios(typed or [])] or None
+    return [100 * one for one in options.ratios(typed or [], option)] or None
 
 
 def _option(name: str, metavar: str, help: str) -> object:
@@ -206,6 +206,8 @@ def reproduce(
     )
 
     _check_folder(output)
+    for option, typed in (("--layers", layers), ("--cuts", cuts)):
+        options.comma_separated([] if typed is None else [typed], option)
     elsewhere = data_dir if str(data_dir) != os.environ.get("MEMTOOL_DATA") else None
     if data_dir:
         os.environ["MEMTOOL_DATA"] = str(data_dir)
@@ -218,8 +220,8 @@ def reproduce(
         samples=samples,
         save_every=save_every,
         saved=options.epochs(save_at) if save_at is not None else None,
-        ratios=_percent(ratios),
-        supplement=_percent(supplement),
+        ratios=_percent(ratios, "--ratios"),
+        supplement=_percent(supplement, "--supplement"),
         seeds=seeds,
         epochs=epochs,
         layers=layers,
