@@ -80,6 +80,15 @@ def told_names(names: Sequence[str], most: int = 5) -> str:
     return f"{', '.join(map(printable, names[:most]))}{more}"
 
 
+def counted(number: int, noun: str) -> str:
+    """How many there are of something whose plural ends in s.
+
+    >>> counted(1, "epoch"), counted(20, "epoch")
+    ('1 epoch', '20 epochs')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 

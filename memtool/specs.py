@@ -124,7 +124,8 @@ def ratio(text: str) -> float:
     except ValueError:
         raise MemtoolError(f"{text!r} is not a ratio, such as 25% or 0.25") from None
     if not 0 <= value <= 1:
-        hint = f"; did you mean {text}%?" if 1 < value <= 100 and "%" not in text else ""
+        is_percent = 1 < value <= 100 and text[0] != "0" and "%" not in text
+        hint = f"; did you mean {text}%?" if is_percent else ""
         raise MemtoolError(f"ratio {text} is outside [0, 1]{hint}")
     return value
 

@@ -118,7 +118,8 @@ def _in_short() -> Iterator[None]:
     try:
         yield
     except UsageError as error:
-        error.message = _line(error.message)
+        # As pydantic begins what typer's own checks of a value say.
+        error.message = _line(error.message.removeprefix("Value error, "))
         raise
 
 

@@ -207,7 +207,9 @@ def ratios(values: list[str], option: str) -> list[float]:
     try:
         return [specs.ratio(part) for part in parts]
     except MemtoolError as error:
-        raise typer.BadParameter(str(error), param_hint=option) from None
+        is_decimal = any(re.search(r"\d,\d", text) for text in values)
+        hint = " (a comma separates ratios, decimals have a point)" if is_decimal else ""
+        raise typer.BadParameter(f"{error}{hint}", param_hint=option) from None
 
 
 def size(text: str) -> int:
@@ -223,11 +225,13 @@ def size(text: str) -> int:
     return int(float(number) * base ** "BKMGT".index(unit[0]))
 
 
-def epochs(text: str) -> list[int]:
+def epochs(text: str, option: str) -> list[int]:
     """'1,2,4' or '1 2 4' as [1, 2, 4]; a usage error for anything but whole numbers from 0 on."""
     parts = text.replace(",", " ").split()
     if not all(part.isdecimal() and len(part) < 10 for part in parts):
-        raise typer.BadParameter(f"{text!r} is not a list of epochs, such as 1,2,4,8")
+        raise typer.BadParameter(
+            f"{text!r} is not a list of epochs, such as 1,2,4,8", param_hint=option
+        )
     return [int(part) for part in parts]
 
 

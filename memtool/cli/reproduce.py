@@ -219,7 +219,7 @@ def reproduce(
         samples_train=samples_train,
         samples=samples,
         save_every=save_every,
-        saved=options.epochs(save_at) if save_at is not None else None,
+        saved=options.epochs(save_at, "--save-at") if save_at is not None else None,
         ratios=_percent(ratios, "--ratios"),
         supplement=_percent(supplement, "--supplement"),
         seeds=seeds,

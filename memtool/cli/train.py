@@ -10,6 +10,7 @@ from memtool import MemtoolError
 from memtool.cli import app, inputs, options
 from memtool.cli.console import progress
 from memtool.device import Precision
+from memtool.errors import counted
 from memtool.models import OURS
 from memtool.tables.schema import LARGEST
 from memtool.training.defaults import config_for, told
@@ -334,9 +335,9 @@ def train(
 
 def _epochs_to_save(every: int | None, at: str, epochs: int) -> set[int]:
     """The epochs that --save-every and --save-at name; a usage error for one after the last."""
-    saved = {*options.epochs(at), *(range(every, epochs + 1, every) if every else ())}
+    saved = {*options.epochs(at, "--save-at"), *(range(every, epochs + 1, every) if every else ())}
     if saved and max(saved) > epochs:
         raise typer.BadParameter(
-            f"{max(saved)}: the run has {epochs} epochs", param_hint="--save-at"
+            f"{max(saved)}: the run has {counted(epochs, 'epoch')}", param_hint="--save-at"
         )
     return saved

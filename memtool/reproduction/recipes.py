@@ -9,6 +9,7 @@ from typing import Any
 
 from memtool import MemtoolError, specs
 from memtool.data.spec import with_options
+from memtool.errors import counted
 from memtool.figures.options import SUPPLEMENTED
 from memtool.training.defaults import config_for
 from memtool.training.settings import Augment
@@ -81,7 +82,9 @@ class Recipe:
         if "saved" not in chosen and epochs != self.epochs:
             chosen["saved"] = every(-(-epochs // CHECKPOINTS), epochs)
         if max(chosen.get("saved", ()), default=0) > epochs:
-            raise MemtoolError(f"--save-at {max(chosen['saved'])}: the runs have {epochs} epochs")
+            raise MemtoolError(
+                f"--save-at {max(chosen['saved'])}: the runs have {counted(epochs, 'epoch')}"
+            )
         if "saved" in chosen:
             chosen["saved"] = tuple(sorted({*chosen["saved"]} - {epochs}))
         if "ratios" in chosen:

@@ -21,6 +21,7 @@ from memtool import MemtoolError
 from memtool.data import Dataset, normalize
 from memtool.data.labels import LabelFile
 from memtool.device import Processes, computed_by
+from memtool.errors import counted
 from memtool.files import check_writable
 from memtool.models import ModelSpec, build, check_classifier, foreign_code, put_channels_last
 from memtool.progress import Advance, unseen
@@ -319,8 +320,8 @@ class _Cost:
         rate = self.epochs * examples / max(self.training, 1e-9)
         part = self.evaluation / max(whole, 1e-9)
         return (
-            f"{self.epochs} epochs in {whole:.1f} s: trained on {rate:,.0f} images a second; "
-            f"evaluation took {part:.0%} of the time"
+            f"{counted(self.epochs, 'epoch')} in {whole:.1f} s: trained on {rate:,.0f} images a "
+            f"second; evaluation took {part:.0%} of the time"
         )
 
 

@@ -97,6 +97,20 @@ def test_no_arguments_show_the_help(run):
         (["train", "--moddel", "x"], "No such option: --moddel"),
         (["train"], "Missing option"),
         (["make-noisy", "digits", "-r", "1.5", "-o", "OUT"], "did you mean 1.5%?"),
+        (
+            ["make-noisy", "digits", "-r", "5", "-o", "OUT"],
+            "-r: ratio 5 is outside [0, 1]; did you",
+        ),
+        (
+            ["make-noisy", "digits", "-r", "0,05", "-o", "OUT"],
+            "ratio 05 is outside [0, 1] (a comma separates ratios, decimals have a point)",
+        ),
+        (["train", *"--model digits-cnn --data digits -o OUT --save-at x".split()], "--save-at:"),
+        (
+            ["train", *"--model digits-cnn --data digits -o OUT --epochs 1 --save-at 2".split()],
+            "the run has 1 epoch\n",
+        ),
+        (["cka", *"a.safetensors b.safetensors --pairs some".split()], "'--pairs': 'some' is not"),
         (["make-noisy", "digits", "-r", "150%", "-o", "OUT"], "ratio 150% is outside [0, 1]\n"),
         (["make-noisy", "digits", "-r", "-0.1", "-o", "OUT"], "outside [0, 1]"),
         (["make-noisy", "digits", "-r", "nan", "-o", "OUT"], "outside [0, 1]"),
