@@ -1,7 +1,8 @@
 """The one exception meant for users, and other people's exceptions in one line."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 # How errors and warnings begin on stderr.
 ERROR = "memtool: error: "
@@ -34,6 +35,24 @@ def last_line(error: BaseException) -> str:
     Libraries that chain several messages end with the one that matters.
     """
     return shortened((str(error).strip() or type(error).__name__).splitlines()[-1], 120)
+
+
+def differences(
+    recorded: Mapping[str, Any], settings: Mapping[str, Any], prefix: str = ""
+) -> list[str]:
+    """Each setting that is not the same, in words.
+
+    >>> differences({"seed": 0, "data": {"n": 5}}, {"seed": 0, "data": {"n": 6}})
+    ['data.n was 5, is 6']
+    """
+    found = []
+    for key in sorted(recorded.keys() | settings.keys()):
+        before, now = (some.get(key, "not recorded") for some in (recorded, settings))
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            found += differences(before, now, f"{prefix}{key}.")
+        elif before != now:
+            found.append(f"{prefix}{key} was {shortened(before)}, is {shortened(now)}")
+    return found
 
 
 def shortened(text: object, most: int = 60) -> str:

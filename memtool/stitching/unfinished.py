@@ -10,6 +10,7 @@ from typing import Any, TextIO
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
+from memtool.errors import differences
 from memtool.files import claimed, replacing
 from memtool.paths import is_special
 from memtool.tables import StitchingRow, checked, columns
@@ -81,13 +82,14 @@ def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[S
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # whole ones
     try:
         found, *rows = [json.loads(line) for line in lines]
-        if found == header:
+        other = differences(found, header)
+        if not other:
             _check(rows)
-    except (ValueError, RecursionError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise MemtoolError(f"{path}: is damaged; leave out --resume to start anew") from error
-    if found != header:
+    if other:
         raise MemtoolError(
-            f"{path}: is of a sweep with other settings; give those, "
+            f"{path}: is of a sweep with other settings: {'; '.join(other[:3])}; give those, "
             "or leave out --resume to start anew"
         )
     there = takewhile(lambda row: not row["stitched"] or Path(row["stitched"]).exists(), rows)

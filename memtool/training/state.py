@@ -1,6 +1,5 @@
 """The file from which a stopped run resumes."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.errors import last_line, shortened, some
+from memtool.errors import differences, last_line, some
 from memtool.files import claimed
 from memtool.tensors import Metadata, load_tensors, read_metadata, save_tensors
 from memtool.training.evaluation import EpochMetrics
@@ -141,21 +140,11 @@ def history_of(path: Path, metadata: Metadata) -> tuple[EpochMetrics, ...]:
 def check_same(path: Path, recorded: Metadata, settings: Metadata) -> None:
     """Raise MemtoolError, which names the file and the settings that differ, unless the run that
     wrote `path` had these `settings`."""
-    if differences := list(_differences(recorded, settings)):
+    if found := differences(recorded, settings):
         raise MemtoolError(
-            f"{path}: is of a run with other settings: {'; '.join(differences[:3])}; give those, "
+            f"{path}: is of a run with other settings: {'; '.join(found[:3])}; give those, "
             "remove the file to start anew, or choose another -o"
         )
-
-
-def _differences(recorded: Metadata, settings: Metadata, prefix: str = "") -> Iterator[str]:
-    """Each setting that is not the same, in words."""
-    for key in sorted(recorded.keys() | settings.keys()):
-        before, now = (some.get(key, "not recorded") for some in (recorded, settings))
-        if isinstance(before, dict) and isinstance(now, dict):
-            yield from _differences(before, now, f"{prefix}{key}.")
-        elif before != now:
-            yield f"{prefix}{key} was {shortened(before)}, is {shortened(now)}"
 
 
 def _laid_out(value: Tensor, parameter: Tensor) -> Tensor:

@@ -345,7 +345,8 @@ def test_a_stopped_sweep_goes_on_and_ends_with_the_same_bytes(
         file.write('{"front": "half a li')  # as a kill leaves it
 
     other = run(*args("table.csv"), "--seed", 1, "--resume")
-    assert other.code == 1 and "other settings" in other.stderr
+    assert other.code == 1
+    assert "is of a sweep with other settings: seed was 0, is 1; give those" in other.stderr
     totals, steps = progress_of("memtool.cli.stitch")
     assert run(*args("table.csv"), "--resume").code == 0
     # Eleven batches and a test for each cut and direction; the first job was done.
