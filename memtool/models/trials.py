@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from memtool import MemtoolError
 from memtool.errors import some
@@ -271,11 +272,34 @@ def _trains(model: nn.Module, images: Tensor) -> bool:
     """Whether a step of training goes through with the channels last."""
     try:
         with unchanged(model):
-            results = tensors_in(model.train()(_channels_last(images)))
+            with _Convolutions() as convolutions:
+                results = list(tensors_in(model.train()(_channels_last(images))))
+            if convolutions.overrun and images.device.type == "cpu":
+                return False
             _backward(model, *(result for result in results if result.requires_grad))
     except Exception:  # whatever a model raises that asks for another format
         return False
     return True
+
+
+class _Convolutions(TorchDispatchMode):
+    """Sees, within its block, whether one of the convolutions of a forward pass is `overrun`: with
+    the channels last, oneDNN writes beyond its memory on the way back to the weights of a 1x1
+    convolution with a stride and fewer than 16 input channels, which ends the process
+    (https://github.com/uxlfoundation/oneDNN/issues/6035; PyTorch 2.14.1)."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.overrun = False
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.ops.aten.convolution.default:
+            _, weight, _, strides = args[:4]
+            _, inputs, *kernel = weight.shape
+            self.overrun |= inputs < 16 and max(kernel) == 1 < max(strides)
+        return func(*args, **(kwargs or {}))
 
 
 def _channels_last(images: Tensor) -> Tensor:

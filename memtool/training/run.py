@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -241,7 +241,9 @@ class Run:
         """Train one epoch after the other and yield its number."""
         trained = shared(model, task, self.processes)
         if self.config.compile:
-            trained = cast(nn.Module, torch.compile(trained))
+            # By itself the compiler puts the channels last on a CPU, even where that is unsafe.
+            keeping: Any = {} if task.memory_format else {"options": {"layout_optimization": False}}
+            trained = cast(nn.Module, torch.compile(trained, **keeping))
         with foreign_code("--compile" if self.config.compile else f"model {self.spec}"):
             yield from fit(trained, optimizer, task, self.config, done, self.processes, advance)
 

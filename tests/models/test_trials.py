@@ -7,11 +7,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.nn import functional
 
 from memtool import MemtoolError
 from memtool.models import (
     check_classifier,
     parse,
+    put_channels_last,
     warn_if_drawn_anew,
     warn_if_results_vary,
 )
@@ -587,3 +589,32 @@ def test_a_model_that_gets_its_weights_when_it_runs_is_refused(tmp_path, monkeyp
         MemtoolError, match=r"gets tensors, .* runs \(head.weight, head.bias\); a ch"
     ):
         check_classifier(parse("net.py:Growing"), (1, 8, 8), 10)
+
+
+class Pointwise(nn.Module):
+    """A 1x1 convolution of so many channels, which is no module."""
+
+    def __init__(self, channels, stride):
+        super().__init__()
+        self.weight, self.stride = nn.Parameter(torch.rand(6, channels, 1, 1)), stride
+
+    def forward(self, images):
+        return functional.conv2d(images, self.weight, stride=self.stride)
+
+
+@pytest.mark.parametrize(
+    ("model", "suits"),
+    [
+        (nn.Conv2d(5, 6, 1, stride=2), False),
+        (nn.Sequential(nn.Conv2d(5, 15, 3), nn.Conv2d(15, 6, 1, (1, 3))), False),
+        (Pointwise(5, 2), False),
+        (nn.Sequential(nn.Conv2d(5, 16, 3), Pointwise(16, 2)), True),
+        (Pointwise(5, 1), True),
+        (nn.Conv2d(5, 6, 3, stride=2), True),
+    ],
+)
+def test_what_would_end_the_process_on_a_cpu_is_not_trained_with_the_channels_last(model, suits):
+    images = torch.rand(2, 5, 6, 6)
+    assert put_channels_last(model, images) == suits
+    lying = (weight for weight in model.parameters() if weight.ndim == 4 and weight.shape[2] == 3)
+    assert all(one.is_contiguous(memory_format=torch.channels_last) == suits for one in lying)

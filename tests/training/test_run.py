@@ -408,6 +408,21 @@ def test_a_compiled_model_is_saved_under_its_own_names(train, tmp_path, uninterr
         assert torch.equal(tensor, expected[name]), name
 
 
+@pytest.mark.parametrize(("model", "keeps"), [("resnet18?width=2", True), ("digits-cnn", False)])
+def test_the_compiler_keeps_the_channels_where_they_are_not_put_last(
+    train, tmp_path, monkeypatch, model, keeps
+):
+    compiled = []
+
+    def compile(model, **options):
+        compiled.append(options)
+        return model
+
+    monkeypatch.setattr(torch, "compile", compile)
+    assert train(tmp_path, "--model", model, "--compile").code == 0
+    assert compiled == [{"options": {"layout_optimization": False}} if keeps else {}]
+
+
 def test_what_cannot_be_compiled_is_one_line(train, tmp_path, monkeypatch):
     class Failing(torch.nn.Module):
         def __init__(self, model):
