@@ -41,7 +41,8 @@ class Network:
         """The logits, float32 (n, classes), of uint8 images (n, channels, height, width), which
         are on the device of the model.
 
-        Raises MemtoolError if the model returns none: see `models.logits_of`.
+        Raises MemtoolError if the model returns none (see `models.logits_of`), and for images that
+        are no whole numbers.
         """
         return self.logits_in(self.run(images))
 

@@ -245,7 +245,7 @@ def normalize(images: "torch.Tensor", mean: list[float], std: list[float]) -> "t
     """uint8 images (n, c, h, w) as float32: (images / 255 - mean) / std, channel by channel.
 
     Vectors, float32 (n, d), become (vectors - mean) / std, feature by feature. Raises MemtoolError
-    for another number of channels or features.
+    for another number of channels or features, and for images that are no whole numbers.
 
     >>> import torch
     >>> normalize(torch.full((1, 1, 2, 2), 255, dtype=torch.uint8), [0.5], [0.25]).unique()
@@ -259,6 +259,13 @@ def normalize(images: "torch.Tensor", mean: list[float], std: list[float]) -> "t
         raise MemtoolError(
             f"{told_shape(images.shape[1:])} cannot be normalized by a mean of {len(mean)} numbers "
             f"and a standard deviation of {len(std)}"
+        )
+    # Floats are in [0, 1], or normalized, as a rule: divided by 255 they would all be black.
+    is_whole = not (images.is_floating_point() or images.is_complex() or images.dtype == torch.bool)
+    if images.ndim == 4 and not is_whole:
+        raise MemtoolError(
+            f"images are uint8, 0 to 255, not {str(images.dtype).removeprefix('torch.')}; make "
+            "those in [0, 1] whole: (255 * images).round().to(torch.uint8)"
         )
     unit = 255 if images.ndim == 4 else 1
     shape = (1, -1, *[1] * (images.ndim - 2))

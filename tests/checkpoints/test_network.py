@@ -100,3 +100,18 @@ def test_weights_that_are_not_finite_are_named(caplog):
         "a.safetensors: not all numbers in weight are finite; nor are activations that depend on "
         "them"
     ]
+
+
+@pytest.mark.parametrize("type_", [torch.float32, torch.float16, torch.bool, torch.complex64])
+def test_images_that_are_no_whole_numbers_are_refused(type_):
+    network, images = Network(nn.Flatten(), [0.5], [0.2]), torch.randint(0, 2, (2, 1, 3, 3))
+    told = f"images are uint8, 0 to 255, not {str(type_)[6:]}"
+    for use in (network, network.run, network.normalized, network.fastest):
+        with pytest.raises(MemtoolError, match=told):
+            use(images.to(type_))
+    assert torch.equal(network(images), network(images.to(torch.uint8)))
+
+
+def test_vectors_are_floats():
+    network, vectors = Network(nn.Identity(), [0.5, 1.0], [0.5, 2.0]), torch.tensor([[1.0, 3.0]])
+    assert network(vectors).tolist() == [[1.0, 1.0]]
