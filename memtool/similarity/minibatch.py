@@ -86,19 +86,25 @@ class GramBatch(Batch):
         type_ = self._entries.dtype if self._entries.numel() else type_of_mean(x)
         strips = _strips(len(x), x.device)
         gram = self._gram(i, strips.size, type_, x.device)
-        if i not in self.recorder.scales:  # by all features, not by those of the first chunk
-            self.recorder.to_scale(i, self.recorder.centered(x, mean_of(x)))
-        for number, chunk in enumerate(x.split(CHUNK, dim=1)):
+        self.recorder.set_scale(i, self._centered_chunks(i, x))  # by all features
+        for number, centered in enumerate(self._centered_chunks(i, x)):
+            centered = self.recorder.to_scale(i, centered)
+            strips.add(gram, centered.to(type_), first=number == 0)
+
+    def _centered_chunks(self, i: int, x: Tensor) -> Iterator[Tensor]:
+        """The features of a layer relative to their mean, (n, CHUNK) at a time, in memory that the
+        next ones use again: all of them would take as much as the widest layer does."""
+        for chunk in x.split(CHUNK, dim=1):
             mean = mean_of(chunk)
             centered = self.recorder.centered(chunk, mean)
             self.recorder.judge(i, centered, mean)
-            centered = self.recorder.to_scale(i, centered)
-            strips.add(gram, centered.to(type_), first=number == 0)
+            yield centered
 
     def _record_rbf(self, i: int, x: Tensor, sigma: Tensor) -> None:
         mean = mean_of(x)
         x = self.recorder.centered(x, mean)
         self.recorder.judge(i, x, mean)
+        self.recorder.set_scale(i, [x])
         x = self.recorder.to_scale(i, x)
         norms = torch.linalg.vector_norm(x, dim=1).square()
         gram = wide(rbf(x @ x.T, norms, norms, sigma * self.recorder.scales[i])).fill_diagonal_(0)

@@ -9,6 +9,7 @@ from memtool.device import Processes
 from memtool.errors import told_size
 from memtool.similarity.feature_space import is_cheaper
 from memtool.similarity.hsic import GROUPS, MINIMUM, check_examples
+from memtool.similarity.minibatch import CHUNK
 from memtool.similarity.pairs import (
     Comparison,
     Selection,
@@ -33,7 +34,7 @@ class Memory:
     grams: int  # Gram matrices or tiles of a batch, of the references and one more network
     wide_grams: int  # the part of them that is being added up, in float64
     features: int = 0  # kept for tiles, and for feature space
-    centered: int = 0  # of a batch, one layer of each network
+    centered: int = 0  # of a batch, what is centered at a time of each network
     row_sums: int = 0
 
     @property
@@ -202,12 +203,12 @@ def make_plan(
         if (plan := _fitting(settings, batches, way, size, processes))
     ]
     if not plans:
-        raise _too_large(estimator, comparisons, len(references), batches)
+        raise _too_large(settings, comparisons, len(references), batches)
     return min(plans, key=lambda plan: plan.cost)  # the first of several
 
 
 def _too_large(
-    estimator: Estimator,
+    settings: CkaSettings,
     comparisons: Sequence[Comparison],
     references: int,
     batches: Batches,
@@ -215,14 +216,14 @@ def _too_large(
     """The error that says what the checkpoint that takes most takes at least, by itself."""
     batch = largest(batches)
     groups = divided(comparisons, references)
-    each = (_memory(estimator, group, batches, batch, portion=1) for group in groups)
+    each = (_memory(settings, group, batches, batch, portion=1) for group in groups)
     most = max(each, key=lambda memory: memory.total)
-    other = "" if estimator is Estimator.minibatch else ", or --estimator minibatch"
+    other = "" if settings.estimator is Estimator.minibatch else ", or --estimator minibatch"
     return MemtoolError(
-        f"--memory: {estimator} CKA of these layers takes {told_size(most.total)} or more, of "
-        f"which a forward pass takes {told_size(most.passes)} and the weights of the networks "
-        f"{told_size(most.weights)}; allow for that, or choose fewer layers, smaller batches or "
-        f"images{other}"
+        f"--memory: {settings.estimator} CKA of these layers takes {told_size(most.total)} or "
+        f"more, of which a forward pass takes {told_size(most.passes)} and the weights of the "
+        f"networks {told_size(most.weights)}; allow for that, or choose fewer layers, smaller "
+        f"batches or images{other}"
     )
 
 
@@ -267,7 +268,7 @@ def _portion(network: Selection, memory: int) -> int:
 def _affordable(comparisons: Sequence[Comparison], n: int, settings: CkaSettings) -> Estimator:
     exact = replace(settings, estimator=Estimator.exact)
     batches = _batches_for(exact, n, networks_of(comparisons))
-    needed = _memory(Estimator.exact, comparisons, batches, n, largest(batches)).total
+    needed = _memory(exact, comparisons, batches, n, largest(batches)).total
     return Estimator.exact if needed <= settings.memory else Estimator.minibatch
 
 
@@ -315,7 +316,7 @@ def _fitting(
 def _needed(plan: Plan) -> Memory:
     """What the group of checkpoints takes that takes most."""
     how = plan.batches, plan.capacity, plan.portion
-    each = (_memory(plan.estimator, group, *how) for group in plan.groups)
+    each = (_memory(plan.settings, group, *how) for group in plan.groups)
     return max(each, key=lambda memory: memory.total)
 
 
@@ -333,7 +334,7 @@ def _divisions(
 
 
 def _memory(
-    estimator: Estimator,
+    settings: CkaSettings,
     comparisons: Sequence[Comparison],
     batches: Batches,
     capacity: int,
@@ -356,13 +357,17 @@ def _memory(
         kept=4 * batch * kept,
         grams=4 * at_once * batch**2,
         wide_grams=8 * at_once * batch**2,
+        centered=4 * batch * sum(map(max, widths)),
     )
-    if estimator is Estimator.minibatch:
-        return always
+    if settings.estimator is Estimator.minibatch:
+        if settings.kernel is Kernel.rbf:
+            return always
+        # A chunk, and as much again while it is looked at.
+        chunks = (min(2 * CHUNK, max(own)) for own in widths)
+        return replace(always, centered=4 * batch * sum(chunks))
     return replace(
         always,
         features=4 * (capacity * _total(tiled) + n * _total(featured)),
-        centered=4 * batch * sum(map(max, widths)),
         row_sums=8 * n * (GROUPS + 1) * sum(map(len, [*tiled.values(), *featured.values()])),
         grams=4 * at_once * capacity * batch,
     )

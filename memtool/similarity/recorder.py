@@ -19,7 +19,7 @@ Where several processes share the visits, `add_up` then sums the states over the
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Hashable, Iterator, Sequence, Set
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -141,11 +141,14 @@ class Recorder(ABC):
         if self.device.type != "cpu" or not varying:
             varying += varies(centered, mean)
 
-    def to_scale(self, i: int, centered: Tensor) -> Tensor:
-        """The features of layer i relative to their mean, multiplied in place by its scale, which
-        those of the first call set."""
+    def set_scale(self, i: int, centered: Iterable[Tensor]) -> None:
+        """Set the scale of layer i, unless it is set, by the features of a batch relative to their
+        mean, in parts."""
         if i not in self.scales:
             self.scales[i] = scale_of(centered)
+
+    def to_scale(self, i: int, centered: Tensor) -> Tensor:
+        """The features of layer i relative to their mean, multiplied in place by its scale."""
         return scaled(centered, self.scales[i])
 
     def centered(self, x: Tensor, mean: Tensor) -> Tensor:
@@ -189,6 +192,7 @@ class OffsetRecorder(Recorder):
             self._origin[i] = mean_of(x)
         x = self.centered(x, self._origin[i])
         self.judge(i, x, self._origin[i])
+        self.set_scale(i, [x])
         x = self.to_scale(i, x)
         return x, torch.linalg.vector_norm(x, dim=1).square()
 
@@ -310,19 +314,23 @@ def mean_of(x: Tensor) -> Tensor:
     return x.mean(0, dtype=type_of_mean(x))
 
 
-def scale_of(centered: Tensor) -> float:
-    """The power of two that brings the largest of some numbers to about 1; 1 where that is between
-    1e-9 and 1e9 anyhow, 0 or not finite, or where there are no numbers.
+def scale_of(parts: Iterable[Tensor]) -> float:
+    """The power of two that brings the largest of some numbers, in parts, to about 1; 1 where that
+    is between 1e-9 and 1e9 anyhow, 0 or not finite, or where there are no numbers.
 
     The squares of numbers below 1e-19, or above 1e19, are no float32.
 
-    >>> scale_of(torch.tensor([3.0, -1e-9])), scale_of(torch.tensor([1e-30])) == 2**99
+    >>> scale_of([torch.tensor([3.0, -1e-9])]), scale_of([torch.tensor([1e-30])]) == 2**99
     (1.0, True)
     """
-    largest = float(centered.abs().max()) if centered.numel() else 0.0
+    largest, smallest = 0.0, 0.0
+    for part in parts:
+        smallest = torch.finfo(part.dtype).tiny  # the scale is to be a number of that type
+        if part.numel():
+            extremes = torch.stack(part.aminmax())  # abs() would take as much memory again
+            largest = max(largest, float(extremes.abs().max()))
     if not 0 < largest < math.inf or 1e-9 < largest < 1e9:
         return 1.0
-    smallest = torch.finfo(centered.dtype).tiny  # the scale is to be a number of that type
     return math.ldexp(1, -math.frexp(max(largest, smallest))[1])
 
 

@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from memtool import cka
-from memtool.similarity.minibatch import _Strips
+from memtool.layers.footprint import LiveBytes
+from memtool.similarity.minibatch import CHUNK, MinibatchRecorder, _Strips
+from memtool.similarity.recorder import Visit
 
 
 @pytest.mark.parametrize("n", [4, 31, 32, 33, 100, 257])
@@ -37,3 +39,22 @@ def test_one_example_far_larger_than_the_others():
         other[9] *= scale
         expected = cka(big.double(), other.double(), "minibatch").item()
         assert cka(big, other, "minibatch").item() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_wide_layer_takes_the_memory_of_a_few_chunks():
+    x = torch.randn(16, 30 * CHUNK, generator=torch.Generator().manual_seed(0))
+    recorder = MinibatchRecorder(["wide"], x.device)
+    live = LiveBytes()
+    with live, recorder.batch(Visit(0, 0, 16, range(0))) as batch:
+        batch.record("wide", x)
+    assert max(live.history) < 4 * 16 * 3 * CHUNK
+
+
+@pytest.mark.parametrize("scale", [1e-25, 1e25])
+def test_the_scale_is_that_of_all_features(scale):
+    """Of a chunk alone, the others would vanish or outgrow float32."""
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(12, 2 * CHUNK + 5, generator=generator) for _ in range(2))
+    expected = cka(x[:, CHUNK:], y, "minibatch")
+    x[:, :CHUNK] *= 1e-15
+    assert cka(x * scale, y, "minibatch").item() == pytest.approx(expected.item(), abs=1e-5)

@@ -20,6 +20,7 @@ from memtool.similarity import (
     make_plan,
     selections,
 )
+from memtool.similarity.minibatch import CHUNK
 from memtool.similarity.settings import Route
 
 
@@ -70,6 +71,18 @@ def test_what_fits_into_no_budget_says_how_much_it_takes(runs):
     settings = CkaSettings(estimator=Estimator.exact, memory=2**20)
     with pytest.raises(MemtoolError, match="exact CKA of these layers takes .* MiB or more"):
         make_plan(others, [reference], 10_000, settings)
+
+
+@pytest.mark.parametrize("kernel", Kernel)
+def test_minibatch_centers_a_chunk_of_a_wide_layer_unless_the_kernel_takes_all_of_it(runs, kernel):
+    others, reference = selected(runs, "fc")
+    wide = dict.fromkeys(reference.widths, 10 * CHUNK)
+    for one in (*others, reference):
+        vars(one)["widths"] = wide
+    settings = CkaSettings(estimator=Estimator.minibatch, kernel=kernel)
+    made = make_plan(others, [reference], 500, settings)
+    features = 10 * CHUNK if kernel is Kernel.rbf else 2 * CHUNK
+    assert made.memory.centered == 3 * 4 * made.batch_size * features
 
 
 def test_a_batch_takes_several_passes_where_one_does_not_fit(runs):
