@@ -111,11 +111,13 @@ def counted(number: int, noun: str) -> str:
 UNITS = {"GiB": 2**30, "MiB": 2**20, "KiB": 2**10}
 
 
-def told_size(size: int) -> str:
-    """A number of bytes in the unit that suits it.
+def told_size(size: int, up: bool = True) -> str:
+    """A number of bytes in the largest unit of which it is one or more, rounded up, so that who
+    allows for what is told allows for enough; or, of what there is, down.
 
-    >>> told_size(5 * 2**28), told_size(300 * 2**20), told_size(1500)
-    ('1.2 GiB', '0.3 GiB', '1.5 KiB')
+    >>> told_size(5 * 2**28), told_size(300 * 2**20), told_size(1500), told_size(1500, up=False)
+    ('1.3 GiB', '300.0 MiB', '1.5 KiB', '1.4 KiB')
     """
-    unit, of_bytes = next((u, b) for u, b in UNITS.items() if size >= b / 10 or b == 2**10)
-    return f"{size / of_bytes:,.1f} {unit}"
+    unit, of_bytes = next((u, b) for u, b in UNITS.items() if size >= b or b == 2**10)
+    tenths, more = divmod(10 * size, of_bytes)
+    return f"{(tenths + (up and more > 0)) / 10:.1f} {unit}"

@@ -48,7 +48,7 @@ class Footprint:
         if memory < self.of(1):
             raise MemtoolError(
                 f"{what} takes {told_size(self.of(1))} for a single example, but may take "
-                f"{told_size(memory)}; allow for more (--memory), or take smaller images "
+                f"{told_size(memory, up=False)}; allow for more (--memory), or take smaller images "
                 "(--image-size)"
             )
         return (memory - self.fixed) // max(self.per_example, 1)

@@ -49,5 +49,5 @@ def check_step(needed: int, batch: int, config: TrainConfig, device: torch.devic
     if needed > (available := memory_of(device)):
         raise MemtoolError(
             f"a training step with {batch} images takes {told_size(needed)} of memory, {device} "
-            f"has {told_size(available)}; choose a smaller --batch-size or smaller images"
+            f"has {told_size(available, up=False)}; choose a smaller --batch-size or smaller images"
         )

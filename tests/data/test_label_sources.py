@@ -249,7 +249,7 @@ def test_strides_of_0_make_no_gigabytes_of_labels(tmp_path):
 def test_files_too_large_for_labels_are_refused_unread(tmp_path, name):
     with open(tmp_path / name, "wb") as file:
         file.truncate(2**42)
-    with pytest.raises(MemtoolError, match=f"{name}: takes 4,096.0 GiB, and labels are read"):
+    with pytest.raises(MemtoolError, match=f"{name}: takes 4096.0 GiB, and labels are read"):
         found(tmp_path / name)
 
 

@@ -178,6 +178,6 @@ def test_what_cannot_fit_is_refused_with_its_size():
     with pytest.raises(MemtoolError) as error:
         found.batch_within(2**30, "a.safetensors: a forward pass")
     assert str(error.value) == (
-        "a.safetensors: a forward pass takes 3.0 GiB for a single example, but may take 1.0 GiB; "
+        "a.safetensors: a forward pass takes 3.1 GiB for a single example, but may take 1.0 GiB; "
         "allow for more (--memory), or take smaller images (--image-size)"
     )
