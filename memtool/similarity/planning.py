@@ -1,14 +1,16 @@
 """How a comparison is carried out within a budget of memory: batches, blocks, groups, passes."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, replace
 from itertools import product
+from operator import attrgetter
 
 from memtool import MemtoolError
 from memtool.device import Processes
 from memtool.errors import told_size
 from memtool.similarity.feature_space import is_cheaper
-from memtool.similarity.hsic import GROUPS, MINIMUM, check_examples
+from memtool.similarity.hsic import GROUPS, MINIMUM, check_examples, minimum
 from memtool.similarity.minibatch import CHUNK
 from memtool.similarity.pairs import (
     Comparison,
@@ -40,6 +42,9 @@ class Memory:
     @property
     def total(self) -> int:
         return sum(astuple(self))
+
+
+TOTAL = attrgetter("total")
 
 
 @dataclass(frozen=True)
@@ -175,56 +180,99 @@ def make_plan(
     """The plan with the fewest forward passes that compares each of the selections with each of the
     references and fits into `settings.memory`.
 
-    `auto` becomes `exact` if one pass of each network fits, else `minibatch`; that does not depend
-    on the number of processes. The batches of `minibatch` are part of its definition. Those of the
-    others are smaller where a forward pass would take more than half of the memory: that changes
-    no more than roundings of CKA, and its standard error, which leaves out groups of batches.
-    Raises MemtoolError if n is too small for the estimator, or if nothing fits.
+    `auto` becomes `exact` if one pass of each network fits, or if `minibatch` does not fit, else
+    `minibatch`; that does not depend on the number of processes. The batches of `minibatch` are
+    part of its definition. Those of the others are smaller where a forward pass would take more
+    than half of the memory, or where nothing fits else: that changes no more than roundings of CKA,
+    and its standard error, which leaves out groups of batches. Raises MemtoolError if n is too
+    small for the estimator, or if nothing fits.
     """
     comparisons = [
         compared(selection, reference, settings.pairs)
         for selection, reference in product(selections, references)
     ]
-    estimator = settings.estimator.canonical
-    if estimator is Estimator.auto:
-        estimator = _affordable(comparisons, n, settings)
-    check_examples(estimator, n)
-    settings = replace(settings, estimator=estimator)
-    batches = _batches_for(settings, n, networks_of(comparisons))
+    tried = [settings.estimator.canonical]
+    if settings.estimator is Estimator.auto:
+        is_affordable = _takes_one_pass(comparisons, n, settings)
+        tried = [Estimator.exact] if is_affordable else [Estimator.minibatch, Estimator.exact]
+    check_examples(tried[0], n)
+    for estimator in tried:
+        chosen = replace(settings, estimator=estimator)
+        if plan := _cheapest(comparisons, len(references), n, chosen, processes):
+            return plan
+    raise _too_large(comparisons, len(references), n, settings, tried)
+
+
+def _cheapest(
+    comparisons: Sequence[Comparison],
+    references: int,
+    n: int,
+    settings: CkaSettings,
+    processes: int = 1,
+) -> Plan | None:
+    """The plan with the fewest forward passes that fits into memory, where each checkpoint is
+    compared with so many references; None if there is none."""
     ways = [comparisons]
-    if estimator is not Estimator.minibatch and settings.kernel is Kernel.linear:
+    if settings.estimator is not Estimator.minibatch and settings.kernel is Kernel.linear:
         cheaper = [_by_the_cheaper(one, n, settings.pairs) for one in comparisons]
         ways = [cheaper, comparisons] if cheaper != comparisons else ways
     # Groups of whole checkpoints: all comparisons of one are next to each other.
-    sizes = range(len(comparisons), 0, -len(references))
-    plans = [
-        plan
-        for way, size in product(ways, sizes)
-        if (plan := _fitting(settings, batches, way, size, processes))
-    ]
-    if not plans:
-        raise _too_large(settings, comparisons, len(references), batches)
-    return min(plans, key=lambda plan: plan.cost)  # the first of several
+    sizes = range(len(comparisons), 0, -references)
+    for batches in _batchings(settings, n, networks_of(comparisons)):
+        plans = [
+            plan
+            for way, size in product(ways, sizes)
+            if _least(way, references, batches, settings).total <= settings.memory
+            if (plan := _fitting(settings, batches, way, size, processes))
+        ]
+        if plans:
+            return min(plans, key=lambda plan: plan.cost)  # the first of several
+    return None
 
 
 def _too_large(
-    settings: CkaSettings,
     comparisons: Sequence[Comparison],
     references: int,
-    batches: Batches,
+    n: int,
+    settings: CkaSettings,
+    tried: Sequence[Estimator],
 ) -> MemtoolError:
-    """The error that says what the checkpoint that takes most takes at least, by itself."""
-    batch = largest(batches)
-    groups = divided(comparisons, references)
-    each = (_memory(settings, group, batches, batch, portion=1) for group in groups)
-    most = max(each, key=lambda memory: memory.total)
-    other = "" if settings.estimator is Estimator.minibatch else ", or --estimator minibatch"
+    """The error that says what the checkpoint that takes most takes at least, by itself, with the
+    estimator that takes less of those `tried`."""
+    by_estimator = {one: replace(settings, estimator=one) for one in Estimator}
+    each = {}
+    for one in tried:
+        size = settings.batch_size
+        size = size if one is Estimator.minibatch else min(size, MINIMUM)
+        batches = _batches(by_estimator[one], n, size)
+        each[one] = _least(comparisons, references, batches, by_estimator[one])
+    estimator, most = min(each.items(), key=lambda item: item[1].total)
+    fitting = [
+        one
+        for one in (Estimator.minibatch, Estimator.exact)
+        if one not in tried and n >= minimum(one)
+        if _cheapest(comparisons, references, n, by_estimator[one])
+    ]
+    other = f", or --estimator {fitting[0]}" if fitting else ""
     return MemtoolError(
-        f"--memory: {settings.estimator} CKA of these layers takes {told_size(most.total)} or "
+        f"--memory: {estimator} CKA of these layers takes {told_size(most.total)} or "
         f"more, of which a forward pass takes {told_size(most.passes)} and the weights of the "
         f"networks {told_size(most.weights)}; allow for that, or choose fewer layers, smaller "
         f"batches or images{other}"
     )
+
+
+def _least(
+    comparisons: Sequence[Comparison], references: int, batches: Batches, settings: CkaSettings
+) -> Memory:
+    """What the checkpoint that takes most takes by itself, with these batches: in blocks of one,
+    each in one forward pass or in the smallest ones."""
+    batch, groups = largest(batches), divided(comparisons, references)
+    each = [
+        [_memory(settings, group, batches, batch, portion) for group in groups]
+        for portion in (1, batch)
+    ]
+    return min((max(some, key=TOTAL) for some in each), key=TOTAL)
 
 
 def even_batches(n: int, size: int, multiple: int = 1) -> Batches:
@@ -250,13 +298,25 @@ def largest(batches: Batches) -> int:
     return max(stop - start for start, stop in batches)
 
 
-def _batches_for(settings: CkaSettings, n: int, networks: Sequence[Selection]) -> Batches:
-    """The batch size is part of `minibatch`; for the others, batches make equal groups to leave
-    out, and their forward passes take at most half of the memory where that is possible."""
+def _batchings(settings: CkaSettings, n: int, networks: Sequence[Selection]) -> Iterator[Batches]:
+    """The batches that there may be, the largest first. Their size is part of `minibatch`; for the
+    others, their forward passes take at most half of the memory where that is possible, and what
+    else they take may ask for smaller ones."""
     size = settings.batch_size
     if settings.estimator is Estimator.minibatch:
-        return even_batches(n, size)
+        yield _batches(settings, n, size)
+        return
     size = min([size, *(_portion(network, settings.memory // 2) for network in networks)])
+    smaller = (2**power for power in range(size.bit_length(), -1, -1))
+    for one in [size, *(power for power in smaller if MINIMUM <= power < size)]:
+        yield _batches(settings, n, one)
+
+
+def _batches(settings: CkaSettings, n: int, size: int) -> Batches:
+    """Batches of at most so many examples. Where they are no part of the estimator, they make equal
+    groups to leave out."""
+    if settings.estimator is Estimator.minibatch:
+        return even_batches(n, size)
     return even_batches(n, min(size, -(-n // GROUPS)), multiple=GROUPS)
 
 
@@ -265,11 +325,12 @@ def _portion(network: Selection, memory: int) -> int:
     return network.footprint.batch_within(max(memory, network.footprint.of(1)))
 
 
-def _affordable(comparisons: Sequence[Comparison], n: int, settings: CkaSettings) -> Estimator:
+def _takes_one_pass(comparisons: Sequence[Comparison], n: int, settings: CkaSettings) -> bool:
+    """Whether `exact` fits into memory with one pass of each network."""
     exact = replace(settings, estimator=Estimator.exact)
-    batches = _batches_for(exact, n, networks_of(comparisons))
+    batches = next(_batchings(exact, n, networks_of(comparisons)))
     needed = _memory(exact, comparisons, batches, n, largest(batches)).total
-    return Estimator.exact if needed <= settings.memory else Estimator.minibatch
+    return needed <= settings.memory
 
 
 def _by_the_cheaper(comparison: Comparison, n: int, pairs: Pairs) -> Comparison:
@@ -299,7 +360,9 @@ def _fitting(
     """The plan for groups of that many comparisons with the fewest blocks that fit into memory;
     None if nothing does."""
     groups, memory = divided(comparisons, group_size), settings.memory
-    for blocks in _divisions(settings.estimator, len(batches), comparisons, processes):
+
+    def plan_with(count: int) -> Plan:
+        blocks = _blocks(count, len(batches))
         plan = Plan(settings, batches, blocks, groups, largest(batches))
         needed = _needed(plan)
         if needed.total > memory:
@@ -308,29 +371,34 @@ def _fitting(
             portion = min(_portion(network, room) for network in networks_of(comparisons))
             plan = replace(plan, portion=portion)
             needed = _needed(plan)
-        if needed.total <= memory:
-            return replace(plan, memory=needed)
-    return None
+        return replace(plan, memory=needed)
+
+    counts = _block_counts(settings.estimator, len(batches), comparisons, processes)
+    # The more blocks there are, the less each of them takes.
+    fewest = bisect_left(counts, True, key=lambda count: plan_with(count).memory.total <= memory)
+    return plan_with(counts[fewest]) if fewest < len(counts) else None
 
 
 def _needed(plan: Plan) -> Memory:
     """What the group of checkpoints takes that takes most."""
     how = plan.batches, plan.capacity, plan.portion
     each = (_memory(plan.settings, group, *how) for group in plan.groups)
-    return max(each, key=lambda memory: memory.total)
+    return max(each, key=TOTAL)
 
 
-def _divisions(
+def _block_counts(
     estimator: Estimator, batches: int, comparisons: Sequence[Comparison], processes: int
-) -> Iterable[list[range]]:
-    """The ways to divide the batches into blocks, with ever more of them."""
+) -> Sequence[int]:
+    """Into how many blocks the batches may be divided."""
     has_tiles = any(one.pairs(Route.gram) for one in comparisons)
     if estimator is Estimator.minibatch or not has_tiles:
-        yield []
-        return
+        return [0]
     step = 2 * processes if processes > 1 else 1  # two for each process: an early, a late one
-    for count in range(min(step, batches), batches + 1, step):
-        yield [range(batches * i // count, batches * (i + 1) // count) for i in range(count)]
+    return range(min(step, batches), batches + 1, step)
+
+
+def _blocks(count: int, batches: int) -> list[range]:
+    return [range(batches * i // count, batches * (i + 1) // count) for i in range(count)]
 
 
 def _memory(

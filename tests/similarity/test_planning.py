@@ -1,6 +1,9 @@
 """Plans of comparisons: what fits, and who does what."""
 
+import re
 from dataclasses import replace
+from functools import partial
+from itertools import product
 
 import pytest
 from hypothesis import given
@@ -8,6 +11,7 @@ from hypothesis import strategies as st
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
+from memtool.cli.options import size
 from memtool.device import Processes
 from memtool.errors import told_size
 from memtool.layers import Footprint
@@ -44,6 +48,47 @@ def test_auto_is_exact_while_one_pass_fits(runs):
     assert more.estimator is Estimator.minibatch
     assert more.memory.total < exact.memory.total * 2
     assert more.memory == make_plan(others, [reference], 10**7, settings).memory
+
+
+REFUSED = re.compile(r"takes ([\d.]+ .iB) or more.* or images(?:, or --estimator (\w+))?$")
+
+
+@pytest.mark.parametrize("kernel", Kernel)
+@pytest.mark.parametrize("estimator", ["auto", "exact", "unbiased", "minibatch"])
+def test_what_an_error_names_fits(runs, estimator, kernel):
+    """The memory that it says is to be allowed for, and the estimator that it recommends: that,
+    where one fits."""
+    settings = CkaSettings(estimator=Estimator(estimator), kernel=kernel, batch_size=128)
+    for patterns, memory in product((["all"], ["fc"]), (2**10, 2**22, 2**23, 2**24, 3 * 2**23)):
+        others, reference = selected(runs, *patterns)
+        planned = partial(make_plan, others, [reference], 1500)
+        try:
+            planned(settings := replace(settings, memory=memory))
+            continue
+        except MemtoolError as error:
+            found = REFUSED.search(str(error))
+        assert found
+        allowed, recommended = size(found[1]), found[2]
+        assert planned(replace(settings, memory=allowed)).memory.total <= allowed
+        if recommended:
+            assert planned(replace(settings, estimator=Estimator(recommended)))
+        for other in {"exact", "minibatch"} - {recommended}:
+            with pytest.raises(MemtoolError):
+                planned(replace(settings, estimator=Estimator(other)))
+
+
+def test_auto_is_exact_where_minibatch_does_not_fit(runs):
+    others, reference = selected(runs, "fc")
+    settings = CkaSettings(batch_size=1500)
+    minibatch = make_plan(
+        others, [reference], 1500, replace(settings, estimator=Estimator.minibatch)
+    )
+    settings = replace(settings, memory=minibatch.memory.total // 2)
+    with pytest.raises(MemtoolError, match="or --estimator exact"):
+        make_plan(others, [reference], 1500, replace(settings, estimator=Estimator.minibatch))
+    for processes in (1, 2):
+        made = make_plan(others, [reference], 1500, settings, processes)
+        assert made.estimator is Estimator.exact and made.memory.total <= settings.memory
 
 
 def test_biased_is_another_name_of_exact(runs):
