@@ -27,7 +27,15 @@ from torch import Tensor
 
 from memtool.progress import Advance, unseen
 from memtool.similarity.hsic import GROUPS, Hsic, hsic_from_sums, replicate_groups, wide
-from memtool.similarity.recorder import Batch, OffsetRecorder, OffsetSums, Recorder, Visit
+from memtool.similarity.recorder import (
+    Batch,
+    OffsetRecorder,
+    OffsetSums,
+    Recorder,
+    Visit,
+    scale_of,
+    scaled,
+)
 from memtool.similarity.settings import Estimator
 
 PART = 2**17  # elements of C at a time
@@ -46,8 +54,7 @@ def is_cheaper(n: int, layers: Iterable[int], pairs: Iterable[tuple[int, int]]) 
 
 
 class FeatureRecorder(OffsetRecorder):
-    """State: `features i`, (n, p), and `norms i`, (n,), for each layer i: the features relative to
-    the mean of the first batch, and their squared norms.
+    """State: `features i`, (n, p), for each layer i: relative to the mean of the first batch.
 
     `mine` are the batches whose features this process keeps; each batch is kept by one process.
     """
@@ -77,7 +84,9 @@ class FeatureRecorder(OffsetRecorder):
     def layer(self, i: int) -> "LayerFeatures":
         """The features of layer i, once all are there."""
         if i not in self._layers:
-            features, norms = self.state[f"features {i}"], self.state[f"norms {i}"]
+            features = self.state[f"features {i}"]
+            features = scaled(features, scale_of(features[slice(*part)] for part in self.batches))
+            norms = torch.linalg.vector_norm(features, dim=1).square()
             self._layers[i] = LayerFeatures(features, norms, self.batches, self.estimator)
         return self._layers[i]
 
@@ -91,12 +100,10 @@ class FeatureBatch(Batch):
         recorder, keeps = self.recorder, self.visit.batch in self.recorder.missing
         if not keeps and f"features {i}" in recorder.state:
             return
-        x, norms = recorder.relative(i, x)
+        x = recorder.relative(i, x)
         features = recorder.state.setdefault(f"features {i}", x.new_zeros(recorder.n, x.shape[1]))
-        squares = recorder.state.setdefault(f"norms {i}", norms.new_zeros(recorder.n))
         if keeps:
             features[self.visit.start : self.visit.stop] = x
-            squares[self.visit.start : self.visit.stop] = norms
 
     def finish(self) -> None:
         self.recorder.missing.discard(self.visit.batch)

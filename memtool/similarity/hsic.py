@@ -48,6 +48,7 @@ from memtool import MemtoolError
 from memtool.similarity.settings import Estimator
 
 MINIMUM = 4  # examples that the unbiased estimator needs
+ROUNDING = 1e-6  # of CKA
 GROUPS = 10  # of batches, which the standard error leaves out one at a time
 
 Number = TypeVar("Number", Tensor, Fraction)
@@ -119,14 +120,17 @@ class Hsic:
     xx: Tensor  # the first layer of each pair with itself
     yy: Tensor  # the second one with itself
     permuted: Tensor  # what xy is in expectation when the examples of one layer are permuted
+    most: float = math.inf  # what CKA can be
 
     def cka(self) -> tuple[Tensor, Tensor]:
         """CKA of each pair and its standard error, (pairs,) each.
 
-        CKA is NaN where a layer's HSIC with itself is not positive, as that of a constant layer.
+        CKA is NaN where a layer's HSIC with itself is not positive, as that of a constant layer,
+        and where it is more than it can be: numbers were too small, or too large, for their type.
         The error is the jackknife's over groups of batches (Efron and Stein 1981), NaN without.
         """
-        value, *left_out = normalized(self.xy, self.xx, self.yy)
+        found = normalized(self.xy, self.xx, self.yy)
+        value, *left_out = found.where(found.abs() <= self.most + ROUNDING, math.nan)
         if not left_out:
             return value, torch.full_like(value, math.nan)
         replicates = torch.stack(left_out)

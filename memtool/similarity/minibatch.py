@@ -2,8 +2,8 @@
 
 Whole Gram matrices of one batch are there at a time, so that memory does not grow with the number
 of examples. They are made of centered features, to scale, in the features' own precision (float32
-for half precision). Sums over pairs of examples are in float64, and without the scale: each process
-has its own, from the batch that it sees first.
+for half precision). Sums over pairs of examples are in float64, and in the unit of the scale: each
+process has its own, from the first batch that it sees in which the layer varies.
 """
 
 import math
@@ -107,7 +107,7 @@ class GramBatch(Batch):
         self.recorder.set_scale(i, [x])
         x = self.recorder.to_scale(i, x)
         norms = torch.linalg.vector_norm(x, dim=1).square()
-        gram = wide(rbf(x @ x.T, norms, norms, sigma * self.recorder.scales[i])).fill_diagonal_(0)
+        gram = wide(rbf(x @ x.T, norms, norms, sigma * self.recorder.scale(i))).fill_diagonal_(0)
         self._gram(i, gram.numel(), gram.dtype, x.device).copy_(gram.flatten())
 
     def _gram(self, i: int, size: int, type_: torch.dtype, device: torch.device) -> Tensor:
@@ -122,10 +122,7 @@ class GramBatch(Batch):
         del self._entries
         if self.recorder.sigma is None:
             strips = _strips(n, entries.device)
-            scales = [self.recorder.scales[i] for i in range(len(entries))]
-            entries = wide(entries)
-            if set(scales) != {1}:
-                entries *= entries.new_tensor(scales)[:, None] ** -2
+            entries = self.recorder.in_units(wide(entries))
             self.row_sums = strips.row_sums(entries)
             self.vectors = strips.weigh(entries)
         else:

@@ -69,7 +69,9 @@ class Recorder(ABC):
     `state` is what processes add up. Its entry `varying` is 0 for a layer none of whose features
     varies, and more for any other layer; `unaligned` is 0 for a layer whose rows are those of the
     images, and more for any other. `scales`, by layer, are what its features are multiplied
-    by, as its first batch asks: no CKA depends on that, but squares might overflow or vanish.
+    by, as the first batch asks in which they vary: no CKA depends on that, but squares might
+    overflow or vanish. Each process has its own; `state` is in the `unit` of a scale, which is 1
+    unless features are float64 beyond all float32.
     `sigma`, (layers,), is that of the rbf kernel, None if the kernel is linear.
     """
 
@@ -128,6 +130,11 @@ class Recorder(ABC):
         for layer in layers & self.index.keys():
             self.state["unaligned"][self.index[layer]] += 1
 
+    @property
+    def most(self) -> float:
+        """What CKA can be at most: anything for estimators without bias."""
+        return math.inf
+
     def features(self, i: int, activation: Tensor) -> Tensor:
         """The activation of layer i as `features`, their order being the same in all batches."""
         last = self._channels_last.setdefault(i, has_channels_last(activation))
@@ -143,13 +150,28 @@ class Recorder(ABC):
 
     def set_scale(self, i: int, centered: Iterable[Tensor]) -> None:
         """Set the scale of layer i, unless it is set, by the features of a batch relative to their
-        mean, in parts."""
+        mean, in parts that are judged. Those of a layer that has not varied yet tell nothing."""
         if i not in self.scales:
-            self.scales[i] = scale_of(centered)
+            scale = scale_of(centered)
+            if self.state["varying"][i]:
+                self.scales[i] = scale
 
     def to_scale(self, i: int, centered: Tensor) -> Tensor:
-        """The features of layer i relative to their mean, multiplied in place by its scale."""
-        return scaled(centered, self.scales[i])
+        """The features of layer i relative to their mean, multiplied in place by its scale; zeros
+        as long as they have not varied, since what differs from these is rounding."""
+        return scaled(centered, self.scales[i]) if i in self.scales else centered.zero_()
+
+    def scale(self, i: int) -> float:
+        return self.scales.get(i, 1.0)
+
+    def in_units(self, entries: Tensor) -> Tensor:
+        """Entries (layers, ...) of linear Gram matrices to scale, float64, changed in place so that
+        they are in the units of the scales."""
+        scales = [self.scale(i) for i in range(len(entries))]
+        if set(scales) != {1}:
+            factors = entries.new_tensor([unit(scale) / scale for scale in scales]).square_()
+            entries *= factors.view(-1, *[1] * (entries.ndim - 1))
+        return entries
 
     def centered(self, x: Tensor, mean: Tensor) -> Tensor:
         """x - mean, (n, p), in memory that the next call uses again: fresh pages cost as much as
@@ -181,20 +203,22 @@ class OffsetRecorder(Recorder):
     def n(self) -> int:
         return self.batches[-1][1]
 
+    @property
+    def most(self) -> float:
+        return 1 if self.estimator is Estimator.exact else super().most
+
     @abstractmethod
     def traces(self) -> Tensor:
         """tr Kc of each layer, (layers,), once the state is that of all examples."""
 
-    def relative(self, i: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Features x (n, p) of layer i relative to the origin and to scale, in memory that the next
-        call uses again, and their squared norms (n,)."""
+    def relative(self, i: int, x: Tensor) -> Tensor:
+        """Features x (n, p) of layer i relative to the origin, in memory that the next call uses
+        again; they are judged."""
         if i not in self._origin:
             self._origin[i] = mean_of(x)
         x = self.centered(x, self._origin[i])
         self.judge(i, x, self._origin[i])
-        self.set_scale(i, [x])
-        x = self.to_scale(i, x)
-        return x, torch.linalg.vector_norm(x, dim=1).square()
+        return x
 
 
 class Batch(ABC):
@@ -259,7 +283,7 @@ class PairSums(ABC):
             for own, recorder in ((xx, self.x), (yy, self.y))
         )
         rows, columns = self.products.rows, self.products.columns
-        return Hsic(xy, xx[:, rows], yy[:, columns], self.permuted())
+        return Hsic(xy, xx[:, rows], yy[:, columns], self.permuted(), self.x.most)
 
 
 class OffsetSums(PairSums):
@@ -315,12 +339,14 @@ def mean_of(x: Tensor) -> Tensor:
 
 
 def scale_of(parts: Iterable[Tensor]) -> float:
-    """The power of two that brings the largest of some numbers, in parts, to about 1; 1 where that
-    is between 1e-9 and 1e9 anyhow, 0 or not finite, or where there are no numbers.
+    """The power of two that brings the largest of some numbers, in parts, to about 1e-9 if they are
+    small, to about 1 if they are large; 1 where it is between 1e-9 and 1e9 anyhow, 0 or not finite,
+    or where there are no numbers.
 
-    The squares of numbers below 1e-19, or above 1e19, are no float32.
+    The squares of numbers below 1e-19, or above 1e19, are no float32. Small ones leave room above,
+    as larger ones may come later.
 
-    >>> scale_of([torch.tensor([3.0, -1e-9])]), scale_of([torch.tensor([1e-30])]) == 2**99
+    >>> scale_of([torch.tensor([3.0, -1e-9])]), scale_of([torch.tensor([1e-30])]) == 2**69
     (1.0, True)
     """
     largest, smallest = 0.0, 0.0
@@ -331,7 +357,18 @@ def scale_of(parts: Iterable[Tensor]) -> float:
             largest = max(largest, float(extremes.abs().max()))
     if not 0 < largest < math.inf or 1e-9 < largest < 1e9:
         return 1.0
-    return math.ldexp(1, -math.frexp(max(largest, smallest))[1])
+    room = 30 if largest < 1 else 0
+    return math.ldexp(1, -room - math.frexp(max(largest, smallest))[1])
+
+
+def unit(scale: float) -> float:
+    """The power of two nearest to a scale of those 2^400 apart, in which fourth powers of what has
+    that scale are float64.
+
+    >>> unit(1.0), unit(2.0**150), unit(2.0**-600) == 2.0**-800
+    (1.0, 1.0, True)
+    """
+    return math.ldexp(1, 400 * round(math.log2(scale) / 400))
 
 
 def scaled(x: Tensor, scale: float) -> Tensor:

@@ -12,7 +12,7 @@ Tiles are made of features relative to the mean of the first batch, in the featu
 (float32 for half precision); all sums are in float64.
 """
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -82,7 +82,7 @@ class TileRecorder(OffsetRecorder):
         """Entries of the Gram matrix of layer i from inner products and squared norms."""
         if self.sigma is None:
             return products
-        return rbf(products, rows, columns, self.sigma[i] * self.scales[i])
+        return rbf(products, rows, columns, self.sigma[i] * self.scale(i))
 
     def diagonal(self, square: Tensor) -> Tensor:
         """The diagonal of a Gram matrix; that of rbf is 1, whatever rounding made of it."""
@@ -141,7 +141,10 @@ class Tiles(Batch):
 
     def _record(self, i: int, x: Tensor) -> None:
         recorder, block = self.recorder, self.recorder.block
-        x, norms = recorder.relative(i, x)
+        x = recorder.relative(i, x)
+        recorder.set_scale(i, [x])
+        x = recorder.to_scale(i, x)
+        norms = torch.linalg.vector_norm(x, dim=1).square()
         if self._start:
             kept, kept_norms = block.features[i][: self._start], block.norms[i][: self._start]
             self._tiles[i] = recorder.gram(i, kept @ x.T, kept_norms, norms)
@@ -153,13 +156,19 @@ class Tiles(Batch):
 
     def pieces(self) -> Iterator[tuple[Visit, Tensor]]:
         """Each kept batch and its tile with this one, (layers, its size, size) float64."""
-        layers, start = range(len(self.recorder.index)), 0
+        start = 0
         for visit in self._kept:
             stop = start + visit.size
-            yield visit, torch.stack([wide(self._tiles[i][start:stop]) for i in layers])
+            yield visit, self._wide({i: tile[start:stop] for i, tile in self._tiles.items()})
             start = stop
         if self.visit.in_block:
-            yield self.visit, torch.stack([wide(self._squares[i]) for i in layers])
+            yield self.visit, self._wide(self._squares)
+
+    def _wide(self, parts: Mapping[int, Tensor]) -> Tensor:
+        """Parts of the Gram matrices of all layers, (layers, ...) float64."""
+        recorder = self.recorder
+        entries = torch.stack([wide(parts[i]) for i in range(len(recorder.index))])
+        return entries if recorder.sigma is not None else recorder.in_units(entries)
 
     def finish(self) -> None:
         state, mine = self.recorder.state, slice(self.visit.start, self.visit.stop)
@@ -169,8 +178,7 @@ class Tiles(Batch):
                 state["row_sums"][:, mine, other.group] += piece.sum(1)
             _add(state["products"], piece, piece, row_products, self.visit, other)
         if self.visit.in_block:
-            layers = range(len(self.recorder.index))
-            state["diagonal"][:, mine] = torch.stack([wide(self._diagonals[i]) for i in layers])
+            state["diagonal"][:, mine] = self._wide(self._diagonals)
             self.recorder.block.kept.append(self.visit)
 
 

@@ -70,6 +70,13 @@ def test_no_cka_without_a_positive_finite_hsic_with_itself(own):
     assert math.isnan(error)
 
 
+def test_no_cka_beyond_what_it_can_be():
+    own, between = torch.ones(3, 2).double(), torch.tensor([[1 + 1e-9, 9.0]] * 3).double()
+    exact, unbiased = (Hsic(between, own, own, own[0], *most) for most in ([1.0], []))
+    assert exact.cka()[0].isnan().tolist() == [False, True]
+    assert unbiased.cka()[0].tolist() == between[0].tolist()
+
+
 def test_products_of_pairs_of_rows():
     a, b = torch.randn(3, 5), torch.randn(4, 5)
     every = [(i, j) for i in range(3) for j in range(4)]

@@ -59,13 +59,18 @@ def states(sums):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_sums_over_processes_are_those_of_one(kind):
+@pytest.mark.parametrize("scale", [1.0, 1e-22, 1e19])
+def test_sums_over_processes_are_those_of_one(kind, scale):
     """Without torchrun: two processes' states, added up by hand. The first batch that the second
-    process sees is so small that it is scaled up."""
+    process sees is so small that it is scaled up; and each process finds a scale of its own, as the
+    batch that all see does not vary."""
     x, y = networks()
     batches = even_batches(53, 6, multiple=3)
     for start, stop in batches[1::2]:
         x["b"][start:stop] *= 1e-12
+    if scale != 1:
+        x["a"] *= scale
+        x["a"][slice(*batches[0])] = 0
     blocks = [range(0, 5), range(5, len(batches))] if kind == "tiles" else [range(len(batches))]
     visits = [
         [Visit(b, *batches[b], block) for b in range(block.start, len(batches))] for block in blocks

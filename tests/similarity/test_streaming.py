@@ -111,6 +111,35 @@ def test_any_shape_scale_offset_and_batches(estimator, sizes, shape, scale, offs
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("width", [5, 120])  # in feature space, and by Gram matrices
+@pytest.mark.parametrize("first", [0.0, 0.3, 1e-9])
+def test_a_first_batch_that_does_not_vary_sets_no_scale(estimator, width, first):
+    """Nor does one that varies far less than the others."""
+    x, y = pair(48, width, 9)
+    for scale in (1e-30, 1e-22, 1e5, 1e19):
+        varied = x * scale
+        varied[:16] = varied[:16] * first if first == 1e-9 else first
+        exact = varied.double() / scale
+        if estimator == "minibatch" and first == 0.3:  # each batch is centered by itself
+            exact[:16] = 0
+        expected = reference(exact, y, estimator, [16] * 3)
+        stream = CKA(estimator)
+        for a, b in zip(varied.split(16), y.split(16), strict=True):
+            stream.update([a], [b])
+        assert stream.compute().item() == pytest.approx(expected, abs=1e-4), scale
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("width", [5, 120])
+@pytest.mark.parametrize("scale", [1e-290, 1e-200, 1e-90, 1e90, 1e200])
+def test_float64_at_any_scale(estimator, width, scale):
+    x, y = (z.double() for z in pair(48, width, 9))
+    expected = reference(x, y, estimator, [16] * 3)
+    found = cka(x * scale, y / scale, estimator, batch_size=16)
+    assert found.item() == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_invariances(estimator, kernel):
     x, y = pair(80)
