@@ -64,9 +64,9 @@ class CKA:
         """Take in a batch: for each layer a tensor (n, ...), or an array of NumPy, the same n
         examples in all.
 
-        Batches may differ in size. Raises MemtoolError for a layer that is no numbers, if the
-        numbers of examples differ, if layers are not those of the first batch, or if a batch has
-        fewer than the four that unbiased HSIC needs, for `minibatch`.
+        Batches may differ in size; an empty one changes nothing. Raises MemtoolError for a layer
+        that is no numbers, if the numbers of examples differ, if layers are not those of the first
+        batch, or if a batch has fewer than the four that unbiased HSIC needs, for `minibatch`.
         """
         xs, ys = _layers(xs), _layers(ys)
         n = _examples([*xs, *ys])
@@ -83,6 +83,8 @@ class CKA:
                 f"CKA with estimator minibatch needs {MINIMUM} examples or more in each batch, not "
                 f"{n}; add them to another batch"
             )
+        if not n:
+            return
         self.n += n
         if is_minibatch and self.kernel is Kernel.linear and self._sums is None:
             self._sums = _minibatch_sums(xs, ys)

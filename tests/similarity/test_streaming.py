@@ -299,6 +299,20 @@ def test_a_batch_too_small_for_unbiased_hsic_is_refused(size):
     CKA("exact").update([x], [y])
 
 
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("estimator", ["exact", "unbiased"])
+def test_an_empty_batch_changes_nothing(estimator, kernel):
+    x, y = pair(20)
+    without, among = CKA(estimator, kernel), CKA(estimator, kernel)
+    for size in (0, 12, 0, 8, 0):
+        part = slice(among.n, among.n + size)
+        among.update([x[part]], [y[part]])
+        if size:
+            without.update([x[part]], [y[part]])
+    assert among.n == 20 and among.compute() == without.compute()
+    assert among.standard_error() == without.standard_error()
+
+
 def test_each_layer_with_each():
     x, y = pair(60)
     stream = CKA("minibatch")
