@@ -319,13 +319,15 @@ def features(activation: Tensor, channels_last: bool = False) -> Tensor:
     Copies nothing if the activation is contiguous or, with `channels_last`, lies so in memory: the
     order of the features is not that of (c, h, w) then, and no Gram matrix depends on it.
     """
+    if activation.is_quantized:
+        activation = activation.dequantize()
     if activation.is_complex():
         activation = torch.view_as_real(activation.resolve_conj())
-    if not activation.is_floating_point():
+    if not activation.is_floating_point() or activation.itemsize == 1:  # no sums are of float8
         activation = activation.float()
     if channels_last and activation.ndim == 4:
         activation = activation.permute(0, 2, 3, 1)
-    return activation.reshape(len(activation), -1)
+    return activation.reshape(len(activation), math.prod(activation.shape[1:]))
 
 
 def type_of_mean(x: Tensor) -> torch.dtype:

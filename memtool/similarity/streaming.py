@@ -71,8 +71,7 @@ class CKA:
         xs, ys = _layers(xs), _layers(ys)
         n = _examples([*xs, *ys])
         widths = [[math.prod(layer.shape[1:]) for layer in side] for side in (xs, ys)]
-        self._widths = self._widths or widths
-        if widths != self._widths:
+        if widths != (self._widths or widths):
             raise MemtoolError(
                 f"the layers of this batch have {widths} features, those of the first "
                 f"{self._widths}; give the same layers in each"
@@ -85,16 +84,15 @@ class CKA:
             )
         if not n:
             return
-        self.n += n
         if is_minibatch and self.kernel is Kernel.linear and self._sums is None:
             self._sums = _minibatch_sums(xs, ys)
-        self._batches += 1
         if self._sums:
-            _feed(self._sums, _visit(self._batches - 1, xs), xs, ys)
-            return
-        x, y = ([features(layer.detach()).clone() for layer in side] for side in (xs, ys))
-        self._kept.append((x, y))
-        if is_minibatch and self.n >= SAMPLE:
+            _feed(self._sums, _visit(self._batches, xs), xs, ys)
+        else:
+            x, y = ([features(layer.detach()).clone() for layer in side] for side in (xs, ys))
+            self._kept.append((x, y))
+        self.n, self._batches, self._widths = self.n + n, self._batches + 1, widths
+        if is_minibatch and self._kept and self.n >= SAMPLE:
             self._sums, self._kept = self._sums_of_kept(), []
 
     def compute(self) -> Tensor:
@@ -192,10 +190,13 @@ def _tensor(layer: Activations) -> Tensor:
     wanted = "give tensors or arrays of numbers, (n, ...)"
     try:
         tensor = layer if isinstance(layer, Tensor) else _from_array(np.asarray(layer))
-    except Exception as error:  # of whatever offers itself as an array
+        is_usual = tensor.ndim > 0 and not tensor.is_nested and tensor.layout == torch.strided
+        if is_usual:
+            features(tensor[:1].detach())
+    except Exception as error:  # of whatever offers itself as an array, or has an unusual type
         told = f"{type(layer).__name__}: {last_line(error)}"
         raise MemtoolError(f"a layer cannot be read as numbers ({told}); {wanted}") from error
-    if tensor.ndim == 0 or tensor.is_meta or tensor.is_nested or tensor.layout != torch.strided:
+    if tensor.is_meta or not is_usual:
         kind = f"shape {tuple(tensor.shape)}, {tensor.layout}, on {tensor.device}"
         raise MemtoolError(f"a layer is a tensor of {kind}; {wanted}")
     return tensor

@@ -417,6 +417,42 @@ def test_precision_of_the_features(estimator, dtype):
     )
 
 
+@pytest.mark.filterwarnings("ignore:.*quantize")
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(
+    "stored",
+    [
+        lambda x: x.to(torch.float8_e4m3fn),
+        lambda x: x.to(torch.float8_e5m2),
+        lambda x: torch.quantize_per_tensor(x, 0.05, 3, torch.qint8),
+    ],
+    ids=["e4m3", "e5m2", "qint8"],
+)
+def test_types_without_arithmetic_are_those_of_their_values(stored, estimator):
+    x, y = pair(24)
+    kept = stored(x)
+    values = kept.dequantize() if kept.is_quantized else kept.float()
+    assert cka(kept, y, estimator).item() == pytest.approx(cka(values, y, estimator).item())
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_a_batch_that_ends_in_an_error_does_not_count(estimator, kernel):
+    x, y = pair(24)
+    stream = CKA(estimator, kernel)
+    bits = torch.zeros(8, 7, dtype=torch.float4_e2m1fn_x2)
+    for bad in ([bits], [torch.ones(7, 7)], [bits, bits]):
+        with pytest.raises(MemtoolError):
+            stream.update([x[:8]], bad)
+        assert stream.n == 0
+    for a, b in zip(x.split(8), y.split(8), strict=True):
+        stream.update([a], [b])
+        with pytest.raises(MemtoolError, match="cannot be read as numbers .Tensor"):
+            stream.update([a], [bits])
+    expected = cka(x, y, estimator, kernel, batch_size=8)
+    assert stream.n == 24 and stream.compute().item() == pytest.approx(expected.item())
+
+
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_layers_of_different_precision(estimator):
     x, y = pair(64, 500, 100)
