@@ -323,6 +323,9 @@ def features(activation: Tensor, channels_last: bool = False) -> Tensor:
         activation = activation.dequantize()
     if activation.is_complex():
         activation = torch.view_as_real(activation.resolve_conj())
+    if not activation.is_floating_point() and activation.itemsize >= 4:
+        # Whole numbers that float32 may not tell apart.
+        activation = wide(activation)
     if not activation.is_floating_point() or activation.itemsize == 1:  # no sums are of float8
         activation = activation.float()
     if channels_last and activation.ndim == 4:

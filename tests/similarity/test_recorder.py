@@ -165,6 +165,7 @@ def test_features_of_activations():
     assert torch.equal(features(x), x.flatten(1))
     assert torch.equal(features(last), x.flatten(1))
     assert features(last, channels_last=True).data_ptr() == last.data_ptr()
-    assert features(torch.tensor([[1, 2]])).dtype == torch.float32
+    assert features(torch.tensor([[1, 2]], dtype=torch.int16)).dtype == torch.float32
+    assert features(torch.tensor([[1, 2]])).dtype == torch.float64
     assert features(torch.randn(2, 3, dtype=torch.complex64)).shape == (2, 6)
     assert features(torch.randn(2)).shape == (2, 1)

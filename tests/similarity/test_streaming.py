@@ -417,6 +417,17 @@ def test_precision_of_the_features(estimator, dtype):
     )
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("kind", [np.int32, np.int64, np.uint32, np.uint64])
+def test_whole_numbers_keep_their_small_differences(kind, kernel, estimator):
+    x, y = pair(24)
+    small = (20 * x).round().long()
+    large = (small + 2**30 + 1).numpy().astype(kind)
+    expected = cka(small, y, estimator, kernel).item()
+    assert cka(large, y, estimator, kernel).item() == pytest.approx(expected, abs=1e-6)
+
+
 @pytest.mark.filterwarnings("ignore:.*quantize")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize(
