@@ -188,6 +188,8 @@ def _layers(side: Sequence[Activations]) -> Layers:
 
 def _tensor(layer: Activations) -> Tensor:
     wanted = "give tensors or arrays of numbers, (n, ...)"
+    if _is_masked(layer):
+        raise MemtoolError(f"a layer has masked values, which are no numbers; {wanted}")
     try:
         tensor = layer if isinstance(layer, Tensor) else _from_array(np.asarray(layer))
         is_usual = tensor.ndim > 0 and not tensor.is_nested and tensor.layout == torch.strided
@@ -200,6 +202,14 @@ def _tensor(layer: Activations) -> Tensor:
         kind = f"shape {tuple(tensor.shape)}, {tensor.layout}, on {tensor.device}"
         raise MemtoolError(f"a layer is a tensor of {kind}; {wanted}")
     return tensor
+
+
+def _is_masked(layer: object) -> bool:
+    """Whether some values are masked, in an array or in a list of them: NumPy would give what is
+    under the mask."""
+    if isinstance(layer, list | tuple):
+        return any(map(_is_masked, layer))
+    return bool(np.ma.is_masked(layer))
 
 
 def _from_array(array: NDArray[Any]) -> Tensor:

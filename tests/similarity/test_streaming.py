@@ -566,8 +566,9 @@ def test_arrays_of_numpy_are_taken():
         lambda x: x.astype(">f8"),
         lambda x: np.frombuffer(x.tobytes()).reshape(x.shape),
         lambda x: x.tolist(),
+        lambda x: np.ma.masked_greater(x, np.inf),
     ],
-    ids=["negative strides", "strides", "big-endian", "read-only", "lists"],
+    ids=["negative strides", "strides", "big-endian", "read-only", "lists", "nothing masked"],
 )
 @pytest.mark.parametrize("estimator", ["exact", "minibatch"])
 def test_arrays_that_pytorch_does_not_take_as_they_are(other, estimator):
@@ -583,6 +584,8 @@ def test_arrays_that_pytorch_does_not_take_as_they_are(other, estimator):
         (np.array([[1.0, None]] * 4), "as numbers .ndarray"),
         (np.zeros((4, 2), "M8[s]"), "as numbers .ndarray"),
         ([[1.0], [2.0, 3.0]], "as numbers .list"),
+        (np.ma.masked_greater(np.eye(4), 0.5), "masked values"),
+        ([np.ma.masked_greater(np.eye(4)[i], 0.5) for i in range(4)], "masked values"),
         (3.0, r"tensor of shape \(\)"),
         (torch.tensor(3.0), r"tensor of shape \(\)"),
         (torch.eye(4).to_sparse(), "torch.sparse_coo"),
