@@ -187,16 +187,16 @@ def _alone(file: Path, spec: str) -> Iterator[None]:
 
 def _check_space(folder: Path, shape: Shape, spec: str) -> None:
     """Raise MemtoolError unless there is room for the images on the disk."""
-    size, free = math.prod(shape), shutil.disk_usage(folder).free
-    if _size(shape) > free:
+    needed, free = _size(shape), shutil.disk_usage(folder).free
+    if needed > free:
         raise MemtoolError(
-            f"{spec}: its images take {told_size(size)} decoded, more than --memory, and {folder} "
-            f"has {told_size(free)} left for them; remove files of other data sets there, name a "
-            "folder on another disk (MEMTOOL_CACHE), or take smaller images or fewer "
-            "(--image-size, --samples)"
+            f"{spec}: its images take {told_size(needed)} decoded, more than --memory, and "
+            f"{folder} has {told_size(free, up=False)} left for them; remove files of other data "
+            "sets there, name a folder on another disk (MEMTOOL_CACHE), or take smaller images or "
+            "fewer (--image-size, --samples)"
         )
     logger.info(
-        f"{spec}: its images take {told_size(size)} decoded, more than --memory, and are decoded "
+        f"{spec}: its images take {told_size(needed)} decoded, more than --memory, and are decoded "
         f"once into a file in {folder}"
     )
 

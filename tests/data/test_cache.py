@@ -222,6 +222,15 @@ def test_a_full_disk_is_refused_before_the_work(
     assert not reads and not kept(cache)
 
 
+def test_a_disk_that_is_a_little_too_small_is_told_with_sizes_that_say_so(
+    cache: Path, photos: Path, monkeypatch, refused
+) -> None:
+    free = 2**20  # that the header takes alone
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(9, 8, free))
+    told = refused(f"folder:{photos}{SIZED}", memory=MEMORY)
+    assert "take 1.1 MiB decoded" in told and "has 1.0 MiB left" in told
+
+
 def test_a_disk_that_becomes_full_leaves_nothing(
     cache: Path, photos: Path, monkeypatch, refused
 ) -> None:
