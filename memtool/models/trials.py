@@ -52,7 +52,7 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
                     _backward(model, found[1])
             _tell_choice(spec, mode, result, found[0])
             with foreign_code(what), torch.set_grad_enabled(trains):
-                kept += [name for name in _counted(model, images[:2]) if name not in kept]
+                kept += [name for name in _changed(model, images[:2]) if name not in kept]
         what = f"model {spec}"
         if new := [name for name, shape in shapes_of(model).items() if shapes.get(name) != shape]:
             raise MemtoolError(
@@ -61,8 +61,8 @@ def check_classifier(spec: ModelSpec, image_shape: tuple[int, ...], classes: int
             )
         if kept:
             logger.warning(
-                f"{what}: counts what it has seen in {some(kept)}, which no checkpoint holds: a "
-                "run that is resumed is another one; register buffers"
+                f"{what}: changes {some(kept)} with each pass, which no checkpoint holds: if "
+                "results depend on that, a run that is resumed is another one; register buffers"
             )
         warn_if_results_vary(lambda few: model(few.clone()), images, what, model)
 
@@ -80,7 +80,7 @@ def _passed(model: nn.Module, images: Tensor) -> Any:
         return model(images.clone())
 
 
-def _counted(model: nn.Module, images: Tensor) -> list[str]:
+def _changed(model: nn.Module, images: Tensor) -> list[str]:
     """The numbers that modules hold as attributes, by name, which a pass changes though one with
     these images came before: no sizes of images, and no modes."""
     before = _numbers(model)
