@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from memtool import MemtoolError, data, figures, tables
+from memtool.paths import as_path
 from memtool.progress import Progress, silent
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def dataset(
 def read_table(path: Path | str) -> Any:
     """The rows of a table (CSV, TSV or JSON lines): a pandas frame if pandas is installed, else a
     list of dicts, in which an empty cell is None. Raises MemtoolError if it is not a table."""
-    rows = tables.read(Path(path))
+    rows = tables.read(as_path(path))
     if not find_spec("pandas"):
         return rows
     import pandas

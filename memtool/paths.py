@@ -3,6 +3,18 @@
 import os
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
+
+from memtool import MemtoolError
+
+
+def as_path(given: Any) -> Path:
+    """What a caller has given for a path; raises MemtoolError for what is none."""
+    try:
+        return Path(given)
+    except TypeError:
+        kind = type(given).__name__
+        raise MemtoolError(f"{given!r:.40} is of type {kind}; a path is a str or a Path") from None
 
 
 def expanded(path: str | Path) -> Path:

@@ -34,6 +34,33 @@ def test_a_checkpoint_its_data_set_and_its_layers(runs):
     assert [layer.name for layer in layers][-1] == "fc"
 
 
+@pytest.mark.parametrize("path", [None, 3, b"a.safetensors", ["a.safetensors"]])
+@pytest.mark.parametrize("read", [memtool.load, memtool.read_table])
+def test_what_is_no_path_is_told(read, path):
+    with pytest.raises(memtool.MemtoolError, match=f"is of type {type(path).__name__}; a path is"):
+        read(path)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")
+def test_what_cannot_be_traced_is_told(runs):
+    network = memtool.load(runs.clean)
+    images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
+    given = network.normalized(images)
+    scripted = torch.jit.script(torch.nn.Sequential(torch.nn.Flatten()))
+    for model, its, told in (
+        (network, given, "not a Network; that of a network is network.model"),
+        (len, given, "not a builtin_function_or_method"),
+        (scripted, given, "a scripted module hides its layers"),
+        (network.model, images.numpy(), r"not a ndarray; .* as network.normalized\(images\) does"),
+        (network.model, [given], "not a list"),
+        (network.model, images, r"given images of \(2, 1, 8, 8\), torch.uint8: RuntimeError"),
+        (network.model, given[:, :, :3], "given images of .2, 1, 3, 8., torch.float32: Runtime"),
+        (network.model, given[0], "given images of .1, 8, 8., torch.float32"),
+    ):
+        with pytest.raises(memtool.MemtoolError, match=told):
+            memtool.trace(model, its)
+
+
 @pytest.mark.parametrize("has_pandas", [True, False])
 def test_tables_are_read_as_frames_where_there_is_pandas_and_drawn(
     run, runs, tmp_path, monkeypatch, has_pandas

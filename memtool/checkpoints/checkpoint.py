@@ -18,6 +18,7 @@ from memtool.checkpoints.rewriting import Match, Rewrite
 from memtool.data import RESIZING, Options, normalize, parse, same_images, told_shape
 from memtool.errors import told_names
 from memtool.models import ModelSpec
+from memtool.paths import as_path
 from memtool.shards import check_whole
 from memtool.tensors import (
     Metadata,
@@ -70,7 +71,7 @@ def load(
     and if the model or the normalization of its images is not known.
     """
     spec = models.parse(model) if model else None
-    checkpoint = Checkpoint.open(Path(path), spec, trust)
+    checkpoint = Checkpoint.open(as_path(path), spec, trust)
     if dataset:
         warn_of_differences([checkpoint], dataset)
         checkpoint = checkpoint.with_dataset(dataset)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
+from memtool.errors import is_lack_of_memory, one_line
 from memtool.layers.dataflow import DataFlow, Layout, dominators, layout_of
 from memtool.layers.hooks import evaluating, watching
 from memtool.layers.layer import Layer, first_tensor, is_batched, with_first
@@ -65,7 +66,8 @@ def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> li
     with one image more tells which axis of each output counts the images. `output` chooses, of what
     the model returns, the tensor whose dependence on a layer makes that a cut.
 
-    Raises MemtoolError if the model returns no such tensor.
+    Raises MemtoolError if the model returns no such tensor, and if it is no module whose calls can
+    be observed or does not run on these images.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     >>> for layer in trace(model, torch.zeros(2, 1, 8, 8)):
@@ -75,7 +77,24 @@ def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> li
     2 Flatten (144,) True
     3 Linear (10,) False
     """
-    return traced(model, images, output).layers
+    if not isinstance(model, nn.Module):
+        raise MemtoolError(
+            f"a module is traced, not a {type(model).__name__}; that of a network is network.model"
+        )
+    if isinstance(model, torch.jit.ScriptModule):
+        raise MemtoolError("a scripted module hides its layers; trace the one that it was made of")
+    usual = "give them as the model takes them, as network.normalized(images) does"
+    if not isinstance(images, Tensor):
+        raise MemtoolError(f"images are a tensor, not a {type(images).__name__}; {usual}")
+    try:
+        return traced(model, images, output).layers
+    except MemtoolError:
+        raise
+    except Exception as error:  # whatever a model raises
+        if is_lack_of_memory(error):
+            raise
+        told = f"{type(model).__name__}, given images of {tuple(images.shape)}, {images.dtype}"
+        raise MemtoolError(f"{told}: {one_line(error)}; {usual}") from error
 
 
 def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> Trace:
