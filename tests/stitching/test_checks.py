@@ -178,7 +178,7 @@ def test_a_network_that_draws_in_eval_mode_is_told_as_such(run, tmp_path):
     path = saved(tmp_path / "w.safetensors", spec)
     told = run("stitch", path, path, "--trust", "--epochs", 0)
     assert told.code == 1 and "training=self.training" in told.stderr
-    assert f"{path}: its model gives other results for the same images each time" in told.stderr
+    assert f"error: {path}: has other results each time" in told.stderr
 
 
 def test_a_false_cut_is_left_out_of_all_and_refused_by_name(run, hidden):
