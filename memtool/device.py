@@ -6,12 +6,15 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memtool import MemtoolError, __version__
 from memtool.errors import last_line
 
+# One process may wait for what another computes; of one that has ended, torchrun tells at once.
+LONGEST_WAIT = timedelta(days=7)
 MEMORY = 4 * 2**30  # bytes that images, or passes and results, may take unless told otherwise
 
 if TYPE_CHECKING:  # the command line offers Precision, and torch is slow to import
@@ -49,6 +52,8 @@ def choose(name: str = "auto") -> "torch.device":
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind not in available or colon and not (index.isdecimal() and int(index) < count):
         raise MemtoolError(f"device {name!r} is not available (available: {', '.join(available)})")
+    if kind == "cuda" and index:
+        torch.cuda.set_device(int(index))  # on which graphs and streams are made
     return torch.device(name)
 
 
@@ -88,21 +93,48 @@ def memory_of(device: "torch.device") -> int:
     return machine_memory()
 
 
-@contextmanager
-def tf32(name: Precision) -> Iterator[None]:
-    """Within the block, CUDA takes TF32 for products in float32 if `name` says so. (PyTorch by
-    itself lets convolutions use it.)"""
+def has_bf16(device: "torch.device") -> bool:
+    """Whether a GPU computes in bfloat16 by itself; older ones emulate it, more slowly than float32
+    is."""
     import torch
 
-    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        backend.allow_tf32 = name is Precision.tf32
+    return device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+
+
+@contextmanager
+def tf32(name: Precision) -> Iterator[None]:
+    """Within the block, products in float32 are of TF32 on CUDA if `name` says so, and else of
+    float32, whatever the code of a model has set. (PyTorch by itself lets convolutions use TF32.)
+    """
+    switches = _switches(name is Precision.tf32)
+    before = [getattr(backend, switch) for backend, switch, _ in switches]
     try:
+        for backend, switch, value in switches:
+            setattr(backend, switch, value)
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for (backend, switch, _), value in zip(switches, before, strict=True):
+            setattr(backend, switch, value)
+
+
+def _switches(allowed: bool) -> list[tuple[Any, str, object]]:
+    """PyTorch's switches of the products in float32, each with the value that it is to have."""
+    import torch
+
+    backends: Any = torch.backends
+    # These, which may round to bfloat16 on a CPU that has instructions for it, have no other names.
+    of_cpu = (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
+    switches: list[tuple[Any, str, object]] = [(part, "fp32_precision", "ieee") for part in of_cpu]
+    old, new = (
+        (backends.cuda.matmul, backends.cudnn),
+        (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
+    )
+    try:
+        _ = [backend.allow_tf32 for backend in old]
+    except RuntimeError:  # set by their new names, beside which PyTorch refuses the old ones
+        value = "tf32" if allowed else "ieee"
+        return switches + [(part, "fp32_precision", value) for part in new]
+    return switches + [(backend, "allow_tf32", allowed) for backend in old]
 
 
 @contextmanager
@@ -166,7 +198,9 @@ def processes(device: "torch.device") -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     try:
-        distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        distributed.init_process_group(
+            "nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT
+        )
     except (ValueError, RuntimeError) as error:
         raise MemtoolError(
             f"WORLD_SIZE is {size}, and the other processes cannot be found ({last_line(error)}); "
@@ -206,8 +240,6 @@ def is_first_to_fail(error: object) -> bool:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return True
-    from datetime import timedelta
-
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     if isinstance(error, LostProcess):

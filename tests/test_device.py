@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memtool import MemtoolError
-from memtool.device import Processes, choose, is_first, is_loss_of_process, processes
+from memtool.device import Processes, choose, has_bf16, is_first, is_loss_of_process, processes
 
 
 @pytest.mark.parametrize(
@@ -20,12 +20,15 @@ def test_auto_takes_the_fastest_device_there_is(monkeypatch, cuda, mps, expected
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("LOCAL_RANK", raising=False)
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert choose("auto") == torch.device(expected)
     assert choose("cpu") == torch.device("cpu")
     monkeypatch.setenv("LOCAL_RANK", "1")
     assert choose("auto") == torch.device("cuda:1" if cuda else expected)
     if cuda:
         assert choose("cuda:0") == torch.device("cuda:0")
+        assert current == [1, 0]  # graphs and streams are made on the current one
 
 
 @pytest.mark.parametrize("name", ["gpu", "", "cpu:x", "cpu:", "cpu:-1", "cuda:99"])
@@ -54,6 +57,49 @@ def test_a_process_of_a_torchrun_takes_its_own_gpu(monkeypatch):
     assert choose() == torch.device("cuda")
     monkeypatch.setenv("LOCAL_RANK", "0")
     assert choose() == choose("cuda") == choose("cuda:0") == torch.device("cuda:0")
+
+
+@pytest.mark.parametrize("supported", [True, False])
+def test_bf16_is_that_of_the_card_and_no_emulation(monkeypatch, supported):
+    def is_supported(including_emulation=True):
+        return supported or including_emulation
+
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
+    assert has_bf16(torch.device("cuda")) == supported
+    assert not has_bf16(torch.device("cpu"))
+
+
+SHORTER = {
+    "as they are": "",
+    "medium": "torch.set_float32_matmul_precision('medium')",
+    "old names": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "new names": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
+    "all": "torch.backends.fp32_precision = 'tf32'",
+    "cudnn": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+}
+SWITCHED = """
+import torch
+from memtool.device import Precision, tf32
+{setting}
+backends = torch.backends
+parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
+parts += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
+values = lambda: [part.fp32_precision.replace("none", "ieee") for part in parts]
+before = values()
+with tf32(Precision.float32):
+    assert not {{"tf32", "bf16"}} & {{*values()}}, values()
+with tf32(Precision.tf32):
+    assert values()[:3] == ["tf32"] * 3 and not {{"tf32", "bf16"}} & {{*values()[3:]}}, values()
+assert values() == before
+"""
+
+
+@pytest.mark.parametrize("setting", SHORTER.values(), ids=SHORTER)
+def test_float32_is_float32_whatever_a_model_has_set(setting):
+    """In a process of its own, since PyTorch minds by which names the switches were ever set."""
+    code = SWITCHED.format(setting=setting)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_single_process_has_all_the_work(monkeypatch):

@@ -159,7 +159,7 @@ def train(
             "--precision",
             metavar="PRECISION",
             help="Precision of the forward passes: float32, tf32 (on CUDA) or bf16",
-            show_default="bf16 on CUDA, else float32",
+            show_default="bf16 on CUDA that has it, else float32",
         ),
     ] = None,
     compile: Annotated[
@@ -258,7 +258,7 @@ def train(
 
     from memtool import models, tables
     from memtool.data import LabelFile, with_options
-    from memtool.device import choose, processes
+    from memtool.device import choose, has_bf16, processes
     from memtool.files import check_writable, claimed
     from memtool.training import Run
 
@@ -291,7 +291,7 @@ def train(
         clip_norm=clip_norm,
         decay_norm=decay_norm,
         sync_batch_norm=sync_batch_norm,
-        precision=precision or (Precision.bf16 if where.type == "cuda" else Precision.float32),
+        precision=precision or (Precision.bf16 if has_bf16(where) else Precision.float32),
         compile=compile,
         evaluate_every=evaluate_every,
     )

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from memtool import MemtoolError
+from memtool.device import Precision, tf32
 from memtool.errors import last_line
 from memtool.similarity.feature_space import FeatureRecorder, is_cheaper
 from memtool.similarity.hsic import MINIMUM, check_examples
@@ -60,6 +61,7 @@ class CKA:
         self._kept: list[tuple[Layers, Layers]] = []  # batches that are not in the sums
         self._widths: list[list[int]] = []  # features of each layer of either side
 
+    @tf32(Precision.float32)
     def update(self, xs: Sequence[Activations], ys: Sequence[Activations]) -> None:
         """Take in a batch: for each layer a tensor (n, ...), or an array of NumPy, the same n
         examples in all.
@@ -109,6 +111,7 @@ class CKA:
         the examples of one permuted. 0 but for `exact`; NaN where `compute` is."""
         return self._computed()[2]
 
+    @tf32(Precision.float32)
     def _computed(self) -> tuple[Tensor, ...]:
         check_examples(self.estimator, self.n)
         if self._sums:

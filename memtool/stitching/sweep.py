@@ -15,7 +15,7 @@ import torch
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
 from memtool.data import Dataset
-from memtool.device import Processes
+from memtool.device import Precision, Processes, tf32
 from memtool.files import check_writable
 from memtool.layers import evenly_spaced
 from memtool.models import foreign_code
@@ -48,6 +48,7 @@ class Sweep:
     folder: Path | None = None
 
     @staticmethod
+    @tf32(Precision.float32)
     def of(
         fronts: Sequence[Checkpoint],
         back: Checkpoint,
@@ -180,17 +181,19 @@ class Sweep:
         shares = memory_shares(self.settings.memory, networks, len(examples.labels))
         needs_back = self.settings.init is Init.lstsq or Direction.reverse in directions
         theirs = list(dict.fromkeys(layer for _, (_, layer) in jobs))
-        back = CachedNetwork(
-            self.back, theirs if needs_back else [], examples, shares[self.back.path]
-        )
+        with tf32(Precision.float32):
+            kept = theirs if needs_back else []
+            back = CachedNetwork(self.back, kept, examples, shares[self.back.path])
         for checkpoint, group in groupby(jobs, key=lambda job: job[0]):
             cuts = [cut for _, cut in group]
             ours = list(dict.fromkeys(layer for layer, _ in cuts))
-            front = CachedNetwork(checkpoint, ours, examples, shares[checkpoint.path])
+            with tf32(Precision.float32):
+                front = CachedNetwork(checkpoint, ours, examples, shares[checkpoint.path])
             for cut in cuts:
                 yield self._job((front, back), cut, advance)
             del front  # before the next one takes its memory
 
+    @tf32(Precision.float32)
     def _job(
         self, networks: tuple[CachedNetwork, CachedNetwork], cut: Cut, advance: Advance
     ) -> list[StitchingRow]:

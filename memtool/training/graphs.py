@@ -5,10 +5,15 @@ become a tenth faster.
 """
 
 import logging
+import pickle
+import random
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from memtool.errors import one_line
 
 logger = logging.getLogger("memtool")
 
@@ -23,7 +28,8 @@ class GraphedStep:
 
     `step` takes the indices of a batch, int64 (size,), and must read everything else from tensors
     that stay where they are. A step that cannot be recorded, such as that of a model that looks at
-    values, is not: all of them then run as they are.
+    values, is not, nor one that draws from a generator of the host, as layers do that are left out
+    at random: what it drew while it was recorded would hold for all. They then run as they are.
     """
 
     def __init__(self, step: Callable[[Tensor], None], size: int, device: torch.device) -> None:
@@ -35,7 +41,10 @@ class GraphedStep:
         """Take the step with this batch."""
         if len(indices) != len(self._indices) or self._before or not self._can_record:
             self._before = max(self._before - 1, 0)
+            before = _generators()
             self._step(indices)
+            if self._can_record and _generators() != before:
+                self._give_up("its model draws from a generator of the host")
             return
         self._indices.copy_(indices)
         if not self._is_recorded:
@@ -46,10 +55,22 @@ class GraphedStep:
             self._step(indices)
 
     def _record(self) -> None:
+        device = self._indices.device
+        stream = torch.cuda.current_stream(device)
         try:
-            with torch.cuda.graph(self._graph):
+            with torch.cuda.graph(self._graph, stream=torch.cuda.Stream(device)):
                 self._step(self._indices)
             self._is_recorded = True
         except RuntimeError as error:
-            self._can_record = False
-            logger.info(f"no CUDA graph of the training step ({str(error).splitlines()[0]})")
+            torch.cuda.set_stream(stream)  # PyTorch does not, where the end of a recording fails
+            self._give_up(one_line(error.__context__ or error))
+
+    def _give_up(self, why: str) -> None:
+        self._can_record = False
+        logger.info(f"no CUDA graph of the training step ({why})")
+
+
+def _generators() -> tuple[object, ...]:
+    """The states of the generators that a model may draw from on the host."""
+    numpy = pickle.dumps(np.random.get_state())
+    return random.getstate(), numpy, torch.get_rng_state().numpy().tobytes()

@@ -123,7 +123,7 @@ class SynchronizedBatchNorm(_BatchNorm):
         values = input.float()
         dims = [0, *range(2, values.ndim)]
         shape = [1, -1, *[1] * (values.ndim - 2)]
-        count = values.new_tensor([values.numel() / values.shape[1]])
+        count = values.new_full((1,), values.numel() / values.shape[1])  # no copy to wait for
         *sums, n = _Sum.apply(torch.cat([values.sum(dims), count])).tensor_split([-1])
         mean = sums[0] / n.detach()
         centered = values - mean.view(shape)

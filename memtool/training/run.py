@@ -239,7 +239,8 @@ class Run:
         advance: Advance,
     ) -> Iterator[int]:
         """Train one epoch after the other and yield its number."""
-        trained = shared(model, task, self.processes)
+        with foreign_code(f"model {self.spec}"):
+            trained = shared(model, task, self.processes)
         if self.config.compile:
             # By itself the compiler puts the channels last on a CPU, even where that is unsafe.
             keeping: Any = {} if task.memory_format else {"options": {"layout_optimization": False}}

@@ -645,3 +645,10 @@ def test_an_estimator_that_there_is_not_is_told():
         CKA("foo")
     with pytest.raises(MemtoolError, match="no kernel 'poly'; there are linear, rbf"):
         cka(torch.ones(5, 1), torch.ones(5, 1), kernel="poly")
+
+
+def test_shorter_products_that_others_chose_are_not_taken(monkeypatch):
+    x, y = torch.randn(64, 300), torch.randn(64, 200)
+    expected = cka(x, y)
+    monkeypatch.setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16")
+    assert torch.equal(cka(x, y), expected)

@@ -71,6 +71,21 @@ def test_each_row_has_the_accuracy_of_the_control_at_its_cut(table_of_all):
         assert {row["control_accuracy"] for row in rows} == {rows[-1]["test_accuracy"]}
 
 
+def test_all_passes_are_in_float32(run, runs, monkeypatch):
+    """As training steps are: by itself PyTorch lets convolutions on CUDA take less."""
+    allowed, forward = [], torch.nn.Conv2d.forward
+
+    def seen(self, images):
+        if len(images) > 3:  # a trace, which computes nothing, has fewer
+            allowed.append(torch.backends.cudnn.allow_tf32)
+        return forward(self, images)
+
+    monkeypatch.setattr(torch.nn.Conv2d, "forward", seen)
+    assert torch.backends.cudnn.allow_tf32
+    assert run("stitch", runs.noisy, runs.clean, "--at", "block2", "--epochs", 1).code == 0
+    assert allowed and not any(allowed)
+
+
 def test_a_network_is_stitched_to_itself_but_once(run, runs, monkeypatch, progress_of):
     made = []
     original = sweep.Stitching

@@ -1,5 +1,7 @@
 """The training loop: batches, learning rates, weight decay, augmentation."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -17,6 +19,7 @@ from memtool.training import (
     make_optimizer,
     optimize,
 )
+from memtool.training.graphs import GraphedStep
 
 from .examples import small_model, small_task
 
@@ -156,3 +159,42 @@ def test_augmentation_changes_what_is_trained_on_and_only_that():
 
     first, second = weights(Augment.crop_flip), weights(Augment.crop_flip)
     assert first == second != weights(Augment.none)
+
+
+class Replayed:
+    """Stands for a CUDA graph: replaying repeats the step that was recorded."""
+
+    def __init__(self, *arguments, **more):
+        self.replays = 0
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+    def replay(self):
+        self.replays += 1
+
+
+@pytest.mark.parametrize(
+    "draw", [random.random, np.random.rand, lambda: torch.rand(1)], ids=["random", "numpy", "torch"]
+)
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_step_that_draws_on_the_host_is_not_recorded(monkeypatch, caplog, draw, draws):
+    for name in ("CUDAGraph", "graph", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Replayed)
+    taken = []
+
+    def step(indices):
+        taken.append(indices.tolist())
+        if draws:
+            draw()
+
+    graphed = GraphedStep(step, 2, torch.device("cpu"))
+    with caplog.at_level("INFO", "memtool"):
+        for number in range(8):
+            graphed(torch.tensor([number, number + 1]))
+    assert graphed._graph.replays == (0 if draws else 5)
+    assert len(taken) == (8 if draws else 4)  # three as they are, one that is recorded
+    assert ("draws from a generator of the host" in caplog.text) == draws
