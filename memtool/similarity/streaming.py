@@ -134,6 +134,7 @@ class CKA:
         return sums
 
 
+@tf32(Precision.float32)
 def cka(
     x: Activations,
     y: Activations,

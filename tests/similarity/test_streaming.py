@@ -647,8 +647,14 @@ def test_an_estimator_that_there_is_not_is_told():
         cka(torch.ones(5, 1), torch.ones(5, 1), kernel="poly")
 
 
-def test_shorter_products_that_others_chose_are_not_taken(monkeypatch):
+@pytest.mark.parametrize("estimator", ["exact", "minibatch"])
+def test_shorter_products_that_others_chose_are_not_taken(estimator):
     x, y = torch.randn(64, 300), torch.randn(64, 200)
-    expected = cka(x, y)
-    monkeypatch.setattr(torch.backends.mkldnn.matmul, "fp32_precision", "bf16")
-    assert torch.equal(cka(x, y), expected)
+    expected = cka(x, y, estimator)
+    switch = torch.backends.mkldnn.matmul
+    switch.fp32_precision = "bf16"
+    try:
+        assert torch.equal(cka(x, y, estimator), expected)
+        assert switch.fp32_precision == "bf16"
+    finally:
+        switch.fp32_precision = "none"
