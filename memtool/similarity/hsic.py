@@ -48,7 +48,7 @@ from memtool import MemtoolError
 from memtool.similarity.settings import Estimator
 
 MINIMUM = 4  # examples that the unbiased estimator needs
-ROUNDING = 1e-6  # of CKA
+ROUNDING = 1e-4  # of CKA, as far as it may be from its value in float64
 GROUPS = 10  # of batches, which the standard error leaves out one at a time
 
 Number = TypeVar("Number", Tensor, Fraction)

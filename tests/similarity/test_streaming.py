@@ -658,3 +658,13 @@ def test_shorter_products_that_others_chose_are_not_taken(estimator):
         assert switch.fp32_precision == "bf16"
     finally:
         switch.fp32_precision = "none"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_roundings_bring_above_1_is_a_value(seed):
+    """Features far from 0, of which float32 keeps few digits, and all but the same ones."""
+    generator = torch.Generator().manual_seed(seed)
+    spread = torch.logspace(0, -3, 100)
+    x = torch.randn(1000, 100, generator=generator) * spread
+    x += 1e4 * torch.randn(1, 100, generator=generator)
+    assert cka(x, x * (1 + 1e-7)).item() == pytest.approx(1, abs=1e-5)
