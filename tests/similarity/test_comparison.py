@@ -501,7 +501,7 @@ import json, sys
 from torch import distributed
 from memtool.cli import app, main
 distributed.init_process_group("gloo")
-distributed.init_process_group = distributed.destroy_process_group = lambda *_: None
+distributed.init_process_group = distributed.destroy_process_group = lambda *_, **__: None
 *first, last = json.loads(sys.argv[1])
 for arguments in first:
     app(arguments, standalone_mode=False)
