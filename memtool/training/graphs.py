@@ -39,11 +39,14 @@ class GraphedStep:
 
     def __call__(self, indices: Tensor) -> None:
         """Take the step with this batch."""
-        if len(indices) != len(self._indices) or self._before or not self._can_record:
+        if not self._can_record:
+            self._step(indices)
+            return
+        if len(indices) != len(self._indices) or self._before:
             self._before = max(self._before - 1, 0)
             before = _generators()
             self._step(indices)
-            if self._can_record and _generators() != before:
+            if _generators() != before:
                 self._give_up("its model draws from a generator of the host")
             return
         self._indices.copy_(indices)
