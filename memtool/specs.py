@@ -12,6 +12,7 @@ from fnmatch import fnmatchcase
 from urllib.parse import quote, unquote
 
 from memtool import MemtoolError
+from memtool.paths import expanded
 
 
 def parse(spec: str, kind: str) -> tuple[str, dict[str, str]]:
@@ -67,7 +68,7 @@ def same(one: str, other: str, kind: str, directory: str = "") -> bool:
 
 def _place(part: str, directory: str = "") -> str:
     """The real path of a file or folder; what is none, such as the name of a model, as it is."""
-    path = os.path.join(directory, os.path.expanduser(part))
+    path = os.path.join(directory, expanded(part))
     return os.path.realpath(path) if os.path.exists(path) else os.path.normpath(part)
 
 

@@ -29,6 +29,7 @@ from memtool.data.classes import Values, is_number, values
 from memtool.data.listing import Labels
 from memtool.device import machine_memory
 from memtool.errors import last_line, some, told_size
+from memtool.paths import expanded
 
 logger = logging.getLogger("memtool")
 
@@ -90,10 +91,10 @@ def split_source(source: str) -> tuple[Path, str | None]:
     >>> split_source("labels.pt:worse_label")
     (PosixPath('labels.pt'), 'worse_label')
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     if ":" in source and not path.exists():
         file, _, key = source.rpartition(":")
-        return Path(file).expanduser(), key
+        return expanded(file), key
     return path, None
 
 

@@ -5,6 +5,7 @@ import pickle
 import time
 import warnings
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -210,6 +211,8 @@ def test_nothing_in_a_pickle_runs(tmp_path):
 def test_a_name_with_a_colon_is_a_file_if_there_is_one(tmp_path):
     np.save(tmp_path / "a:b.npy", GIVEN)
     assert split_source(f"{tmp_path}/a:b.npy") == (tmp_path / "a:b.npy", None)
+    nobody = "~nobody-of-that-name/x.csv"
+    assert split_source(f"{nobody}:y") == (Path(nobody), "y")
     assert found(tmp_path / "a:b.npy") == ("a:b.npy", None)
 
 
