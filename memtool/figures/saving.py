@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, BinaryIO
 
 import matplotlib
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.collections import Collection
 from matplotlib.colors import to_rgba_array
 from matplotlib.figure import Figure
@@ -23,6 +24,7 @@ SAVING: dict[Any, Any] = {
     "svg.fonttype": "none",  # text remains text: it is found, read aloud and edited
     "svg.hashsalt": "memtool",  # without it, the ids in an SVG are random
 }
+LAID_OUT = {"figure.autolayout": False, "figure.constrained_layout.use": False}
 MOST_PIXELS = 2**16  # along a side of a PNG
 METADATA: dict[str, dict[str, Any]] = {
     "pdf": {"CreationDate": None},
@@ -39,7 +41,8 @@ def save(figure: Figure, stream: BinaryIO, format: str, options: Options = Optio
 
     Equal figures give equal bytes: no date is written, and nothing random. Pixels of a PNG are
     1/300 inch wide, letters in a PDF or EPS are TrueType, as journals ask for, and text in an SVG
-    is text. What shines through elsewhere is opaque in an EPS, which knows no other.
+    is text. What shines through elsewhere is opaque in an EPS, which knows no other. What a layout
+    engine arranges is arranged once, when the figure is first saved, so that all its files agree.
 
     Args:
         figure: A figure that `draw` returned, or any other.
@@ -67,11 +70,24 @@ def save(figure: Figure, stream: BinaryIO, format: str, options: Options = Optio
             "large for a PNG; leave rows out of the table, or write a PDF or an SVG"
         )
     # LOOK is needed again, since matplotlib makes ticks only when it draws them.
-    with matplotlib.rc_context(LOOK | SAVING | options.style), _undated():
+    with matplotlib.rc_context(LOOK | SAVING | options.style | LAID_OUT), _undated():
+        _lay_out(figure)
         if format == "eps":
             stream.write(_eps(figure))
         else:
             figure.savefig(stream, format=format, metadata=METADATA[format])
+
+
+def _lay_out(figure: Figure) -> None:
+    """Arrange the axes once and for all: matplotlib would do it anew, and a little differently, for
+    each file, and draw everything a second time for it. Letters are measured as those of an SVG,
+    which no grid of pixels rounds."""
+    if engine := figure.get_layout_engine():
+        canvas = figure.canvas
+        FigureCanvasSVG(figure)
+        engine.execute(figure)
+        figure.set_canvas(canvas)
+        figure.set_layout_engine(None)
 
 
 @contextmanager

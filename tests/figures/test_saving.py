@@ -34,6 +34,13 @@ def saved(figure, format, options=None):
 
 
 @each_kind
+def test_what_is_saved_second_is_as_if_it_were_the_first(kind, rows):
+    figure, fresh = draw(kind, rows), draw(kind, rows)
+    saved(figure, "pdf")
+    assert saved(figure, "svg") == saved(fresh, "svg")
+
+
+@each_kind
 def test_equal_figures_give_equal_bytes(kind, rows):
     first, second = draw(kind, rows), draw(kind, rows)
     for format in FORMATS if kind == "heatmap" else QUICK:
