@@ -81,8 +81,14 @@ class Network:
         if images.device.type != "cpu":
             return self
         if takes_channels_last(self.model, self.normalized(images[:2])):
-            return replace(self, memory_format=torch.channels_last)
-        return self
+            return self.laid_out(torch.channels_last)
+        return self.laid_out(None)
+
+    def laid_out(self, memory_format: torch.memory_format | None) -> "Network":
+        """The same network with its weights, and the images that its model is given, in that format
+        in memory; None is the usual one."""
+        self.model.to(memory_format=memory_format or torch.contiguous_format)
+        return replace(self, memory_format=memory_format)
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -94,32 +94,30 @@ class StitchingLayer(nn.Module):
     def forward(self, activation: Tensor) -> Tensor:
         if self.connector is Connector.none:
             return self._resized(activation)
-        inputs = self.inputs(activation)
-        inputs = self.before(inputs) if self.before else inputs
-        outputs = self._mapped(inputs)
-        outputs = self.after(outputs) if self.after else outputs
+        rows = self.inputs(activation)
+        rows = self.before(rows) if self.before else rows
+        rows = self._mapped(rows)
+        rows = self.after(rows) if self.after else rows
         if self.flattens or len(self.back) == 1:
-            return outputs.reshape(-1, *self.back)
-        by_channel = outputs.reshape(*outputs.shape[:2], *positions(self.back, self.back_axis))
-        return _laid_out(by_channel.movedim(1, 1 + self.back_axis), activation)
+            return rows.reshape(-1, *self.back)
+        sizes = positions(self.back, self.back_axis)
+        by_position = rows.reshape(len(activation), *sizes, rows.shape[1])
+        return _laid_out(by_position.movedim(-1, 1 + self.back_axis), activation)
 
     def inputs(self, activation: Tensor) -> Tensor:
-        """The front's activations as the map takes them: (n, inputs) or (n, inputs, positions), of
-        the type of its weights."""
+        """The front's activations as the map takes them, (rows, inputs), of the type of its
+        weights: a row for each example or, of channels, for each of its positions."""
         activation = activation.to(self.weight.dtype)
         if self.flattens:
             return activation.flatten(1)
-        return _by_channel(self._resized(activation), self.front_axis)
+        return _rows(self._resized(activation), self.front_axis)
 
     def targets(self, activation: Tensor) -> Tensor:
-        """The back's activations as the map should give them: (n, outputs) or (n, outputs,
-        positions)."""
-        return activation.flatten(1) if self.flattens else _by_channel(activation, self.back_axis)
+        """The back's activations as the map should give them, (rows, outputs)."""
+        return activation.flatten(1) if self.flattens else _rows(activation, self.back_axis)
 
-    def _mapped(self, inputs: Tensor) -> Tensor:
-        if inputs.ndim == 2:
-            return functional.linear(inputs, self.weight, self.bias)
-        return functional.conv1d(inputs, self.weight[:, :, None], self.bias)
+    def _mapped(self, rows: Tensor) -> Tensor:
+        return functional.linear(rows, self.weight, self.bias)
 
     def _resized(self, activation: Tensor) -> Tensor:
         """The front's activations at as many positions as the back has."""
@@ -190,12 +188,12 @@ class StitchingLayer(nn.Module):
 
 
 def _set_statistics(norm: nn.BatchNorm1d, batches: Iterable[Tensor]) -> None:
-    """Set the mean and the variance of a batch norm to those of its inputs, (n, c) or (n, c, l)
-    each, taken together; they are summed in float64 about the mean of the first batch."""
+    """Set the mean and the variance of a batch norm to those of its inputs, (rows, channels) each,
+    taken together; they are summed in float64 about the mean of the first batch."""
     origin, count, sums, squares = None, 0, torch.zeros(()), torch.zeros(())
     for batch in batches:
         batch = batch.cpu() if batch.device.type == "mps" else batch  # which has no float64
-        rows = batch.double().movedim(1, -1).flatten(0, -2)
+        rows = batch.double()
         origin = rows.mean(0) if origin is None else origin
         rows = rows - origin
         count += len(rows)
@@ -228,10 +226,10 @@ def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.permute(order).contiguous().permute(inverse)
 
 
-def _by_channel(activation: Tensor, channel_axis: int) -> Tensor:
-    """(n, ...) as (n, channels) or (n, channels, positions); the axis is that of an example."""
-    first = activation.movedim(1 + channel_axis, 1)
-    return first.flatten(2) if first.ndim > 2 else first
+def _rows(activation: Tensor, channel_axis: int) -> Tensor:
+    """(n, ...) as (n * positions, channels); the axis is that of an example. Where the channels lie
+    last in memory, as those of tokens do, nothing is copied."""
+    return activation.movedim(1 + channel_axis, -1).flatten(0, -2)
 
 
 class StitchedModel(nn.Module):

@@ -237,18 +237,17 @@ def _is_same(a: Tensor, b: Tensor) -> bool:
 
 
 @torch.no_grad()
-def takes_channels_last(model: nn.Module, images: Tensor, weights: bool = False) -> bool:
-    """Whether a model gives the same results, in eval mode, with the channels of its images, a few
-    normalized ones (b, channels, height, width), last in memory; with `weights`, those of its
-    weights too, which are laid out so afterwards.
+def takes_channels_last(model: nn.Module, images: Tensor) -> bool:
+    """Whether a model gives the same results, in eval mode, with the channels of its weights, which
+    are laid out so afterwards, and of its images, a few normalized ones (b, channels, height,
+    width), last in memory. The layout of images alone changes nothing where they have one channel.
 
     One that looks at strides, or calls `view` on the output of a convolution, say, does not.
     """
     with evaluating(model):
         expected = list(tensors_in(model(images.clone())))
         try:
-            if weights:
-                model.to(memory_format=torch.channels_last)
+            model.to(memory_format=torch.channels_last)
             found = list(tensors_in(model(_channels_last(images))))
         except Exception:  # whatever a model raises that asks for another format
             return False
@@ -259,10 +258,9 @@ def put_channels_last(model: nn.Module, images: Tensor) -> bool:
     """Lay out the weights of `model` with the channels last in memory, for training, unless it
     does not take them so, or cannot be trained then; whether that was done.
 
-    To lay out the images alone changes nothing where they have one channel. The buffers of the
-    model stay as they are; it is in training mode afterwards.
+    The buffers of the model stay as they are; it is in training mode afterwards.
     """
-    suits = takes_channels_last(model, images, weights=True) and _trains(model, images)
+    suits = takes_channels_last(model, images) and _trains(model, images)
     if not suits:
         model.to(memory_format=torch.contiguous_format)
     return suits

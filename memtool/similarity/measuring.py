@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
 from math import isfinite
@@ -144,7 +144,7 @@ class _Setting:
         if model not in self.formats:
             checkpoint.warn_of_other_influences(network, images)
             self.formats[model] = network.fastest(images).memory_format
-        return replace(network, memory_format=self.formats[model])
+        return network.laid_out(self.formats[model])
 
     def misplaced(self, network: Network, selection: Selection) -> Misplaced:
         """The tensors whose rows are not those of the images: tried with one of the networks that

@@ -47,10 +47,9 @@ def initialize(
 class LeastSquares:
     """The affine map from x to y with the least squared error, from batches.
 
-    x is (n, p) and y (n, q), or x is (n, p, l) and y (n, q, l) with the same map at each of the l
-    positions. The normal equations of the centered variables are summed in float64, about a fixed
-    origin near the mean. Each x is scaled to variance 1, so that the ridge weighs small channels as
-    it does large ones; directions in which x does not vary get no weight.
+    x is (n, p) and y (n, q). The normal equations of the centered variables are summed in float64,
+    about a fixed origin near the mean. Each x is scaled to variance 1, so that the ridge weighs
+    small channels as it does large ones; directions in which x does not vary get no weight.
 
     >>> solver = LeastSquares()
     >>> x = torch.tensor([[0.0], [1.0], [2.0]])
@@ -65,7 +64,7 @@ class LeastSquares:
 
     def update(self, x: Tensor, y: Tensor) -> None:
         """Take in a batch."""
-        x, y = _rows(x), _rows(y)
+        x, y = _double(x), _double(y)
         if self._origins is None:
             self._origins = (x.mean(0), y.mean(0))
             self._xx = x.new_zeros(x.shape[1], x.shape[1])
@@ -94,7 +93,6 @@ class LeastSquares:
         return weight, bias
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """(n, p) or (n, p, l) as (n * l, p), in float64; on the CPU if the device has no float64."""
-    tensor = tensor.cpu() if tensor.device.type == "mps" else tensor
-    return tensor.movedim(1, -1).reshape(-1, tensor.shape[1]).double()
+def _double(tensor: Tensor) -> Tensor:
+    """A tensor in float64; on the CPU if the device has none."""
+    return (tensor.cpu() if tensor.device.type == "mps" else tensor).double()

@@ -56,6 +56,16 @@ def test_a_network_takes_images_with_channels_last_where_it_can_do_with_it():
     )
     assert plain.fastest(images).memory_format is torch.channels_last
     assert viewing.fastest(images).memory_format is None
+    assert viewing.model.weight.is_contiguous()
+
+
+def test_channels_come_last_also_in_a_network_whose_images_have_but_one():
+    images = torch.randint(0, 256, (4, 1, 8, 8), dtype=torch.uint8)
+    network = Network(nn.Conv2d(1, 8, 3), [0.5], [0.2])
+    expected = network.run(images)
+    found = network.fastest(images).run(images)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected)
 
 
 class ReadsStrides(nn.Conv2d):
