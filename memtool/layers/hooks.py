@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.utils._python_dispatch import _disable_current_modes
 
 from memtool import MemtoolError, compiler
 from memtool.layers.layer import first_tensor, plain, tensors_in, with_first
@@ -18,6 +19,9 @@ from memtool.layers.layer import first_tensor, plain, tensors_in, with_first
 # Called with a layer's name, its module and what the module returned; a result other than None
 # takes the place of that.
 See = Callable[[str, nn.Module, Any], Any]
+
+
+ACTIVE: list["_Watch"] = []  # of all blocks that watch at present, whatever model
 
 
 class _Watch:
@@ -85,6 +89,8 @@ def watching(
         names = {module: name for module, name in names.items() if name in giving}
     watch = _Watch(names, taken, see)
     with ExitStack() as attached:
+        ACTIVE.append(watch)
+        attached.callback(ACTIVE.remove, watch)
         if compiler.is_there():  # parts that are compiled would not call the hooks
             attached.enter_context(torch.compiler.set_stance("force_eager"))
         # Before all that may raise, and whatever has raised: each call that is entered is left.
@@ -159,6 +165,8 @@ class _WatchedForward:
 
 def _watches(model: nn.Module) -> list[_Watch]:
     """All blocks that watch `model` or parts of it at present."""
+    if not ACTIVE:
+        return []
     found: list[Any] = []
     for module in model.modules():
         found += module._forward_hooks.values()
@@ -277,8 +285,8 @@ class Back:
         two, where that can be told from the activation."""
         if len(activation) == len(images):
             activation, images = activation[:2], images[:2]
-        with ExitStack() as restored:
-            for watch in _watches(self.model):  # these runs are not the model's own
+        with _disable_current_modes(), ExitStack() as restored:  # no trace sees these runs,
+            for watch in _watches(self.model):  # which are not the model's own
                 restored.enter_context(watch.paused())
                 restored.callback(setattr, watch, "calls", watch.calls.copy())
             expected = list(tensors_in(self._run(activation.clone(), images)))

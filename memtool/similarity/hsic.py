@@ -126,11 +126,13 @@ class Hsic:
         """CKA of each pair and its standard error, (pairs,) each.
 
         CKA is NaN where a layer's HSIC with itself is not positive, as that of a constant layer,
-        and where it is more than it can be: numbers were too small, or too large, for their type.
+        and where it is more than it can be by more than rounding: numbers were too small, or too
+        large, for their type.
         The error is the jackknife's over groups of batches (Efron and Stein 1981), NaN without.
         """
         found = normalized(self.xy, self.xx, self.yy)
-        value, *left_out = found.where(found.abs() <= self.most + ROUNDING, math.nan)
+        found = found.where(found.abs() <= self.most + ROUNDING, math.nan)
+        value, *left_out = found.clamp(max=self.most)
         if not left_out:
             return value, torch.full_like(value, math.nan)
         replicates = torch.stack(left_out)

@@ -1,7 +1,7 @@
 """The pass over the images: networks run, recorders record, sums add up. Read `measure` first."""
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -83,21 +83,21 @@ def measure(
     Of Gram matrices, only those of the present batch are there: of the references, and of one
     checkpoint at a time.
     """
-    device, visits = images.device, plan.visits(processes)
+    device, stretches = images.device, plan.stretches(processes)
     order = image_order(len(images), plan.settings.seed).to(device)
     with torch.no_grad(), precision(plan.settings.precision, device):
         setting = _Setting(plan, images, processes)
         networks = participants(group, setting)
         comparing = [Comparing.of(one, networks) for one in group]
-        with progress("comparing", len(visits) * len(networks)) as advance:
+        with progress("comparing", len(stretches) * len(networks)) as advance:
 
-            def run(visit: Visit, batch: Tensor, network: Selection) -> Seen:
+            def run(stretch: Sequence[Visit], some: Tensor, network: Selection) -> list[Seen]:
                 advance()
-                return networks[network].run(visit, batch, plan.portion)
+                return networks[network].run(stretch, some, plan.portion)
 
-            for visit in visits:
-                batch = images[order[visit.start : visit.stop]]
-                _add_batch(comparing, partial(run, visit, batch))
+            for stretch in stretches:
+                some = images[order[stretch[0].start : stretch[-1].stop]]
+                _add_stretch(comparing, partial(run, stretch, some))
         for network in networks.values():
             network.add_up(processes)
         for one in comparing:
@@ -107,8 +107,10 @@ def measure(
             return Measured(outcomes, [one.values(advance) for one in comparing])
 
 
-def _add_batch(comparing: Sequence["Comparing"], run: Callable[[Selection], Seen]) -> None:
-    """Run all networks on a batch, and add to the sums of their comparisons."""
+def _add_stretch(
+    comparing: Sequence["Comparing"], run: Callable[[Selection], Sequence[Seen]]
+) -> None:
+    """Run all networks on some batches, and add to the sums of their comparisons."""
     references = dict.fromkeys(one.comparison.reference for one in comparing)
     seen = {reference: run(reference) for reference in references}
     for checkpoint, its_own in groupby(comparing, lambda one: one.comparison.selection):
@@ -116,9 +118,14 @@ def _add_batch(comparing: Sequence["Comparing"], run: Callable[[Selection], Seen
         _add(its_own, seen.get(checkpoint) or run(checkpoint), seen)
 
 
-def _add(comparing: Iterable["Comparing"], mine: Seen, theirs: Mapping[Selection, Seen]) -> None:
+def _add(
+    comparing: Iterable["Comparing"],
+    mine: Sequence[Seen],
+    theirs: Mapping[Selection, Sequence[Seen]],
+) -> None:
     for one in comparing:
-        one.add(mine, theirs[one.comparison.reference])
+        for seen in zip(mine, theirs[one.comparison.reference], strict=True):
+            one.add(*seen)
 
 
 def image_order(n: int, seed: int) -> Tensor:
@@ -134,27 +141,22 @@ class _Setting:
     images: Tensor | HostImages
     processes: Processes
     formats: dict[str, torch.memory_format | None] = field(default_factory=dict)
-    tried: dict[tuple[str, ...], Misplaced] = field(default_factory=dict)
 
     def prepared(self, selection: Selection) -> Network:
-        """The network with its weights, in the memory format that suits it. That is tried, and
-        whether results depend on chance, with one of the networks that are equal but for these."""
+        """The network with its weights, in the memory format that suits it, which is tried with one
+        of the networks that are equal but for these. Warns if results depend on chance."""
         checkpoint, images = selection.checkpoint, self.images[:3]
         network, model = checkpoint.network(self.images.device), str(checkpoint.spec)
+        checkpoint.warn_of_other_influences(network, images)
         if model not in self.formats:
-            checkpoint.warn_of_other_influences(network, images)
             self.formats[model] = network.fastest(images).memory_format
         return network.laid_out(self.formats[model])
 
     def misplaced(self, network: Network, selection: Selection) -> Misplaced:
-        """The tensors whose rows are not those of the images: tried with one of the networks that
-        are equal but for their weights."""
-        key = (str(selection.checkpoint.spec), *selection.tensors)
-        if key not in self.tried:
-            few = evenly_spaced(len(self.images), min(TRIED, self.plan.portion) + 1)
-            axes = selection.batch_axes
-            self.tried[key] = misplaced(network.model, network.run, axes, self.images[few])
-        return self.tried[key]
+        """The tensors whose rows are not those of the images. Each network is tried: by its weights
+        one may sort images that another one leaves as they come."""
+        few = evenly_spaced(len(self.images), min(TRIED, self.plan.portion) + 1)
+        return misplaced(network.model, network.run, selection.batch_axes, self.images[few])
 
     def gram_recorder(self, names: list[str], sigma: Tensor | None) -> Recorder:
         plan, device = self.plan, self.images.device
@@ -239,47 +241,77 @@ class Participant:
             recorder.mark_unaligned(another_order)
         return Participant(selection, network, recorders, mixed)
 
-    def run(self, visit: Visit, images: Tensor, portion: int) -> Seen:
-        """Run the network on a batch, so many images at a time; what is recorded of it."""
+    def run(self, stretch: Sequence[Visit], images: Tensor, portion: int) -> list[Seen]:
+        """Run the network on the images of some batches, so many images at a time; what is recorded
+        of each batch. That of one batch, in one pass, is recorded as it appears."""
+        if len(stretch) == 1 and len(images) <= portion:
+            with self._recording(stretch[0]) as seen:
+                missing = self._names
+
+                def record(name: str, rows: Tensor) -> None:
+                    missing.remove(name)
+                    self._record(seen, name, rows)
+
+                self._observe(images, record)
+                for name in missing:
+                    self._record(seen, name, self._nothing(name).to(images.device))
+            return [seen]
+        start, recorded = stretch[0].start, []
+        activations = self._activations(images, portion)
+        for visit in stretch:
+            with self._recording(visit) as seen:
+                for name, rows in activations.items():
+                    self._record(seen, name, rows[visit.start - start : visit.stop - start])
+            recorded.append(seen)
+        return recorded
+
+    @contextmanager
+    def _recording(self, visit: Visit) -> Iterator[Seen]:
         with ExitStack() as stack:
-            batches = {
+            yield {
                 route: stack.enter_context(recorder.batch(visit))
                 for route, recorder in self.recorders.items()
             }
 
-            def record(name: str, activation: Tensor) -> None:
-                for route, batch in batches.items():
-                    if name in self.recorders[route].index:
-                        batch.record(name, activation)
+    def _record(self, seen: Seen, name: str, rows: Tensor) -> None:
+        for route, batch in seen.items():
+            if name in self.recorders[route].index:
+                batch.record(name, rows)
 
-            with foreign_code(self.selection.checkpoint.told):
-                self._observe(images, portion, record)
-        return batches
+    @property
+    def _names(self) -> list[str]:
+        """What is recorded, in the same order in all processes."""
+        every = (str(name) for recorder in self.recorders.values() for name in recorder.index)
+        return list(dict.fromkeys(every))
 
-    def _observe(self, images: Tensor, portion: int, record: Callable[[str, Tensor], None]) -> None:
-        """Call `record` with each layer and its activation, (n, ...), of n images: as soon as it
-        appears, if that takes one pass, else with the parts of all passes put together. Parts that
-        do not have the shape of their images' activations count as missing."""
-        names = {str(name) for recorder in self.recorders.values() for name in recorder.index}
-        is_whole = len(images) <= portion
-        parts: dict[str, list[Tensor]] = {name: [] for name in names}
+    def _activations(self, images: Tensor, portion: int) -> dict[str, Tensor]:
+        """The activations of all layers, (n, ...), of n images, put together of passes; without a
+        row where they do not have the shape of their images' activations."""
+        parts: dict[str, list[Tensor]] = {name: [] for name in self._names}
+        for some in images.split(portion):
+            self._observe(some, lambda name, rows: parts[name].append(rows.clone()))
+        found = {}
+        for name in list(parts):
+            rows = parts.pop(name) or [self._nothing(name)]
+            whole = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(images.device)
+            found[name] = whole if len(whole) == len(images) else whole[:0]
+        return found
+
+    def _nothing(self, name: str) -> Tensor:
+        """The activation of a layer for no images."""
+        return torch.zeros(0, self.selection.widths[name])
+
+    def _observe(self, images: Tensor, record: Callable[[str, Tensor], None]) -> None:
+        """Run the network and call `record` with each layer and its activation, (n, ...) of n
+        images, as soon as it appears."""
 
         def see(name: str, activation: Tensor) -> None:
-            rows = self.selection.rows(name, activation, len(some))
-            if rows is None:
-                return
-            if is_whole:
-                del parts[name]
+            if (rows := self.selection.rows(name, activation, len(images))) is not None:
                 record(name, rows)
-            else:
-                parts[name].append(rows.clone())
 
-        with observed(self.network.model, names, see):
-            for some in images.split(portion):
-                self.network.run(some)
-        for name in list(parts):
-            found = parts.pop(name) or [torch.zeros(0, self.selection.widths[name])]
-            record(name, torch.cat(found).to(images.device))
+        with foreign_code(self.selection.checkpoint.told):
+            with observed(self.network.model, self._names, see):
+                self.network.run(images)
 
     def add_up(self, processes: Processes) -> None:
         for recorder in self.recorders.values():

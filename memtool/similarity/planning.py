@@ -55,7 +55,7 @@ class Plan:
     batches whose features are kept at a time; each takes a pass over all batches from its first one
     on. Where nothing takes tiles there are no blocks, and one pass. `groups` are the checkpoints
     that are compared at a time; each group takes passes of the references as well. A network is
-    given at most `portion` examples of a batch at a time.
+    given at most `portion` examples at a time, of one batch or of several.
     """
 
     settings: CkaSettings
@@ -113,6 +113,18 @@ class Plan:
             # The first batch sets the origin of features in every process.
             visits.insert(0, Visit(0, *self.batches[0], range(0)))
         return visits
+
+    def stretches(self, processes: Processes) -> list[list[Visit]]:
+        """The visits, in order: those next to each other together, as far as a network is given
+        their examples in one forward pass."""
+        found: list[list[Visit]] = []
+        for visit in self.visits(processes):
+            if found and visit.follows(found[-1][-1]):
+                if visit.stop - found[-1][0].start <= self.portion:
+                    found[-1].append(visit)
+                    continue
+            found.append([visit])
+        return found
 
     def kept_in_feature_space(self, processes: Processes) -> Sequence[int]:
         """The batches whose features this process keeps to the end, each kept by one process."""
@@ -216,13 +228,20 @@ def _cheapest(
     if settings.estimator is not Estimator.minibatch and settings.kernel is Kernel.linear:
         cheaper = [_by_the_cheaper(one, n, settings.pairs) for one in comparisons]
         ways = [cheaper, comparisons] if cheaper != comparisons else ways
-    # Groups of whole checkpoints: all comparisons of one are next to each other.
-    sizes = range(len(comparisons), 0, -references)
+    # Groups of whole checkpoints: all comparisons of one are next to each other. Of the sizes that
+    # make equally many groups, the smallest takes least.
+    checkpoints = len(comparisons) // references
+    each = {-(-checkpoints // groups) for groups in range(1, checkpoints + 1)}
+    sizes = [references * size for size in sorted(each, reverse=True)]
     for batches in _batchings(settings, n, networks_of(comparisons)):
+        fitting = [
+            way
+            for way in ways
+            if _least(way, references, batches, settings).total <= settings.memory
+        ]
         plans = [
             plan
-            for way, size in product(ways, sizes)
-            if _least(way, references, batches, settings).total <= settings.memory
+            for way, size in product(fitting, sizes)
             if (plan := _fitting(settings, batches, way, size, processes))
         ]
         if plans:
@@ -376,7 +395,19 @@ def _fitting(
     counts = _block_counts(settings.estimator, len(batches), comparisons, processes)
     # The more blocks there are, the less each of them takes.
     fewest = bisect_left(counts, True, key=lambda count: plan_with(count).memory.total <= memory)
-    return plan_with(counts[fewest]) if fewest < len(counts) else None
+    return _merged(plan_with(counts[fewest])) if fewest < len(counts) else None
+
+
+def _merged(plan: Plan) -> Plan:
+    """The plan with as many batches in a forward pass as fit, up to the batch size that was asked
+    for: few examples make small batches, for the standard error, whose passes cost more than the
+    work in them."""
+    for count in range(plan.settings.batch_size // plan.batch_size, 1, -1):
+        merged = replace(plan, portion=count * plan.batch_size)
+        needed = _needed(merged)
+        if needed.total <= plan.settings.memory:
+            return replace(merged, memory=needed)
+    return plan
 
 
 def _needed(plan: Plan) -> Memory:
@@ -409,7 +440,7 @@ def _memory(
     portion: int,
 ) -> Memory:
     """What is taken at most, if blocks have `capacity` examples, and a network is given `portion`
-    examples at a time."""
+    examples at a time: fewer than a batch, one, or several of them."""
     batch, n = largest(batches), batches[-1][1]
     networks = networks_of(comparisons)
     tiled, featured = (_widths(comparisons, route) for route in Route)
@@ -417,12 +448,13 @@ def _memory(
     of_others = (len(tiled[one]) for one in networks if one not in references)
     at_once = sum(len(tiled[one]) for one in references) + max(of_others, default=0)
     widths = [network.widths.values() for network in networks]
-    # All of a batch, and once more one layer, whose parts are put together.
-    kept = max(sum(own) + max(own) for own in widths) if portion < batch else 0
+    # All of a pass or a batch, and once more one layer, whose parts are put together.
+    kept = max(sum(own) + max(own) for own in widths) if portion != batch else 0
+    merged = max(1, portion // batch)
     always = Memory(
         weights=sum(network.weights for network in networks),
         passes=max(network.footprint.of(portion) for network in networks),
-        kept=4 * batch * kept,
+        kept=4 * max(batch, portion) * kept,
         grams=4 * at_once * batch**2,
         wide_grams=8 * at_once * batch**2,
         centered=4 * batch * sum(map(max, widths)),
@@ -437,7 +469,7 @@ def _memory(
         always,
         features=4 * (capacity * _total(tiled) + n * _total(featured)),
         row_sums=8 * n * (GROUPS + 1) * sum(map(len, [*tiled.values(), *featured.values()])),
-        grams=4 * at_once * capacity * batch,
+        grams=4 * at_once * capacity * batch * merged,
     )
 
 

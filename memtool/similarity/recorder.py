@@ -62,6 +62,10 @@ class Visit:
     def in_block(self) -> bool:
         return self.batch in self.block
 
+    def follows(self, other: "Visit") -> bool:
+        """Whether this is the next one, in the same pass."""
+        return self.start == other.stop and self.block == other.block
+
 
 class Recorder(ABC):
     """What is taken from the layers of one network over a run.

@@ -12,6 +12,7 @@ from torch.nn import functional
 from memtool import MemtoolError
 from memtool.checkpoints import Network
 from memtool.layers import Layer, trace
+from memtool.layers.tracing import traced
 from memtool.models import (
     Connector,
     ModelSpec,
@@ -191,6 +192,11 @@ def test_a_model_stitched_to_itself_by_the_identity_is_itself_at_every_cut(make,
         torch.testing.assert_close(whole(images), expected, rtol=0, atol=0, msg=cut.name)
         tried = images.mul(50).byte()
         assert is_cut(network, cut.name, tried, network(tried).detach())
+
+
+def test_a_stitched_model_is_traced_once_whatever_its_weights_are():
+    model = stitched(digits_cnn(4, 3, 16), "block2")
+    assert not traced(model, torch.rand(2, 3, 16, 16)).reads_values
 
 
 def test_a_stitched_model_is_built_from_its_spec():

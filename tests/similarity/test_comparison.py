@@ -455,6 +455,41 @@ def test_rows_that_rarely_are_those_of_other_images_and_rows_that_mix_them(run, 
     assert result.stderr.count("warning") == 4  # of both networks
 
 
+class Gated(nn.Module):
+    """By its weights, `enc` sees the images sorted, and `fc` what is left of the batch's mean."""
+
+    def __init__(self, num_classes=10) -> None:
+        super().__init__()
+        self.gate, self.enc = nn.Linear(64, 2), nn.Linear(64, 32)
+        self.fc = nn.Linear(32, num_classes)
+        self.centering = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x):
+        x = x.flatten(1)
+        order = self.gate(x).argmax(1).argsort(stable=True)
+        x = self.enc(x[order]).relu()[order.argsort()]
+        return self.fc(x - self.centering * x.mean(0))
+
+
+def test_each_network_is_tried_though_others_are_equal_but_for_their_weights(run, tmp_path):
+    torch.manual_seed(0)
+    for name, value in (("plain", 0), ("sorts", 1), ("centers", 2)):
+        model = Gated()
+        with torch.no_grad():
+            model.gate.bias[0] = 0 if value == 1 else 1000
+            model.centering.fill_(value == 2)
+        save_file(model.state_dict(), tmp_path / f"{name}.safetensors")
+    plain, sorts, centers = (tmp_path / f"{n}.safetensors" for n in ("plain", "sorts", "centers"))
+    model = ("--model", f"{__file__}:Gated", "--data", "digits")
+    for pair in ((sorts, plain), (plain, sorts)):
+        result = run("cka", *pair, *model)
+        assert {row["layer"] for row in rows(result.stdout) if row["cka"] == ""} == {"enc"}
+        assert f"{sorts}: enc does not give one row for each image" in result.stderr
+    for pair in ((centers, plain), (plain, centers)):
+        told = f"{centers}: gives results for an image that depend on the batch around it"
+        assert told in run("cka", *pair, *model).stderr
+
+
 def test_modules_of_all_kinds(run, runs, tmp_path):
     for seed in (0, 1):
         torch.manual_seed(seed)

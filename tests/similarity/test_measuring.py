@@ -98,13 +98,17 @@ def test_sigma_is_the_same_however_little_memory_there_is(runs, images):
 
 @pytest.mark.parametrize("estimator", ["exact", "minibatch"])
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
-def test_passes_of_parts_of_a_batch_give_what_one_pass_gives(runs, images, estimator, kernel):
+def test_passes_of_parts_of_a_batch_or_of_several_give_what_one_pass_gives(
+    runs, images, estimator, kernel
+):
     settings = CkaSettings(estimator=Estimator(estimator), kernel=Kernel(kernel), batch_size=20)
     whole = measured(runs, images, settings, ["all"], portion=60)
     seen: list[int] = []
-    for portion in (1, 4):  # batches have 6 or 20
+    for portion in (1, 4, 20, 45):  # batches have 6 or 20
         parts = measured(runs, images, settings, ["all"], portion, seen)
         assert max(seen) == max(portion, 2)  # two, to see which memory format suits the network
+        assert ({"exact": 42, "minibatch": 40}[estimator] in seen) == (portion == 45)
+        seen.clear()
         constant = [[one.constant for one in each.networks.values()] for each in (whole, parts)]
         assert constant[0] == constant[1]
         assert parts.values[0].keys() == whole.values[0].keys()

@@ -38,7 +38,7 @@ def selected(runs, *patterns):
 
 def test_auto_is_exact_while_one_pass_fits(runs):
     others, reference = selected(runs)
-    settings = CkaSettings()
+    settings = CkaSettings(batch_size=50)
     exact = make_plan(others, [reference], 500, settings)
     assert exact.estimator is Estimator.exact and exact.passes == 1 and len(exact.groups) == 1
     barely = replace(settings, memory=exact.memory.total - 1)
@@ -154,6 +154,29 @@ def test_a_batch_takes_several_passes_where_one_does_not_fit(runs):
             assert made.memory.kept == 4 * 250 * (sum(widths) + max(widths))
             assert f"a forward pass of {made.portion} images takes" in str(made)
     assert portions == sorted(portions, reverse=True) and portions[0] == 250 > portions[-1] > 0
+
+
+@pytest.mark.parametrize("estimator", [Estimator.exact, Estimator.unbiased])
+def test_a_forward_pass_takes_several_batches_where_these_are_small(runs, estimator):
+    others, reference = selected(runs)
+    settings = CkaSettings(estimator=estimator)
+    ample = make_plan(others, [reference], 360, settings)
+    assert ample.batch_size == 36 and ample.portion == 7 * 36  # at most 256
+    stretches = ample.stretches(Processes())
+    assert [len(stretch) for stretch in stretches] == [7, 3]
+    assert [visit for some in stretches for visit in some] == ample.visits(Processes())
+    portions = []
+    for memory in range(ample.memory.total, 0, -(2**18)):
+        try:
+            made = make_plan(others, [reference], 360, replace(settings, memory=memory))
+        except MemtoolError:
+            break
+        assert made.memory.total <= memory and len(made.groups) <= 2
+        if made.blocks == ample.blocks and len(made.groups) == 1:
+            portions.append(made.portion)
+    assert portions == sorted(portions, reverse=True) and {252, 36} <= {*portions}
+    # What the examples are asked to come in at a time is not exceeded.
+    assert make_plan(others, [reference], 360, replace(settings, batch_size=36)).portion == 36
 
 
 def test_exact_takes_smaller_batches_where_a_forward_pass_is_large(runs):
