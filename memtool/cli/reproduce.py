@@ -195,6 +195,7 @@ def reproduce(
         check_inputs,
         check_unrecorded,
         findings_of,
+        open_server,
         pending,
         rehearse,
         run_steps,
@@ -202,7 +203,6 @@ def reproduce(
         steps_for,
         to_makefile,
         write_choices,
-        write_report,
     )
 
     _check_folder(output)
@@ -249,6 +249,11 @@ def reproduce(
         adopt_trained(steps, record, main)
         write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
         done = len(steps) - sum(1 for _ in pending(steps, record.commands))
+        if done < len(steps):
+            open_server(main)
+        # Imported meanwhile: matplotlib, which only the report takes here.
+        from memtool.reproduction import write_report
+
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
             advance(done)
             for result in run_steps(steps, at_once, main, record):

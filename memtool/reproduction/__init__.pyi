@@ -18,6 +18,7 @@ from .rehearsal import rehearse as rehearse
 from .report import write_report as write_report
 from .rules import FIGURES as FIGURES
 from .runner import StepResult as StepResult
+from .runner import open_server as open_server
 from .runner import run_steps as run_steps
 from .steps import Step as Step
 from .steps import pending as pending

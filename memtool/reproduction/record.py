@@ -11,7 +11,6 @@ from typing import Any
 from memtool import MemtoolError, __version__, specs, tables
 from memtool.contents import read_json
 from memtool.files import replacing
-from memtool.reproduction.findings import measure_findings
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
 from memtool.reproduction.rules import TABLES
 from memtool.reproduction.steps import Step, tables_of
@@ -65,6 +64,8 @@ class Record:
 
 def findings_of(recipe: Recipe, root: Path) -> list[FindingRow]:
     """The findings in the tables of a reproduction in the folder `root`."""
+    from memtool.reproduction.findings import measure_findings  # and matplotlib with it
+
     rows = {
         kind: [row for path in paths for row in tables.read(root / path, TABLES[kind].row_type)]
         for kind, paths in tables_of(recipe.ratios, recipe.seeds, recipe.supplemented).items()

@@ -12,7 +12,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
-from multiprocessing import connection, resource_tracker
+from multiprocessing import connection, forkserver, resource_tracker
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from resource import RUSAGE_SELF, getrusage
@@ -30,10 +30,15 @@ Command = Callable[[list[str]], None]
 PRELOAD = [
     *("torch", "torch.fx.experimental.symbolic_shapes"),  # which checks shapes on the meta device
     *("memtool.training.run", "memtool.similarity.comparison", "memtool.stitching.sweep"),
-    *("memtool.figures.drawing", "memtool.models.nets", "safetensors.torch"),
+    *("memtool.layers.tracing", "memtool.models.nets", "safetensors.torch", "safetensors.numpy"),
+    *("memtool.figures.drawing", "memtool.figures.saving", "memtool.tables.reading"),
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "fontTools.subset"),
-    "pydantic.type_adapter",  # of typer, which reads the arguments with it
+    *("numpy.random", "typer._adapters"),  # which reads the arguments
 ]
+
+# What steps free they keep for their next tensors: given back, each page of these would be asked
+# for, and zeroed, anew. For glibc; others do not heed it.
+ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456"}
 
 
 @dataclass(frozen=True)
@@ -150,12 +155,19 @@ class _Running:
         )
 
 
-def _start(step: Step, command: Command, logs: Path) -> _Running:
-    for name, value in ENVIRONMENT.items():
+def open_server(command: Command) -> None:
+    """Start the process from which those of the steps are forked, unless it runs, without waiting
+    for what it imports."""
+    for name, value in (ENVIRONMENT | ALLOCATION).items():
         os.environ.setdefault(name, value)
+    forkserver.set_forkserver_preload([command.__module__, *PRELOAD])
+    with _uninterrupted():
+        forkserver.ensure_running()
+
+
+def _start(step: Step, command: Command, logs: Path) -> _Running:
+    open_server(command)
     context = multiprocessing.get_context("forkserver")
-    # This has an effect before the first process only.
-    context.set_forkserver_preload([command.__module__, *PRELOAD])
     log = logs / step.name
     pipe, end = context.Pipe(duplex=False)
     process = context.Process(target=_execute, args=(command, step.arguments, log, end))

@@ -57,7 +57,10 @@ def seed_all(seed: int) -> None:
     if seed >= 2**32:
         digest = hashlib.sha256(str(seed).encode()).digest()
         seed = int.from_bytes(digest[:4], "big")
-    torch.manual_seed(seed)
+    if torch.accelerator.is_available():
+        torch.manual_seed(seed)
+    else:  # without a word to devices that are not there, for which it formats three tracebacks
+        torch.default_generator.manual_seed(seed)
     random.seed(seed)
     np.random.seed(seed)
 
