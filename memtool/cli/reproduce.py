@@ -3,6 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -202,6 +203,7 @@ def reproduce(
         spelled_as_before,
         steps_for,
         to_makefile,
+        workers,
         write_choices,
     )
 
@@ -249,7 +251,8 @@ def reproduce(
         adopt_trained(steps, record, main)
         write_choices(output / "reproduction.json", {"study": study, **recipe.json()})
         done = len(steps) - sum(1 for _ in pending(steps, record.commands))
-        if done < len(steps):
+        is_done = done == len(steps)
+        if not is_done:
             open_server(main)
         # Imported meanwhile: matplotlib, which only the report takes here.
         from memtool.reproduction import write_report
@@ -265,7 +268,8 @@ def reproduce(
         findings = findings_of(recipe, output)
         for path, chosen in ((output / "findings.csv", None), (None, table_format)):
             options.write(findings, tables.FindingRow, path, chosen)
-        logger.info(str(write_report(output)))
+        with nullcontext() if is_done else workers(at_once) as pool:
+            logger.info(str(write_report(output, pool.map if pool else map)))
 
 
 def _check_folder(output: Path) -> None:

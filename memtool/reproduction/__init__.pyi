@@ -20,6 +20,7 @@ from .rules import FIGURES as FIGURES
 from .runner import StepResult as StepResult
 from .runner import open_server as open_server
 from .runner import run_steps as run_steps
+from .runner import workers as workers
 from .steps import Step as Step
 from .steps import pending as pending
 from .steps import steps_for as steps_for

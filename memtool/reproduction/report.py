@@ -21,6 +21,7 @@ from memtool.tables import FindingRow, Row, StepRow
 from memtool.tensors import read_metadata
 
 Rows = Sequence[Row]
+Map = Callable[..., Iterable[Any]]
 PAPER = (
     "Gupta, Saha, Rai: Understanding Memorization using Representation Similarity Analysis and "
     "Model Stitching, UniReps 2024"
@@ -45,20 +46,21 @@ SENSIBLE: Mapping[str, Callable[[Any], bool]] = {
 }
 
 
-def write_report(folder: Path) -> Path:
-    """Write `report.html` into the folder of a reproduction; returns its path.
+def write_report(folder: Path, each: Map = map) -> Path:
+    """Write `report.html` into the folder of a reproduction; returns its path. `each` draws the
+    figures, as `map` does: in other processes, maybe.
 
     Equal tables and records give equal bytes. Raises MemtoolError if the folder has no table of a
     reproduction, or one that cannot be read.
     """
     path = folder / "report.html"
-    text = report(folder)
+    text = report(folder, each)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
-def report(folder: Path) -> str:
+def report(folder: Path, each: Map = map) -> str:
     """The page. What is not in the folder is left out, and the page says so."""
     if folder.is_file():
         raise MemtoolError(f"{folder}: is a file; name the folder of a reproduction")
@@ -77,7 +79,7 @@ def report(folder: Path) -> str:
     sections = {
         "scale": ("What was run, and at what scale", scale),
         "findings": ("Findings", _findings(findings)),
-        "figures": ("Figures", _figures(found)),
+        "figures": ("Figures", _figures(found, each)),
         "settings": ("Settings and versions", _settings(folder, choices)),
         "steps": ("Commands, time and memory", _steps(steps, step_rows)),
     }
@@ -266,13 +268,9 @@ def _verdict(verdict: str) -> Markup:
     return element("td", f"{mark} {verdict}", class_=f"verdict {kind}")
 
 
-def _figures(found: Mapping[str, Rows]) -> Markup:
-    return joined(
-        *(
-            _figure(number, one, [row for kind in one.plot.tables for row in found[kind]])
-            for number, one in enumerate(EXHIBITS)
-        )
-    )
+def _figures(found: Mapping[str, Rows], each: Map) -> Markup:
+    rows = [[row for kind in one.plot.tables for row in found[kind]] for one in EXHIBITS]
+    return joined(*each(_figure, range(len(EXHIBITS)), EXHIBITS, rows))
 
 
 def _figure(number: int, exhibit: Exhibit, rows: Rows) -> Markup:

@@ -2,6 +2,7 @@
 
 import gc
 import heapq
+import logging
 import multiprocessing
 import os
 import signal
@@ -9,6 +10,8 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
 from graphlib import TopologicalSorter
@@ -90,6 +93,25 @@ def run_steps(
                 record.keep(result.step, result.seconds, result.memory, result.warnings)
                 order.done(place)
                 yield result
+
+
+@contextmanager
+def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
+    """At most so many processes for other work, forked from the one that those of steps are, which
+    runs already, and as silent. Raises MemtoolError if one is ended from outside."""
+    context = multiprocessing.get_context("forkserver")
+    try:
+        with ProcessPoolExecutor(jobs, context, _become_worker) as pool:
+            yield pool
+    except BrokenProcessPool as error:
+        raise MemtoolError(
+            "a process that drew a figure of the report was ended; memtool report makes it anew"
+        ) from error
+
+
+def _become_worker() -> None:
+    Thread(target=end_with_parent, daemon=True).start()
+    logging.disable()
 
 
 def try_steps(steps: Sequence[Step], command: Command) -> None:

@@ -98,7 +98,8 @@ def one_step(tmp_path, monkeypatch):
     result = StepResult(step, 1.5, None, ("a layer is constant",))
     monkeypatch.setattr("memtool.reproduction.run_steps", lambda *_: iter([result]))
     monkeypatch.setattr("memtool.reproduction.findings_of", lambda *_: [])
-    monkeypatch.setattr("memtool.reproduction.write_report", lambda root: root / "report.html")
+    monkeypatch.setattr("memtool.reproduction.open_server", lambda _: None)
+    monkeypatch.setattr("memtool.reproduction.write_report", lambda root, _: root / "report.html")
 
 
 def test_reproduce_tells_how_long_steps_took_and_what_they_warned_of(run, tmp_path, one_step):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memtool import MemtoolError, __version__, tables
-from memtool.reproduction import RECIPES, Study, steps_for, write_report
+from memtool.reproduction import RECIPES, Study, steps_for, workers, write_report
 from memtool.reproduction.exhibits import EXHIBITS
 from memtool.reproduction.markup import Markup, element, escaped
 from memtool.tensors import save_tensors
@@ -181,11 +181,14 @@ def test_what_a_reader_looks_for_is_there(hostile):
     assert "Unfinished: missing tables (1 of 13) are supplement-r0-s0.csv." in text
 
 
-def test_equal_tables_give_equal_bytes(tmp_path):
+def test_equal_tables_give_equal_bytes_in_however_many_processes(tmp_path):
     world = World(layers=("conv", "fc"), epochs=(1, 8), ratios=(0.0, 0.5))
     for name in ("a", "b"):
         write(tmp_path / name / "out", world, cka=[], stitching=[])
-    pages = [write_report(tmp_path / name / "out").read_bytes() for name in ("a", "b")]
+    with workers(2) as pool:
+        each = {"a": map, "b": pool.map}
+        written = [write_report(tmp_path / name / "out", each[name]) for name in each]
+    pages = [path.read_bytes() for path in written]
     assert pages[0] == pages[1] and b"</svg>" in pages[0]
 
 

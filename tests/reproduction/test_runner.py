@@ -15,7 +15,16 @@ import memtool
 from memtool import MemtoolError, tables
 from memtool.cli import main
 from memtool.files import replacing
-from memtool.reproduction import FIGURES, Record, Step, pending, run_steps, runner, steps_for
+from memtool.reproduction import (
+    FIGURES,
+    Record,
+    Step,
+    pending,
+    run_steps,
+    runner,
+    steps_for,
+    workers,
+)
 
 
 def step(output, inputs=(), *arguments):
@@ -232,10 +241,19 @@ def child(path):
 multiprocessing.get_context("fork").Process(target=child, args=(sys.argv[1],)).start()
 time.sleep(600)
 """
+PARENT_OF_WORKERS = """
+import sys
+from memtool.reproduction import workers
+
+WORK = "import os, time; open({!r}, 'w').write(str(os.getpid())); time.sleep(600)"
+with workers(1) as pool:
+    list(pool.map(exec, [WORK.format(sys.argv[1])]))
+"""
 
 
-def test_a_step_ends_when_the_process_that_runs_it_is_killed(tmp_path):
-    arguments = [sys.executable, "-c", PARENT, str(tmp_path / "pid")]
+@pytest.mark.parametrize("code", [PARENT, PARENT_OF_WORKERS])
+def test_a_process_ends_when_the_one_that_has_started_it_is_killed(tmp_path, code):
+    arguments = [sys.executable, "-c", code, str(tmp_path / "pid")]
     environment = os.environ | {"PYTHONPATH": str(Path(memtool.__file__).parents[1])}
     parent = subprocess.Popen(arguments, env=environment)
     wait_for(tmp_path / "pid")
@@ -337,6 +355,12 @@ def is_running(pid):
         return "\nState:\tZ" not in Path(f"/proc/{pid}/status").read_text()
     except FileNotFoundError:
         return False
+
+
+def test_a_worker_that_is_killed_is_told():
+    with pytest.raises(MemtoolError, match="a figure of the report was ended; memtool report"):
+        with workers(1) as pool:
+            list(pool.map(die, [[]]))
 
 
 def test_what_a_step_warns_of_is_passed_on(tmp_path, record):
