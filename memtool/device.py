@@ -4,7 +4,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
@@ -106,35 +106,33 @@ def tf32(name: Precision) -> Iterator[None]:
     """Within the block, products in float32 are of TF32 on CUDA if `name` says so, and else of
     float32, whatever the code of a model has set. (PyTorch by itself lets convolutions use TF32.)
     """
-    switches = _switches(name is Precision.tf32)
-    before = [getattr(backend, switch) for backend, switch, _ in switches]
-    try:
-        for backend, switch, value in switches:
-            setattr(backend, switch, value)
-        yield
-    finally:
-        for (backend, switch, _), value in zip(switches, before, strict=True):
-            setattr(backend, switch, value)
-
-
-def _switches(allowed: bool) -> list[tuple[Any, str, object]]:
-    """PyTorch's switches of the products in float32, each with the value that it is to have."""
     import torch
 
     backends: Any = torch.backends
-    # These, which may round to bfloat16 on a CPU that has instructions for it, have no other names.
+    of_gpu = (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn)
     of_cpu = (backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn)
-    switches: list[tuple[Any, str, object]] = [(part, "fp32_precision", "ieee") for part in of_cpu]
-    old, new = (
-        (backends.cuda.matmul, backends.cudnn),
-        (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn),
-    )
-    try:
-        _ = [backend.allow_tf32 for backend in old]
-    except RuntimeError:  # set by their new names, beside which PyTorch refuses the old ones
-        value = "tf32" if allowed else "ieee"
-        return switches + [(part, "fp32_precision", value) for part in new]
-    return switches + [(backend, "allow_tf32", allowed) for backend in old]
+    allowed = name is Precision.tf32
+    with ExitStack() as undo:
+        # What has the precision of its backend goes on following that. (Convolutions do by default,
+        # too, but with tf32 where the backend has none; nothing sets that again.)
+        for backend, parts in ((backends.cudnn, of_gpu), (backends.mkldnn, of_cpu)):
+            for part in parts:
+                own = part.fp32_precision
+                before = "none" if own == backend.fp32_precision else own
+                undo.callback(setattr, part, "fp32_precision", before)
+        # The old names, which PyTorch refuses to read once the new ones say otherwise, set some of
+        # these parts, too, and so come before them, here and when all is put back.
+        with suppress(RuntimeError):
+            undo.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
+            torch.set_float32_matmul_precision("high" if allowed else "highest")
+        with suppress(RuntimeError):
+            undo.callback(setattr, backends.cudnn, "allow_tf32", backends.cudnn.allow_tf32)
+            backends.cudnn.allow_tf32 = allowed
+        for part in of_gpu:
+            part.fp32_precision = "tf32" if allowed else "ieee"
+        for part in of_cpu:  # may round to bfloat16 where the CPU has instructions for it
+            part.fp32_precision = "ieee"
+        yield
 
 
 @contextmanager

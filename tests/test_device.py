@@ -71,11 +71,16 @@ def test_bf16_is_that_of_the_card_and_no_emulation(monkeypatch, supported):
 
 SHORTER = {
     "as they are": "",
+    "high": "torch.set_float32_matmul_precision('high')",
     "medium": "torch.set_float32_matmul_precision('medium')",
     "old names": "torch.backends.cuda.matmul.allow_tf32 = True",
     "new names": "torch.backends.cuda.matmul.fp32_precision = 'tf32'",
     "all": "torch.backends.fp32_precision = 'tf32'",
+    "all, in float32": "torch.backends.fp32_precision = 'ieee'",
+    "all, in bfloat16": "torch.backends.fp32_precision = 'bf16'",
+    "the GPU": "torch.backends.cudnn.fp32_precision = 'tf32'",
     "cudnn": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "the CPU": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
 }
 SWITCHED = """
 import torch
@@ -84,13 +89,23 @@ from memtool.device import Precision, tf32
 backends = torch.backends
 parts = [backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn]
 parts += [backends.mkldnn.matmul, backends.mkldnn.conv, backends.mkldnn.rnn]
-values = lambda: [part.fp32_precision.replace("none", "ieee") for part in parts]
-before = values()
+values = lambda: [part.fp32_precision for part in parts]
+
+def old_name():
+    try:
+        return torch.get_float32_matmul_precision()
+    except RuntimeError:
+        return "refused"
+
+before = [*values(), old_name()]
 with tf32(Precision.float32):
     assert not {{"tf32", "bf16"}} & {{*values()}}, values()
 with tf32(Precision.tf32):
     assert values()[:3] == ["tf32"] * 3 and not {{"tf32", "bf16"}} & {{*values()[3:]}}, values()
-assert values() == before
+assert [*values(), old_name()] == before
+is_unset = backends.cuda.matmul.fp32_precision == backends.fp32_precision
+backends.fp32_precision = "tf32"
+assert backends.cuda.matmul.fp32_precision == "tf32" or not is_unset
 """
 
 
