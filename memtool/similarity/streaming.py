@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 from enum import StrEnum
 from itertools import accumulate, product
-from numbers import Integral, Real
+from numbers import Integral, Number, Real
 from typing import Any, TypeVar
 
 import numpy as np
@@ -210,10 +210,12 @@ def _tensor(layer: Activations) -> Tensor:
 
 def _is_masked(layer: object) -> bool:
     """Whether some values are masked, in an array or in a list of them: NumPy would give what is
-    under the mask."""
-    if isinstance(layer, list | tuple):
-        return any(map(_is_masked, layer))
-    return bool(np.ma.is_masked(layer))
+    under the mask. Lists of nothing but numbers, of which there may be millions, are told by their
+    types."""
+    if not isinstance(layer, list | tuple):
+        return bool(np.ma.is_masked(layer))
+    kinds = set(map(type, layer))
+    return not all(issubclass(kind, Number) for kind in kinds) and any(map(_is_masked, layer))
 
 
 def _from_array(array: NDArray[Any]) -> Tensor:

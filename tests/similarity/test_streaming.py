@@ -576,6 +576,14 @@ def test_arrays_that_pytorch_does_not_take_as_they_are(other, estimator):
     assert cka(other(x), other(y), estimator) == cka(x, y, estimator)
 
 
+def test_no_number_in_a_list_is_asked_for_a_mask(monkeypatch):
+    asked = []
+    monkeypatch.setattr(np.ma, "is_masked", asked.append)
+    row = [1, 2.0, True, np.float32(4)]
+    cka([row, *np.eye(4).tolist()], [(row, row), ([0, 1, 0, 0], row)] * 2 + [(row, row)])
+    assert asked == []
+
+
 @pytest.mark.parametrize(
     ("layer", "told"),
     [
@@ -586,6 +594,7 @@ def test_arrays_that_pytorch_does_not_take_as_they_are(other, estimator):
         ([[1.0], [2.0, 3.0]], "as numbers .list"),
         (np.ma.masked_greater(np.eye(4), 0.5), "masked values"),
         ([np.ma.masked_greater(np.eye(4)[i], 0.5) for i in range(4)], "masked values"),
+        ([[1.0, 2.0], (3.0, np.ma.masked), [5.0, 6.0], [7.0, 8.0]], "masked values"),
         (3.0, r"tensor of shape \(\)"),
         (torch.tensor(3.0), r"tensor of shape \(\)"),
         (torch.eye(4).to_sparse(), "torch.sparse_coo"),
