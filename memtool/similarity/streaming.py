@@ -196,6 +196,8 @@ def _tensor(layer: Activations) -> Tensor:
         raise MemtoolError(f"a layer has masked values, which are no numbers; {wanted}")
     try:
         tensor = layer if isinstance(layer, Tensor) else _from_array(np.asarray(layer))
+        if tensor.is_quantized:  # by channel, it cannot be divided into batches
+            tensor = tensor.dequantize()
         is_usual = tensor.ndim > 0 and not tensor.is_nested and tensor.layout == torch.strided
         if is_usual:
             features(tensor[:1].detach())

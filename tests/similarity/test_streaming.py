@@ -428,6 +428,12 @@ def test_whole_numbers_keep_their_small_differences(kind, kernel, estimator):
     assert cka(large, y, estimator, kernel).item() == pytest.approx(expected, abs=1e-6)
 
 
+def by_channel(x, zero_points):
+    """x (n, p), quantized in steps of its own in each column."""
+    steps = torch.linspace(0.05, 0.1, x.shape[1])
+    return torch.quantize_per_channel(x, steps, zero_points, 1, torch.quint8)
+
+
 @pytest.mark.filterwarnings("ignore:.*quantize")
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize(
@@ -436,14 +442,19 @@ def test_whole_numbers_keep_their_small_differences(kind, kernel, estimator):
         lambda x: x.to(torch.float8_e4m3fn),
         lambda x: x.to(torch.float8_e5m2),
         lambda x: torch.quantize_per_tensor(x, 0.05, 3, torch.qint8),
+        lambda x: by_channel(x, torch.zeros(x.shape[1], dtype=torch.long)),
+        lambda x: by_channel(x, torch.full(x.shape[1:], 0.5)),
     ],
-    ids=["e4m3", "e5m2", "qint8"],
+    ids=["e4m3", "e5m2", "qint8", "by channel", "by channel, with zeros between"],
 )
 def test_types_without_arithmetic_are_those_of_their_values(stored, estimator):
     x, y = pair(24)
     kept = stored(x)
     values = kept.dequantize() if kept.is_quantized else kept.float()
     assert cka(kept, y, estimator).item() == pytest.approx(cka(values, y, estimator).item())
+    stream = CKA(estimator)
+    stream.update([kept], [y])
+    assert stream.compute().item() == pytest.approx(cka(values, y, estimator).item())
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
