@@ -2,9 +2,11 @@
 
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +20,9 @@ from memtool.paths import expanded
 TESTS = ("test", "val", "valid", "validation")  # names of a test split; the first that has labels
 # What splits are called, too, in small letters; classes are not.
 OF_TRAINING, OF_TESTING = {"train", "training"}, {"testing", *TESTS}
+# How words in the names of splits begin or end, and in those of some classes (bullet_train).
+LIKE_TRAINING, LIKE_TESTING = ("train",), ("test", "val", "dev")
+WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
 # Tiny ImageNet's list of the images in val/images: name, class and box, separated by tabs.
 ANNOTATIONS = "val_annotations.txt"
 
@@ -86,6 +91,8 @@ def _check_no_splits(root: Path, names: Sequence[str]) -> None:
     names would be the classes."""
     train = next((name for name in names if name.lower() in OF_TRAINING), None)
     test = next((name for name in names if name.lower() in OF_TESTING), None)
+    if not (train and test):
+        train, test = _with_same_classes(root, names) or (train, test)
     if train and test:
         raise MemtoolError(
             f"{root}: its folders are splits ({', '.join(names)}), not classes; rename {train} to "
@@ -97,6 +104,45 @@ def _check_no_splits(root: Path, names: Sequence[str]) -> None:
         raise MemtoolError(
             f"{root}: has {has} but no {lacks}; name it itself (folder:{root / str(has)})"
         )
+
+
+def _with_same_classes(root: Path, names: Sequence[str]) -> tuple[str, str] | None:
+    """Two of the folders, or what is in them alone, that are called somewhat like a training and a
+    test split and hold folders of the same names, as no two classes do."""
+    training = [name for name in names if _has_word(name, LIKE_TRAINING)]
+    testing = [name for name in names if _has_word(name, LIKE_TESTING)]
+    if not (training and testing):
+        return None
+    held = {name: _classes_within(root, name) for name in {*training, *testing}}
+    for train, test in product(training, testing):
+        (one, classes), (other, its) = held[train], held[test]
+        if train != test and len(classes) > 1 and classes == its:
+            return one, other
+    return None
+
+
+def _has_word(name: str, parts: tuple[str, ...]) -> bool:
+    """Whether a word in a name begins or ends with one of these parts.
+
+    >>> [_has_word(name, ("test",)) for name in ("seg_test", "PublicTest", "testset-2", "latests")]
+    [True, True, True, False]
+    """
+    words = [word.lower() for word in WORD.findall(name)]
+    return any(word.startswith(parts) or word.endswith(parts) for word in words)
+
+
+def _classes_within(root: Path, name: str) -> tuple[str, set[str]]:
+    """The folders within a folder, and its name; of a single one there, which archives unpack to,
+    those within that, and NAME/NAME."""
+    found = _folders(root / name)
+    if len(found) == 1:
+        name = os.path.join(name, *found)
+        found = _folders(root / name)
+    return name, found
+
+
+def _folders(folder: Path) -> set[str]:
+    return {entry.name for entry in _entries(folder) if os.path.isdir(entry)}
 
 
 def _split(root: Path, skipped: Skipped) -> Listing:
@@ -130,7 +176,7 @@ def _split(root: Path, skipped: Skipped) -> Listing:
 
 def _has_labels(test: Path, classes: Sequence[str]) -> bool:
     """Whether a test split has labels: a list of them, or any folders but Tiny ImageNet's one."""
-    folders = {entry.name for entry in _entries(test) if os.path.isdir(entry)}
+    folders = _folders(test)
     is_listed = (test / ANNOTATIONS).is_file()
     return is_listed or bool(folders - {"images"}) or "images" in folders & set(classes)
 

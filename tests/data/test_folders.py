@@ -169,6 +169,45 @@ def test_splits_of_other_names_are_no_classes(tmp_path: Path, write, refused, na
         assert f"folder:{tmp_path / 'all' / train} with --split-at 80%" in told
 
 
+@pytest.mark.parametrize(
+    ("train", "tests"),
+    [
+        ("train_images", ["test_images"]),
+        ("Fruits-TRAIN", ["Fruits-VAL", "about"]),
+        ("TrainingData", ["HiddenTest", "OpenTest"]),
+        ("trainset", ["devset"]),
+        ("my train/my train", ["my test/my test"]),
+        ("old_train/images", ["old_val"]),
+    ],
+)
+def test_splits_are_told_by_their_classes_too(
+    tmp_path: Path, write, refused, train: str, tests: list[str]
+) -> None:
+    for part in (train, *tests):
+        write(tmp_path, part, 1)
+    told = refused(f"folder:{tmp_path}?split_at=50%")
+    assert f"rename {train} to train and {tests[0]} to test" in told
+    assert f"(folder:{tmp_path / train} with --split-at 80%)" in told
+
+
+@pytest.mark.parametrize(
+    "paths",
+    [
+        ["bullet_train/day", "bullet_train/night", "test_tube/day"],
+        ["bullet_train/images", "test_tube/images"],
+        ["bullet_train", "testbed"],
+        ["terrain/day", "terrain/night", "latests/day", "latests/night"],
+        ["train_of_steam/day", "train_of_steam/night", "tram/day", "tram/night"],
+    ],
+)
+def test_classes_may_be_called_somewhat_like_splits(tmp_path: Path, picture, paths) -> None:
+    for path in paths:
+        (tmp_path / path).mkdir(parents=True)
+        picture(4, 4, 0).save(tmp_path / path / "0.png")
+    classes = sorted({path.partition("/")[0] for path in paths})
+    assert list(folders.listed(str(tmp_path)).classes) == classes
+
+
 def test_a_single_split_of_another_name_is_named_itself(tmp_path: Path, write, refused) -> None:
     write(tmp_path, "all/Training", 2)
     told = refused(f"folder:{tmp_path / 'all'}")
