@@ -179,7 +179,7 @@ class Checkpoint:
         """The options by which a data set prepares the images of this network, where its
         configuration gives them or, if none is on record, the data set that it was trained on;
         `mean` and `std` are among them where pixels depend on them."""
-        named = vars(self._options) if self._options.follows_timm else {}
+        named = vars(self._options) if self._options and self._options.follows_timm else {}
         recorded = self.data.get("preprocessing", named)
         names = ("image_size", *RESIZING)
         options = {key: recorded[key] for key in names if recorded.get(key) is not None}
@@ -187,11 +187,12 @@ class Checkpoint:
         return options | {key: self.data[key] for key in needed if key in self.data}
 
     @cached_property
-    def _options(self) -> Options:
-        """Those of the data set on record; none if its name is no spec, or only was one once."""
-        with suppress(MemtoolError):
-            return parse(str(self.data.get("name")))[1]
-        return Options()
+    def _options(self) -> Options | None:
+        """Those of the data set on record; None if there is none, or its name is no spec, or only
+        was one once."""
+        with suppress(MemtoolError, KeyError):
+            return parse(str(self.data["name"]))[1]
+        return None
 
     def with_dataset(self, dataset: "Dataset") -> "Checkpoint":
         """This checkpoint with `dataset` as what it was trained on, unless that is on record.
@@ -256,7 +257,8 @@ class Checkpoint:
             return False
         if specs.same(name, dataset.name, "data set"):
             return bool(dataset.fingerprint != known.get("fingerprint", dataset.fingerprint))
-        is_whole = self._options.samples is None and {"train", "test"} <= known.keys()
+        is_sample = bool(self._options and self._options.samples)
+        is_whole = not is_sample and {"train", "test"} <= known.keys()
         count = known["train"] + known["test"] if is_whole else dataset.count
         return self._other_class(dataset) is not None or count != dataset.count
 
@@ -281,7 +283,9 @@ class Checkpoint:
         """The options that images of this network had, where `dataset` has others."""
         if not self.data.keys() & {"preprocessing", "name"}:
             return []
-        own = Options(**{**self.preprocessing, "orient": self._options.orient})
+        # A configuration does not say whether images were turned upright.
+        orient = dataset.options.orient if self._options is None else self._options.orient
+        own = Options(**{**self.preprocessing, "orient": orient})
         theirs = dataset.options.preparation
         others = [(key, value) for key, value in own.preparation.items() if value != theirs[key]]
         if "image_shape" not in self.data and own.image_size != dataset.options.image_size:

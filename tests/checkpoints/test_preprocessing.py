@@ -315,6 +315,17 @@ def test_networks_that_take_other_images_are_told(
     assert told in caplog.text
 
 
+def test_a_config_says_nothing_of_images_turned_upright(
+    vit: Path, photos: Path, run, caplog
+) -> None:
+    upright = f"folder:{photos}?orient=true"
+    assert run("cka", vit, vit, "--data", upright, "-q", *CKA).stderr == ""
+    with caplog.at_level(logging.WARNING, "memtool"):
+        load(vit, dataset=data.load(f"{upright}&image_size=32&crop_pct=0.5"))
+    (told,) = caplog.messages
+    assert told.endswith("otherwise: crop_pct=0.9")
+
+
 def test_an_unknown_normalization_is_told(bare: Path, photos: Path, run) -> None:
     spec = f"folder:{photos}?image_size=32"
     result = run("cka", bare, bare, "--model", SPEC, "--data", spec, *CKA)
