@@ -159,7 +159,8 @@ def _unreached(path: Path, layer: str, why: str) -> MemtoolError:
 def _is_random(path: Path) -> MemtoolError:
     return MemtoolError(
         f"{path}: has other results each time, so that none of its cuts can be found; let its "
-        "model draw nothing in eval mode, as functional.dropout(x, training=self.training) does"
+        "model draw nothing in eval mode, as functional.dropout(x, training=self.training) does, "
+        "and keep nothing of one forward pass for the next"
     )
 
 

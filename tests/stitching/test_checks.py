@@ -169,15 +169,27 @@ def drops(num_classes=10):
 class Drops(nn.Module):
     def forward(self, x):
         return functional.dropout(x, 0.5)
+
+def remembers(num_classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 8), Remembers(), nn.Linear(8, num_classes))
+
+class Remembers(nn.Module):
+    last = 0
+
+    def forward(self, x):
+        self.last = x.mean(0) + self.last / 2
+        return x - self.last
 """
 
 
-def test_a_network_that_draws_in_eval_mode_is_told_as_such(run, tmp_path):
+@pytest.mark.parametrize("name", ["drops", "remembers"])
+def test_a_network_with_other_results_each_time_is_told_as_such(run, tmp_path, name):
     (tmp_path / "net.py").write_text(RANDOM)
-    spec = models.parse(f"{tmp_path}/net.py:drops")
+    spec = models.parse(f"{tmp_path}/net.py:{name}")
     path = saved(tmp_path / "w.safetensors", spec)
     told = run("stitch", path, path, "--trust", "--epochs", 0)
     assert told.code == 1 and "training=self.training" in told.stderr
+    assert "keep nothing of one forward pass for the next" in told.stderr
     assert f"error: {path}: has other results each time" in told.stderr
 
 
