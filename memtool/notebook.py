@@ -28,7 +28,7 @@ def dataset(
     >>> digits.train.images.shape, digits.test.labels.shape
     ((1297, 1, 8, 8), (500,))
     """
-    return data.load(str(spec), Path(folder) if folder else None, progress=progress)
+    return data.load(str(spec), as_path(folder) if folder else None, progress=progress)
 
 
 def read_table(path: Path | str) -> Any:

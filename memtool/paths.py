@@ -9,9 +9,9 @@ from memtool import MemtoolError
 
 
 def as_path(given: Any) -> Path:
-    """What a caller has given for a path; raises MemtoolError for what is none."""
+    """What a caller has given for a path, `expanded`; raises MemtoolError for what is none."""
     try:
-        return Path(given)
+        return expanded(given)
     except TypeError:
         kind = type(given).__name__
         raise MemtoolError(f"{given!r:.40} is of type {kind}; a path is a str or a Path") from None

@@ -3,7 +3,10 @@
 import os
 from pathlib import Path
 
-from memtool.paths import descriptor, expanded, is_special
+import pytest
+
+from memtool import MemtoolError
+from memtool.paths import as_path, descriptor, expanded, is_special
 
 
 def test_a_tilde_is_a_home_where_there_is_one(tmp_path, monkeypatch):
@@ -11,6 +14,14 @@ def test_a_tilde_is_a_home_where_there_is_one(tmp_path, monkeypatch):
     assert expanded("~/a") == tmp_path / "a" and expanded(Path("~")) == tmp_path
     for name in ("~nobody-of-that-name/a", "a/~", "./~/a"):
         assert expanded(name) == Path(name)
+
+
+def test_a_path_in_python_is_expanded_too_or_told_to_be_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert as_path("~/a") == as_path(tmp_path / "a") == tmp_path / "a"
+    for given in (None, 3, b"a", ["a"]):
+        with pytest.raises(MemtoolError, match="a path is a str or a Path"):
+            as_path(given)
 
 
 def test_pipes_and_devices_are_special_but_no_file_folder_or_impossible_name(tmp_path):

@@ -134,6 +134,7 @@ def plot(
 
     from memtool import figures
     from memtool.files import check_writable, replacing
+    from memtool.paths import expanded
 
     options = _options(
         x=x,
@@ -148,6 +149,7 @@ def plot(
     )
     names = list(sources or [])
     kind = figures.Kind(names.pop(0)) if names and names[0] in set(figures.Kind) else None
+    names = [name if name == "-" else str(expanded(name)) for name in names]
     for name in names:
         _check_is_no_kind(name)
     if not names and sys.stdin.isatty():

@@ -55,7 +55,7 @@ def listed(source: str, folder: Path | None = None, *, memory: int) -> Listing:
 
 def _hint(source: str) -> str:
     """What else an unknown source may be meant to be."""
-    if source and Path(source).is_dir():
+    if source and expanded(source).is_dir():
         return f"; did you mean 'folder:{source}'?"
     nearest = get_close_matches(source.lower(), [name.removesuffix("PATH") for name in NAMES], n=1)
     return f"; did you mean {nearest[0]!r}?" if nearest else ""

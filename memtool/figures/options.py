@@ -8,6 +8,7 @@ from typing import Any
 
 from memtool import MemtoolError, specs
 from memtool.figures.style_file import Parameters, read_style
+from memtool.paths import as_path
 
 LAST = "last"  # of the epochs
 SUPPLEMENTED = 4  # noise ratios, at most, that a supplement shows where none are asked for
@@ -66,7 +67,7 @@ def as_options(
         marks=tuple(_parts(marks)),
         width=_inches(width),
         title=title,
-        style=read_style(Path(style)) if style is not None else {},
+        style=read_style(as_path(style)) if style is not None else {},
         net_of_control=net_of_control,
     )
 

@@ -320,6 +320,14 @@ def test_a_tilde_behind_an_equals_sign_is_the_home(run, runs, tmp_path, monkeypa
     plotted = run("plot", runs.noisy_table, "--output=~/f.csv", "--output=~/g.csv")
     assert plotted.code == 0, plotted.stderr
     assert {"a/rows.csv", "f.csv", "g.csv"} <= set(files(tmp_path))
+    (tmp_path / "t.csv").write_bytes(runs.noisy_table.read_bytes())
+    plotted = run("plot", "training", "~/t.csv", "-o", tmp_path / "h.csv")
+    assert plotted.code == 0, plotted.stderr
+    assert (tmp_path / "h.csv").read_text() == (tmp_path / "f.csv").read_text()
+    clash = run("plot", "~/t.csv", "-o", "~/t.csv")
+    assert clash.code == 2 and f"{tmp_path}/t.csv: is a table that is drawn" in clash.stderr
+    unknown = run("make-noisy", "~/there", "-r", "50%", "-o", tmp_path / "l.safetensors")
+    assert "did you mean 'folder:~/there'?" in unknown.stderr
     (tmp_path / "net.json").write_text('{"name": "digits-cnn", "options": {}}')
     trained = ("train", "--model=~/net.json", "--data", "digits", "--output=~/r.safetensors")
     assert f"{tmp_path}/r.safetensors" in run(*trained, "--dry-run").stdout
