@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from memtool.checkpoints.pickles import Name, Reference, read
-from memtool.contents import check_regular, check_unpacked
+from memtool.contents import AGAIN, check_regular, check_unpacked
 
 logger = logging.getLogger("memtool")
 
@@ -153,7 +153,7 @@ def _several_pickles(file: IO[bytes]) -> Archive:
     def read_bytes(key: str) -> bytearray:
         start, length = places[key]
         if start + length > file.seek(0, io.SEEK_END):
-            raise ValueError("lies in a storage that is cut short")
+            raise ValueError(f"lies in a storage that is cut short; {AGAIN}")
         file.seek(start)
         return bytearray(file.read(length))
 

@@ -10,11 +10,13 @@ import csv
 import io
 import logging
 import os
+import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Container, Iterable, Mapping, Sequence, Set
 from hashlib import file_digest
+from itertools import chain, islice
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -23,7 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memtool import MemtoolError
-from memtool.contents import HARMLESS, check_regular, check_unpacked, described, is_pickle
+from memtool.contents import (
+    AGAIN,
+    HARMLESS,
+    check_regular,
+    check_unpacked,
+    described,
+    is_pickle,
+)
 from memtool.data import pictures
 from memtool.data.classes import Values, is_number, values
 from memtool.data.listing import Labels
@@ -46,6 +55,8 @@ NUMBER = re.compile(rf"-?\d+|{DECIMAL.pattern}")
 SHARE = 16  # labels as text take some ten times their memory
 PROTOCOL = 0x80  # the operation with which a pickle names its protocol
 MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # in files of PyTorch before 1.6
+PICKLES = 5  # that these files begin with; what tensors hold follows
+MAX_OPERATIONS = 10_000_000  # of pickles that are looked at, in some ten seconds
 WHOLE = ""  # the key of a file that holds a single array
 
 
@@ -327,6 +338,8 @@ def _torch_arrays(path: Path) -> Arrays:
         if not is_pickle(path):
             told = described(path, weights=False) or "it is not as torch.save writes it"
             raise MemtoolError(f"{path}: cannot be read as labels ({told})") from error
+        if _is_cut_short(path, error):
+            raise MemtoolError(f"{path}: is cut short; {AGAIN}") from error
         if not isinstance(error, UnpicklingError) and _is_of_torch(path):
             raise
         raise MemtoolError(
@@ -348,6 +361,22 @@ def _unread(path: Path) -> str:
     if mark == PROTOCOL and protocol > 2:
         return f"was saved with pickle_protocol={protocol}, of which arrays are not loaded"
     return "holds other objects than arrays of numbers or names, which are not loaded"
+
+
+def _is_cut_short(path: Path, error: Exception) -> bool:
+    """Whether a file that PyTorch did not load, with this error, ends within a pickle or before the
+    numbers of its tensors do. Nothing in it runs."""
+    if zipfile.is_zipfile(path):
+        return False
+    file = io.BytesIO(path.read_bytes())  # takes no length in a pickle for more than there is
+    count = PICKLES if _is_of_torch(path) else 1
+    operations = chain.from_iterable(pickletools.genops(file) for _ in range(count))
+    try:
+        for _ in islice(operations, MAX_OPERATIONS):
+            pass
+    except Exception:  # pickletools raises several kinds
+        return not file.read(1)
+    return "unexpected EOF" in str(error)
 
 
 def _is_of_torch(path: Path) -> bool:

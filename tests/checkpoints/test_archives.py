@@ -196,7 +196,7 @@ def test_old_files_that_lie(tmp_path):
     numbers = struct.pack("<q", 4) + struct.pack("<4f", 0, 1, 2, 3)
     assert content.endswith(numbers)
     lies = {
-        content[:-1]: "cut short",
+        content[:-1]: "cut short; download or copy it again",
         content[: -len(numbers)]: "of 0 bytes|cut short",
         content.replace(numbers, struct.pack("<q", 2**40) + numbers[8:]): "cut short",
         content.replace(numbers, struct.pack("<q", -1) + numbers[8:]): "cannot be read",

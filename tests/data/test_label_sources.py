@@ -1,5 +1,6 @@
 """Given labels that others made."""
 
+import io
 import os
 import pickle
 import time
@@ -397,6 +398,9 @@ def test_classes_that_are_numbers_however_they_are_written(tmp_path, classes, la
     assert given.tolist() == numbers
 
 
+OLD = {"_use_new_zipfile_serialization": False}  # as PyTorch wrote before 1.6
+
+
 @pytest.mark.parametrize(
     ("write", "told"),
     [
@@ -406,6 +410,7 @@ def test_classes_that_are_numbers_however_they_are_written(tmp_path, classes, la
         (lambda file: torch.save(GIVEN, file, pickle_protocol=3), "with pickle_protocol=3"),
         (lambda file: torch.save(GIVEN, file, pickle_protocol=5), "with pickle_protocol=5"),
         (lambda file: torch.save({"y": time.localtime()}, file), "holds other objects than arrays"),
+        (lambda file: torch.save(time.localtime(), file, **OLD), "holds other objects than arrays"),
     ],
 )
 def test_a_pickle_that_is_not_loaded_says_what_it_is(tmp_path, write, told):
@@ -415,6 +420,29 @@ def test_a_pickle_that_is_not_loaded_says_what_it_is(tmp_path, write, told):
         warnings.simplefilter("error")
         with pytest.raises(MemtoolError, match=rf"y.pt: .*{told}.*; save the labels alone: numpy"):
             found(tmp_path / "y.pt")
+
+
+def whole_pickles() -> dict[str, bytes]:
+    """Old files of torch.save, and one of pickle.dump."""
+    contents: dict[str, object] = {
+        "tensors": {"y": torch.from_numpy(GIVEN), "more": torch.zeros(99)},
+        "arrays": {"y": GIVEN},
+        "list": GIVEN.tolist(),
+    }
+    found = {"dumped": pickle.dumps(GIVEN.tolist(), 4)}
+    for name, content in contents.items():
+        torch.save(content, file := io.BytesIO(), **OLD)
+        found[name] = file.getvalue()
+    return found
+
+
+@pytest.mark.parametrize("whole", whole_pickles().values(), ids=whole_pickles())
+def test_a_pickle_that_ends_too_early_is_cut_short(tmp_path, whole):
+    path = tmp_path / "y.pt"
+    for length in {*range(9, len(whole) - 1, 29), len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        with pytest.raises(MemtoolError, match=r"y.pt: is cut short; download or copy it again$"):
+            found(path)
 
 
 def test_tensors_of_another_protocol_are_loaded_without_a_warning(tmp_path):
