@@ -69,8 +69,12 @@ def draw(kind: str, rows: Any, **options: Any) -> "Figure":
 
 def _dicts(rows: Any) -> list[dict[str, Any]]:
     """The rows of a frame, or of anything that gives mappings; a missing value is None."""
-    if hasattr(rows, "to_dict"):
+    if hasattr(rows, "iterrows"):
         rows = rows.astype(object).where(rows.notna(), None).to_dict("records")
-    if isinstance(rows, str | Path | Mapping):
+    try:
+        found = list(rows)
+    except TypeError:
+        found = [rows]
+    if isinstance(rows, Mapping) or not all(isinstance(row, Mapping) for row in found):
         raise MemtoolError("rows are a list of dicts or a frame, as memtool.read_table(path) gives")
-    return [dict(row) for row in rows]
+    return [dict(row) for row in found]

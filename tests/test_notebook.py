@@ -47,10 +47,15 @@ def test_what_cannot_be_traced_is_told(runs):
     images = torch.randint(0, 256, (2, 1, 8, 8), dtype=torch.uint8)
     given = network.normalized(images)
     scripted = torch.jit.script(torch.nn.Sequential(torch.nn.Flatten()))
+    exported = torch.export.export(network.model, (given,)).module()
     for model, its, told in (
         (network, given, "not a Network; that of a network is network.model"),
         (len, given, "not a builtin_function_or_method"),
         (scripted, given, "a scripted module hides its layers"),
+        (exported, given, "GraphModule has no eval mode .*, which hides its layers; take"),
+        (torch.nn.Sequential(exported), given, "Sequential has no eval mode .*torch.export"),
+        (network.model, given[:0], r"no images in a tensor of shape \(0, 1, 8, 8\); give them as"),
+        (network.model, given[0, 0, 0, 0], r"no images in a tensor of shape \(\)"),
         (network.model, images.numpy(), r"not a ndarray; .* as network.normalized\(images\) does"),
         (network.model, [given], "not a list"),
         (network.model, images, r"given images of \(2, 1, 8, 8\), torch.uint8: RuntimeError"),
@@ -82,8 +87,27 @@ def test_tables_are_read_as_frames_where_there_is_pandas_and_drawn(
     assert narrow.axes[0].images[0].get_array().shape == (1, 1)
     with pytest.raises(memtool.MemtoolError, match="no figure 'pie'; there are convergence"):
         memtool.draw("pie", rows)
-    with pytest.raises(memtool.MemtoolError, match="rows are a list of dicts or a frame, as mem"):
-        memtool.draw("heatmap", path)
+    of_others = [rows["cka"]] if has_pandas else []
+    for given in (
+        path,
+        str(path),
+        None,
+        3,
+        torch.tensor(3),
+        [1, 2],
+        {},
+        ["ab"],
+        [None],
+        [rows],
+        *of_others,
+    ):
+        with pytest.raises(memtool.MemtoolError, match="rows are a list of dicts or a frame, as"):
+            memtool.draw("heatmap", given)
+    for option in ({"width": []}, {"x": []}, {"style": 3}):
+        with pytest.raises(memtool.MemtoolError):
+            memtool.draw("heatmap", rows, **option)
+    with pytest.raises(memtool.MemtoolError, match="no figure"):
+        memtool.draw([], rows)
 
 
 def test_what_is_wrong_is_a_memtool_error(tmp_path):

@@ -191,7 +191,7 @@ def draw(kind: Kind | str, rows: Rows, options: Options = Options()) -> Figure:
     >>> [text.get_text() for text in figure.legends[0].get_texts()]  # noise ratios in percent
     ['0', '50']
     """
-    if kind not in set(Kind):
+    if kind not in list(Kind):
         raise MemtoolError(f"no figure {str(kind)!r}; there are {', '.join(Kind)}")
     check_options(Kind(kind), options)
     needs, choose, draw_rows, _ = FIGURES[Kind(kind)]

@@ -57,7 +57,7 @@ def as_options(
     >>> as_options(epochs="1,2,last", width="column").epochs
     (1, 2, 'last')
     """
-    if x is not None and x not in set(XAxis):
+    if x is not None and x not in list(XAxis):
         raise MemtoolError(f"no x axis {str(x)!r}; there are {', '.join(XAxis)}")
     return Options(
         x=XAxis(x) if x is not None else None,
@@ -89,11 +89,11 @@ def _epoch(given: Any) -> int | str:
 
 
 def _inches(given: str | float | None) -> float | None:
-    if given is None or given in WIDTHS:
+    if given is None or given in list(WIDTHS):
         return None if given is None else WIDTHS[str(given)]
     try:
         width = float(given)
-    except ValueError:
+    except (TypeError, ValueError):
         raise MemtoolError(
             f"width {given!r}: it is one of {', '.join(WIDTHS)}, or a number of inches"
         ) from None

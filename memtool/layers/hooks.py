@@ -14,6 +14,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.utils._python_dispatch import _disable_current_modes
 
 from memtool import MemtoolError, compiler
+from memtool.errors import one_line
 from memtool.layers.layer import first_tensor, plain, tensors_in, with_first
 
 # Called with a layer's name, its module and what the module returned; a result other than None
@@ -177,9 +178,16 @@ def _watches(model: nn.Module) -> list[_Watch]:
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode; every submodule's own mode is back when the block ends, and what else a `train` of
-    its own does, such as merging weights for eval mode, is undone."""
+    its own does, such as merging weights for eval mode, is undone. Raises MemtoolError for a model
+    that has no modes."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    try:
+        model.eval()
+    except NotImplementedError as error:
+        raise MemtoolError(
+            f"{type(model).__name__} has no eval mode ({one_line(error)}), as what torch.export "
+            "makes, which hides its layers; take the module that it was made of"
+        ) from error
     try:
         yield
     finally:

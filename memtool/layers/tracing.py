@@ -66,8 +66,8 @@ def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> li
     with one image more tells which axis of each output counts the images. `output` chooses, of what
     the model returns, the tensor whose dependence on a layer makes that a cut.
 
-    Raises MemtoolError if the model returns no such tensor, and if it is no module whose calls can
-    be observed or does not run on these images.
+    Raises MemtoolError if the model returns no such tensor, if it is no module whose calls can be
+    observed, if there are no images, and if it does not run on them.
 
     >>> model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
     >>> for layer in trace(model, torch.zeros(2, 1, 8, 8)):
@@ -86,6 +86,10 @@ def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> li
     usual = "give them as the model takes them, as network.normalized(images) does"
     if not isinstance(images, Tensor):
         raise MemtoolError(f"images are a tensor, not a {type(images).__name__}; {usual}")
+    if not images.ndim or not len(images):
+        raise MemtoolError(
+            f"there are no images in a tensor of shape {tuple(images.shape)}; {usual}"
+        )
     try:
         return traced(model, images, output).layers
     except MemtoolError:
