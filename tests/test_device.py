@@ -1,6 +1,8 @@
 """Devices and the processes of a torchrun."""
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 
@@ -182,3 +184,19 @@ def test_two_processes_sum_and_gather(tmp_path):
     ]
     told = [json.loads(process.communicate(timeout=120)[0]) for process in started]
     assert told == [[rank, [3.0], [{"rank": 0}, {"rank": 1}]] for rank in range(2)]
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone can be told")
+def test_what_tensors_free_on_a_cpu_is_kept_for_others(monkeypatch):
+    told = {}
+
+    class Library:
+        def __init__(self, name):
+            self.real = ctypes.PyDLL(name)
+
+        def mallopt(self, option, size):
+            told[option, size] = self.real.mallopt(option, size)
+
+    monkeypatch.setattr(ctypes, "CDLL", Library)
+    choose("cpu")
+    assert told == {(-3, 2**25): 1, (-1, 2**30): 1}  # the threshold of mmap, that of trimming: done

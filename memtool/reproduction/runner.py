@@ -39,10 +39,6 @@ PRELOAD = [
     *("numpy.random", "typer._adapters"),  # which reads the arguments
 ]
 
-# What steps free they keep for their next tensors: given back, each page of these would be asked
-# for, and zeroed, anew. For glibc; others do not heed it.
-ALLOCATION = {"MALLOC_MMAP_THRESHOLD_": "268435456", "MALLOC_TRIM_THRESHOLD_": "268435456"}
-
 
 @dataclass(frozen=True)
 class StepResult:
@@ -180,7 +176,7 @@ class _Running:
 def open_server(command: Command) -> None:
     """Start the process from which those of the steps are forked, unless it runs, without waiting
     for what it imports."""
-    for name, value in (ENVIRONMENT | ALLOCATION).items():
+    for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     forkserver.set_forkserver_preload([command.__module__, *PRELOAD])
     with _uninterrupted():
