@@ -7,7 +7,7 @@ itself, as in `split_at=80%`, and a `+` is not a space. The name is never encode
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from urllib.parse import quote, unquote
 
@@ -82,17 +82,28 @@ def matches(name: str, pattern: str) -> bool:
 
 
 PARTS = ("front.", "back.")  # what the names of a stitched model's layers begin with
+LayerName = tuple[str, bool]  # with whether it is the name in a stitched model
 
 
-def without_parts(layer: str) -> str:
-    """The name that a layer of a stitched model has in the network that it comes from.
+def corresponding(
+    layers: Iterable[Sequence[LayerName]], others: Iterable[Sequence[LayerName]]
+) -> list[tuple[int, int]]:
+    """The places of the layers of one network, and of those of another that each corresponds to:
+    the one that shares a name with it.
 
-    >>> without_parts("back.conv1"), without_parts("front.back.conv1"), without_parts("conv1")
-    ('conv1', 'conv1', 'conv1')
+    Each layer has its names from the outermost on: in its network and, if that is stitched, in the
+    part that it is of. Whether a network is stitched counts, since others may have parts that are
+    called `front` and `back`, too.
+
+    >>> back = [("back", True)], [("back.fc", True), ("fc", False)]
+    >>> corresponding(back, [[("back", False)], [("fc", False)]])
+    [(1, 1)]
     """
-    while layer.startswith(PARTS):
-        layer = layer.partition(".")[2]
-    return layer
+    theirs = list(enumerate(others))
+    places = {name: at for at, names in theirs for name in names}
+    places |= {names[0]: at for at, names in theirs}  # before what others are called inside
+    found = ([name for name in names if name in places] for names in layers)
+    return [(at, places[shared[0]]) for at, shared in enumerate(found) if shared]
 
 
 def encoded(text: str) -> str:

@@ -1,7 +1,7 @@
 """Heatmaps: CKA of each layer of a checkpoint with each layer of the reference."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import matplotlib
@@ -29,13 +29,14 @@ from memtool.figures.style import (
     names_length,
     wrapped,
 )
-from memtool.specs import without_parts
+from memtool.specs import PARTS, LayerName, corresponding
 from memtool.tables import CkaRow, Row
 
 NEEDS: Needs = Needs(
     CkaRow,
     columns=("checkpoint", "reference", "layer", "reference_layer", "cka"),
     conditions=("estimator", "kernel", "bandwidth", "data", "n"),
+    optional=("model", "reference_model"),
 )
 COLORBAR = 0.6  # inches
 MOST_VALUES = 8  # layers up to which there is room to write the values into the cells
@@ -140,7 +141,9 @@ def _draw_matrix(axes: Axes, rows: Rows, side: float, options: Options) -> AxesI
         axes.axvline(end + 0.5, **STAGE_LINE)
     for end in stage_ends(list(layers), options.marks):
         axes.axhline(end + 0.5, **STAGE_LINE)
-    axes.add_collection(_frames(layers, references))
+    ours = [_names(layer, rows[0]["model"]) for layer in layers]
+    theirs = [_names(layer, rows[0]["reference_model"]) for layer in references]
+    axes.add_collection(_frames([(x, y) for y, x in corresponding(ours, theirs)]))
     if max(matrix.shape) <= MOST_VALUES:
         _write_values(axes, matrix)
     return image
@@ -162,17 +165,21 @@ def _name_layers(axis: Axis, layers: Sequence[str], length: float, options: Opti
     axis.set_ticks(sorted(shown), [drawable(ends.get(i, layers[i])) for i in sorted(shown)])
 
 
-def _frames(layers: Mapping[str, int], references: Mapping[str, int]) -> PolyCollection:
-    """A frame for each cell of corresponding layers, given the places of both on their axes; those
-    of the parts of stitched models correspond by their names in these parts."""
+def _frames(cells: Iterable[tuple[int, int]]) -> PolyCollection:
+    """A frame for each of the cells, (x, y)."""
     corners = np.array([(-0.5, -0.5), (0.5, -0.5), (0.5, 0.5), (-0.5, 0.5)])
-    by_name = {without_parts(name): x for name, x in references.items()}
-    found = [
-        (by_name[without_parts(name)], y)
-        for name, y in layers.items()
-        if without_parts(name) in by_name
-    ]
-    return PolyCollection([corners + cell for cell in found], **DIAGONAL)
+    return PolyCollection([corners + cell for cell in cells], **DIAGONAL)
+
+
+def _names(layer: str, model: str | None) -> list[LayerName]:
+    """What a layer is called in its model and, if that is stitched, may be called in the part that
+    it is of, or in a part of that: the text of a spec does not say which of them are stitched."""
+    is_stitched = (model or "").startswith("stitched(")
+    names = [(layer, is_stitched)]
+    while is_stitched and layer.startswith(PARTS):
+        layer = layer.partition(".")[2]
+        names.append((layer, False))
+    return names
 
 
 def _in_order(rows: Rows) -> list[Row]:

@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, footprints, trace_all
 from memtool.layers import Footprint, Layer, select
+from memtool.models import ModelSpec
 from memtool.similarity.settings import Pairs, Route
-from memtool.specs import PARTS, matches, without_parts
+from memtool.specs import PARTS, LayerName, corresponding, matches
 from memtool.tensors import stored_tensors
 
 
@@ -191,19 +192,27 @@ def _in_order(selection: Selection, reference: Selection) -> list[tuple[Layer, L
 
 
 def _by_name(selection: Selection, reference: Selection) -> list[tuple[Layer, Layer]]:
-    exact = {layer.name: layer for layer in reference.layers}
-    bare = {without_parts(layer.name): layer for layer in reference.layers}
-    pairs = [
-        (layer, other)
-        for layer in selection.layers
-        if (other := exact.get(layer.name) or bare.get(without_parts(layer.name)))
-    ]
+    names = (
+        [_names(layer.name, one.checkpoint.spec) for layer in one.layers]
+        for one in (selection, reference)
+    )
+    pairs = corresponding(*names)
     if not pairs:
         raise MemtoolError(
             f"{selection.checkpoint.path}: none of its layers corresponds to one of "
             f"{reference.checkpoint.path}; {ALL}"
         )
-    return pairs
+    return [(selection.layers[i], reference.layers[j]) for i, j in pairs]
+
+
+def _names(layer: str, spec: ModelSpec) -> list[LayerName]:
+    """What a layer is called in its network and, if that is stitched, in the part that it is of."""
+    names = [(layer, spec.is_stitched)]
+    if spec.is_stitched and layer.startswith(PARTS):
+        part, _, inner = layer.partition(".")
+        front, back = spec.parts
+        names += _names(inner, front if part == "front" else back)
+    return names
 
 
 def _prefixes(checkpoint: Checkpoint) -> Sequence[str]:

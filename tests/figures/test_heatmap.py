@@ -163,8 +163,24 @@ def framed(axes):
 
 def test_layers_of_a_stitched_model_correspond_by_their_names_in_its_parts():
     names = {"conv1": "front.conv1", "block2": "front.block2", "fc": "back.block2"}
+    assert framed(draw("heatmap", stitched_rows(names)).axes[0]) == [(0, 0), (1, 1), (1, 2)]
+
+
+def stitched_rows(names):
+    """The rows of a stitched model whose layers have these names."""
     rows = [row | {"layer": names[row["layer"]]} for row in pair_rows()]
-    assert framed(draw("heatmap", rows).axes[0]) == [(0, 0), (1, 1), (1, 2)]
+    return [row | {"model": "stitched(net, net, block2=block2)"} for row in rows]
+
+
+def test_parts_that_a_network_has_itself_correspond_as_they_are_called():
+    own = {"conv1": "front.a", "block2": "back.a", "fc": "back"}
+    plain = [row | {"reference_layer": own[row["reference_layer"]]} for row in pair_rows()]
+    assert framed(draw("heatmap", plain).axes[0]) == []
+    both = [row | {"layer": own[row["layer"]]} for row in plain]
+    assert framed(draw("heatmap", both).axes[0]) == [(0, 0), (1, 1), (2, 2)]
+    parts = stitched_rows({"conv1": "front.front.a", "block2": "back.back.a", "fc": "back"})
+    parts = [row | {"reference_layer": own[row["reference_layer"]]} for row in parts]
+    assert framed(draw("heatmap", parts).axes[0]) == [(0, 0), (1, 1)]
 
 
 def test_long_names_of_files_are_whole_and_within_the_figure():

@@ -7,14 +7,21 @@ import pytest
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
 from memtool.layers import Footprint, Layer
-from memtool.models import ModelSpec
+from memtool.models import Connector, ModelSpec, StitchingLayer, stitched_spec
 from memtool.similarity import Pairs, Selection
 from memtool.similarity.pairs import compared
 
+PLAIN = ModelSpec("none")
 
-def selected(*names, patterns=("all",)):
+
+def stitched(front, back):
+    layer = StitchingLayer(Connector.none, (4,), (4,))
+    return stitched_spec(front, back, "a", "a", layer)
+
+
+def selected(*names, patterns=("all",), spec=PLAIN):
     found = [Layer(name, "Conv2d", (4,), False, name) for name in names]
-    checkpoint = Checkpoint(Path("x.safetensors"), {}, ModelSpec("none"), {}, {})
+    checkpoint = Checkpoint(Path("x.safetensors"), {}, spec, {}, {})
     return Selection(checkpoint, found, patterns, Footprint(0, 0))
 
 
@@ -23,10 +30,34 @@ def names_of(comparison):
 
 
 def test_a_stitched_models_parts_correspond_by_their_bare_names():
-    stitched, plain = selected("front.a", "stitching", "back.b"), selected("a", "b")
-    assert names_of(compared(stitched, plain, Pairs.same)) == [("front.a", "a"), ("back.b", "b")]
+    parts = selected("front.a", "stitching", "back.b", spec=stitched(PLAIN, PLAIN))
+    plain = selected("a", "b")
+    assert names_of(compared(parts, plain, Pairs.same)) == [("front.a", "a"), ("back.b", "b")]
+    assert names_of(compared(plain, parts, Pairs.same)) == [("a", "front.a"), ("b", "back.b")]
     with pytest.raises(MemtoolError, match="--pairs all"):
         compared(selected("c"), plain, Pairs.same)
+
+
+def test_the_parts_that_a_network_has_itself_are_those_of_no_stitched_model():
+    names = ["front.conv", "front", "back.conv", "back", "stitching"]
+    plain, bare = selected(*names), selected("conv")
+    assert names_of(compared(plain, plain, Pairs.same)) == [(name, name) for name in names]
+    with pytest.raises(MemtoolError, match="--pairs all"):
+        compared(plain, bare, Pairs.same)
+    once = stitched(PLAIN, PLAIN)
+    for spec, front, back in (
+        (once, "front.", "back."),
+        (stitched(once, PLAIN), "front.back.", "back."),
+        (stitched(PLAIN, once), "front.", "back.back."),
+    ):
+        own = [front + name for name in names[:2]] + ["stitching"]
+        own += [back + name for name in names[2:]] + ["back"]
+        parts, expected = selected(*own, spec=spec), list(zip(own, names[:2], strict=False))
+        expected += list(zip(own[3:], names[2:], strict=False))
+        assert names_of(compared(parts, plain, Pairs.same)) == expected
+        assert names_of(compared(parts, parts, Pairs.same)) == [(name, name) for name in own]
+        with pytest.raises(MemtoolError, match="--pairs all"):
+            compared(parts, bare, Pairs.same)
 
 
 def test_layers_chosen_by_other_patterns_correspond_in_order():
