@@ -49,6 +49,26 @@ def test_rows_that_are_those_of_other_images(change, back, expected, n):
     assert misplaced(model, model, {"inner": 0, "outer": 0}, images) == (expected, set(), uneven)
 
 
+def moves(n):
+    """Orders that images are often put into, with each step that n allows."""
+    for step in range(1, n):
+        chunks = torch.arange(n).split(step)
+        yield torch.arange(n).roll(step)
+        yield torch.cat(chunks[::-1])
+        yield torch.cat([chunk.flip(0) for chunk in chunks])
+        yield torch.cat([torch.arange(n)[start::step] for start in range(step)])
+
+
+@pytest.mark.parametrize("n", [4, 10, 16, 33])
+def test_no_order_passes_for_that_of_the_images_or_for_a_mixture(n):
+    images = torch.randn(n + 1, 6, generator=torch.Generator().manual_seed(0))
+    for order in moves(n):
+        if (order != torch.arange(n)).any():
+            model = Net(lambda x, o=order: x[o], lambda y, x, o=order: y[o.argsort()]).eval()
+            found = misplaced(model, model, {"inner": 0, "outer": 0}, images)
+            assert found == ({"inner"}, set(), set()), order
+
+
 @pytest.mark.parametrize(
     "kind",
     [torch.bool, torch.uint8, torch.int64, torch.bfloat16, torch.float64, torch.complex64],
