@@ -18,7 +18,7 @@ from memtool.layers import Back, axes_in_memory, run_to
 from memtool.models.spec import STITCHED, Connector, ModelSpec
 
 Batches = Callable[[], Iterable[Tensor]]
-Shape = tuple[int, ...]  # of one example's activation: (d,), (t, d), (c, h, w) or (h, w, c)
+Shape = tuple[int, ...]  # of one example's activation: (), (d,), (t, d), (c, h, w) or (h, w, c)
 
 
 def usual_channel_axis(shape: Shape) -> int:
@@ -44,7 +44,7 @@ def positions(shape: Shape, channel_axis: int) -> Shape:
 
 def flattens(connector: Connector, front: Shape, back: Shape) -> bool:
     """Whether the map is from all features of an example to all, rather than between channels."""
-    alike = len(front) == len(back) <= 2
+    alike = 1 <= len(front) == len(back) <= 2
     return connector is Connector.linear and not alike
 
 
@@ -109,12 +109,14 @@ class StitchingLayer(nn.Module):
         weights: a row for each example or, of channels, for each of its positions."""
         activation = activation.to(self.weight.dtype)
         if self.flattens:
-            return activation.flatten(1)
+            return activation.reshape(len(activation), -1)
         return _rows(self._resized(activation), self.front_axis)
 
     def targets(self, activation: Tensor) -> Tensor:
         """The back's activations as the map should give them, (rows, outputs)."""
-        return activation.flatten(1) if self.flattens else _rows(activation, self.back_axis)
+        if self.flattens:
+            return activation.reshape(len(activation), -1)
+        return _rows(activation, self.back_axis)
 
     def _mapped(self, rows: Tensor) -> Tensor:
         return functional.linear(rows, self.weight, self.bias)

@@ -72,12 +72,13 @@ class StitchSettings:
         connector = connector_between(front, back, self.connector, self.resize, self.memory)
         axes = channel_axes(front, back)
         layer = StitchingLayer(connector, front.shape, back.shape, self.batch_norm, axes)
-        inputs, outputs = layer.size
-        if self.trains and self.init is Init.identity and inputs != outputs:
-            raise MemtoolError(
-                f"no identity from the {inputs} channels of {front.name!r} to the {outputs} of "
-                f"{back.name!r}; use --init lstsq or random"
-            )
+        if self.trains and self.init is Init.identity:
+            inputs, outputs = layer.size
+            if inputs != outputs:
+                raise MemtoolError(
+                    f"no identity from the {inputs} channels of {front.name!r} to the {outputs} of "
+                    f"{back.name!r}; use --init lstsq or random"
+                )
         return layer
 
     def check(self, cuts: Iterable[Cut]) -> None:
@@ -121,19 +122,19 @@ def connector_between(
     cannot = f"cannot stitch {front.name!r} of shape {a} to {back.name!r} of shape {b}"
     rank = max(len(a), len(b))
     _check_types(cannot, front, back, wanted)
+    if wanted is Connector.none and a == b:
+        return wanted  # as they are, whatever their axes count
     chosen = wanted
     if wanted is Connector.auto:
         chosen = Connector.conv1x1 if rank >= 3 else Connector.linear
-    if flattens(chosen, a, b) and wanted is Connector.linear:
+    if flattens(chosen, a, b) and (wanted is Connector.linear or not rank):
         _check_memory(cannot, math.prod(a), math.prod(b), memory)
         return chosen
     if len(a) != len(b) or not 1 <= rank <= MOST_AXES:
-        raise MemtoolError(f"{cannot}; only --connector linear, which flattens them, joins these")
+        raise MemtoolError(f"{cannot} so; use --connector linear, which flattens them")
     if chosen is Connector.conv1x1 and rank < 3:
         raise MemtoolError(f"{cannot} by a 1x1 convolution; use --connector linear")
     axes = channel_axes(front, back)
-    if axes is None and chosen is Connector.none and a == b:
-        return chosen  # as they are, whatever their axes count
     if axes is None:
         raise MemtoolError(
             f"{cannot}: which axis counts the channels is unclear; use --connector linear, which "
@@ -154,9 +155,12 @@ def _check_types(cannot: str, front: Layer, back: Layer, wanted: Connector) -> N
         return
     for layer in (front, back):
         if not layer.dtype.is_floating_point:
+            way_out = "only --connector none joins these"
+            if front.dtype != back.dtype:
+                way_out = f"nothing joins {front.dtype} to {back.dtype}"
             raise MemtoolError(
-                f"{cannot}: the values of {layer.name!r} are {layer.dtype}, no real numbers; only "
-                "--connector none, between layers of one type, joins these (other cuts: --at)"
+                f"{cannot}: the values of {layer.name!r} are {layer.dtype}, no real numbers; "
+                f"{way_out} (other cuts: --at)"
             )
 
 

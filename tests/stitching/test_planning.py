@@ -39,6 +39,12 @@ def random(*shape: int, seed: int = 0) -> Tensor:
         ("linear", (8, 4, 4), (6, 2, 2), False, "linear", 128 * 24 + 24),
         ("linear", (8, 2, 2), (10,), False, "linear", 32 * 10 + 10),
         ("linear", (3, 4), (2, 2, 2), False, "linear", 12 * 8 + 8),
+        ("auto", (), (), False, "linear", 2),
+        ("linear", (), (), False, "linear", 2),
+        ("linear", (), (5,), False, "linear", 5 + 5),
+        ("linear", (2, 3, 3), (), False, "linear", 18 + 1),
+        ("none", (), (), False, "none", 0),
+        ("none", (2, 2, 2, 2, 2), (2, 2, 2, 2, 2), False, "none", 0),
         ("none", (8, 4, 4), (8, 4, 4), False, "none", 0),
         ("none", (8, 4, 4), (8, 2, 2), True, "none", 0),
         ("none", (4, 6, 8), (4, 6, 8), False, "none", 0),  # whichever axis counts channels
@@ -64,7 +70,9 @@ def test_connectors_join_these_shapes(wanted, front, back, resize, found, parame
         ("auto", (8, 4, 4), (6, 2, 2), r"\(8, 4, 4\) to 'b' of shape \(6, 2, 2\).*--resize"),
         ("auto", (9, 5), (4, 5), "--resize"),
         ("auto", (8, 4, 4), (10,), "--connector linear"),
+        ("auto", (), (5,), "use --connector linear"),
         ("conv1x1", (5,), (5,), "use --connector linear"),
+        ("conv1x1", (), (), "use --connector linear"),
         ("none", (8, 4, 4), (6, 4, 4), "use --connector auto"),
         ("none", (8, 4, 4), (8, 2, 2), "--resize"),
         ("linear", (64, 56, 56), (64, 56, 56), "40,282,095,616 weights.*--memory"),
@@ -73,6 +81,21 @@ def test_connectors_join_these_shapes(wanted, front, back, resize, found, parame
 def test_what_no_connector_joins_is_an_error_with_the_way_out(wanted, front, back, message):
     with pytest.raises(MemtoolError, match=message):
         connector_between(layer("a", *front), layer("b", *back), Connector(wanted), False, GIB)
+
+
+@pytest.mark.parametrize("connector", Connector)
+def test_no_error_names_the_connector_that_was_given(connector):
+    shapes = (), (3,), (2, 3), (3, 2, 2), (2, 2, 2, 2, 2)
+    for front in shapes:
+        for back in shapes:
+            try:
+                StitchSettings((Direction.forward,), TrainConfig(), connector).layer(
+                    (layer("a", *front), layer("b", *back))
+                )
+            except MemtoolError as error:
+                assert f"--connector {connector}" not in str(error)
+            else:
+                assert connector in (Connector.auto, Connector.linear) or len(front) == len(back)
 
 
 def test_who_gives_the_front_in_which_direction():
@@ -111,7 +134,7 @@ def test_only_real_numbers_are_mapped(dtype):
     for pair in ((real, other), (other, real), (other, other)):
         with pytest.raises(MemtoolError, match=f"'b' are {dtype}, no real numbers"):
             connector_between(*pair, Connector.auto, False, GIB)
-    with pytest.raises(MemtoolError, match="no real numbers"):
+    with pytest.raises(MemtoolError, match=f"no real numbers; nothing joins .* to {dtype}"):
         connector_between(real, other, Connector.none, False, GIB)
 
 
