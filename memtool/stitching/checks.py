@@ -3,6 +3,7 @@ know. Each network is loaded and runs on some images."""
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -11,9 +12,9 @@ from torch import Tensor
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, Network
 from memtool.errors import is_lack_of_memory, one_line, told_names
-from memtool.layers import Back, misplaced, run_to
+from memtool.layers import Back, misplaced, observed, run_to
 from memtool.models import foreign_code, nearly_equal
-from memtool.stitching.cuts import ChosenCut, Cut, not_a_cut
+from memtool.stitching.cuts import ChosenCut, not_a_cut
 from memtool.stitching.settings import Direction
 
 logger = logging.getLogger("memtool")
@@ -31,11 +32,13 @@ def verified_cuts(
     chosen: Mapping[Path, Sequence[ChosenCut]],
     directions: Sequence[Direction],
     images: Tensor,
+    batches: Mapping[Path, int],
     classes: int,
     trains: bool,
-) -> dict[Path, list[Cut]]:
+) -> dict[Path, list[ChosenCut]]:
     """The cuts of each front with the back that hold for the networks as they are, by the front's
     path; `images`, uint8 (n, c, h, w), are any that differ, four at least; TRIED tell enough.
+    `batches` says, by the network's path, how many images it will be given at once, at most.
 
     The graph of a forward pass does not show everything: a branch may depend on the weights or the
     images, data take a way that no tensor shows, images be sorted, or mixed, before a layer sees
@@ -46,12 +49,13 @@ def verified_cuts(
     """
     resumes_front = set(directions) != {Direction.forward}
     theirs = [cut.layers[1].name for own in chosen.values() for cut in own]
-    false_theirs = _checked(back, theirs, images, classes, True, trains)
+    false_theirs = _checked(back, theirs, images, batches[back.path], classes, True, trains)
     verified = {}
     for front in fronts:
         own = chosen[front.path]
         ours = [cut.layers[0].name for cut in own]
-        false_ours = _checked(front, ours, images, classes, resumes_front, trains)
+        batch = batches[front.path]
+        false_ours = _checked(front, ours, images, batch, classes, resumes_front, trains)
         for cut in own:
             f, b = (layer.name for layer in cut.layers)
             if cut.is_named and f in false_ours:
@@ -59,7 +63,7 @@ def verified_cuts(
             if cut.is_named and b in false_theirs:
                 raise false_theirs[b]
         verified[front.path] = [
-            cut.layers
+            cut
             for cut in own
             if cut.layers[0].name not in false_ours and cut.layers[1].name not in false_theirs
         ]
@@ -72,6 +76,7 @@ def _checked(
     checkpoint: Checkpoint,
     layers: Iterable[str],
     images: Tensor,
+    batch: int,
     classes: int,
     gives_back: bool,
     trains: bool,
@@ -84,6 +89,7 @@ def _checked(
         _check_classes(checkpoint, network, images, classes, gives_back)
         axes = dict.fromkeys(layers, 0)
         another_order, mixed, uneven = misplaced(network.model, network.run, axes, images)
+        uneven |= _uneven_at(checkpoint, network, axes, images, batch)
         logits, again = (_logits(network, images) for _ in range(2))
         if not _same(again, logits):
             raise _is_random(checkpoint.path)
@@ -109,6 +115,30 @@ def _checked(
         **{layer: _mixed(checkpoint.path, layer) for layer in mixed},
         **{layer: _uneven(checkpoint.path, layer) for layer in uneven},
     }
+
+
+@torch.no_grad()
+def _uneven_at(
+    checkpoint: Checkpoint, network: Network, layers: Iterable[str], images: Tensor, batch: int
+) -> set[str]:
+    """Which of the layers do not give so many rows for a `batch`: they may see a hundred at a time.
+    Tried on the meta device, which computes nothing; or, if the model does not run there, with the
+    images over and over."""
+    uneven: set[str] = set()
+
+    def see(name: str, activation: Tensor) -> None:
+        if activation.shape[:1] != (batch,):
+            uneven.add(name)
+
+    with suppress(Exception):  # whatever a model raises that needs real tensors
+        model = checkpoint.skeleton().to("meta").eval()
+        with observed(model, layers, see):
+            model(torch.zeros(batch, *checkpoint.image_shape, device="meta"))
+        return uneven
+    uneven.clear()
+    with observed(network.model, layers, see):
+        network.run(images[torch.arange(batch) % len(images)])
+    return uneven
 
 
 @torch.no_grad()

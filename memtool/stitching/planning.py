@@ -1,22 +1,26 @@
 """What a sweep does at each cut, and whether it can: settings, connectors, directions."""
 
 import json
+import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TypeVar
 
 import torch
 
 from memtool import MemtoolError
 from memtool.device import MEMORY
-from memtool.errors import told_size
+from memtool.errors import told_names, told_size
 from memtool.layers import Layer
 from memtool.models import Connector, StitchingLayer
 from memtool.models.stitched import flattens, positions
-from memtool.stitching.cuts import Cut
+from memtool.stitching.cuts import ChosenCut, Cut
 from memtool.stitching.settings import Direction, Init
 from memtool.training import TrainConfig
+
+logger = logging.getLogger("memtool")
 
 T = TypeVar("T")
 
@@ -87,6 +91,26 @@ class StitchSettings:
             for cut in dict.fromkeys(cuts):
                 for direction in self.directions:
                     self.layer(directed(direction, (None, None), cut)[1])
+
+    def joined(self, chosen: Sequence[ChosenCut], path: Path) -> list[Cut]:
+        """The cuts, of the front in the file `path`, for which there is a stitching layer in all
+        directions. One for which there is none is left out with a note, unless it was named. Raises
+        MemtoolError then, and if no cut is left, as `layer` does."""
+        found, refused = list[Cut](), dict[str, MemtoolError]()
+        for cut in chosen:
+            try:
+                self.check([cut.layers])
+                found.append(cut.layers)
+            except MemtoolError as error:
+                if cut.is_named:
+                    raise
+                refused[cut.layers[0].name] = error
+        if refused:
+            first = next(iter(refused.values()))
+            if not found:
+                raise first
+            logger.info(f"{path}: {told_names(list(refused))} left out: {first}")
+        return found
 
     def json(self) -> dict[str, object]:
         """All settings, those of training among them, as JSON holds them."""

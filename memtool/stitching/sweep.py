@@ -59,18 +59,25 @@ class Sweep:
         folder: Path | None = None,
     ) -> "Sweep":
         """The sweep over the cuts that match `at` (see `matching_cuts`) and hold for the networks
-        as they are (see `verified_cuts`), which all run on a few images of the data set.
+        as they are (see `verified_cuts`), which all run on a few images of the data set; those for
+        which there is no stitching layer are left out, too (see `StitchSettings.joined`).
 
-        Raises MemtoolError for what would be in its way, be it after hours: as these two do, for
+        Raises MemtoolError for what would be in its way, be it after hours: as these three do, for
         too little memory, and as `check` does.
         """
         chosen, n = chosen_cuts(fronts, back, at), len(dataset.train) + len(dataset.test)
-        shares = memory_shares(settings.memory, [*fronts, back], n).values()
-        most = min(TRIED, *(share.batch for share in shares))
+        shares = memory_shares(settings.memory, [*fronts, back], n)
+        batches = {path: share.batch for path, share in shares.items()}
+        most = min(TRIED, *batches.values())
         places = evenly_spaced(len(dataset.test), max(4, most + 1))
         few = torch.from_numpy(dataset.test.images[places]).to(device)
         classes, trains = len(dataset.classes), settings.epochs > 0
-        cuts = verified_cuts(fronts, back, chosen, settings.directions, few, classes, trains)
+        if trains:
+            step = min(settings.config.batch_size, len(dataset.train))
+            batches = {path: max(batch, step) for path, batch in batches.items()}
+        ways = settings.directions
+        verified = verified_cuts(fronts, back, chosen, ways, few, batches, classes, trains)
+        cuts = {path: settings.joined(own, path) for path, own in verified.items()}
         sweep = Sweep(fronts, back, cuts, settings, folder)
         sweep.check(device, len(dataset.train))
         return sweep

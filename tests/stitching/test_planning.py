@@ -1,6 +1,7 @@
 """What is done at a cut: connectors between shapes, directions, settings."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from memtool.layers import Layer
 from memtool.layers.tracing import channel_axis
 from memtool.models import Connector, StitchingLayer
 from memtool.stitching import Direction, Init, StitchSettings
+from memtool.stitching.cuts import ChosenCut
 from memtool.stitching.planning import connector_between, directed
 from memtool.training import TrainConfig
 
@@ -115,6 +117,22 @@ def test_an_identity_between_unlike_layers_is_refused_in_the_direction_that_need
     StitchSettings((Direction.control,), TrainConfig(), init=Init.identity).check(
         [(layer("f", 3), layer("b", 4))]
     )
+
+
+def test_a_cut_without_a_stitching_layer_is_left_out_unless_it_was_named(caplog):
+    caplog.set_level("INFO")
+    settings = StitchSettings((Direction.forward, Direction.reverse), TrainConfig())
+    real = (layer("a", 4, 2, 2), layer("b", 4, 2, 2))
+    complex_ = (layer("c", 4, 2, 2), replace(layer("d", 4, 2, 2), dtype=torch.complex64))
+    resized = (layer("e", 4, 6, 6), layer("f", 4, 2, 2))
+    chosen = [ChosenCut(cut, False) for cut in (complex_, real, resized)]
+    assert settings.joined(chosen, Path("x")) == [real]
+    (note,) = caplog.messages
+    assert note.startswith("x: c, e left out: cannot stitch 'c' of shape (4, 2, 2) to 'd'")
+    with pytest.raises(MemtoolError, match="'d' are torch.complex64"):
+        settings.joined(chosen[:1], Path("x"))
+    with pytest.raises(MemtoolError, match="--resize"):
+        settings.joined([*chosen, ChosenCut(resized, True)], Path("x"))
 
 
 @pytest.mark.parametrize(
