@@ -63,8 +63,9 @@ def footprint(model: nn.Module, shape: tuple[int, ...], gradients: bool = False)
     to half precision takes less.
 
     The tensors that live at once are counted on the meta device, where nothing is computed, with
-    two examples and with three; a model that does not run there runs for real. What kernels take
-    beside is WORKSPACE. The model, its buffers and PyTorch's generators stay as they are.
+    two examples and with four, since a model may take pairs; one that does not run there runs for
+    real. What kernels take beside is WORKSPACE. The model, its buffers and PyTorch's generators
+    stay as they are.
     """
     with evaluating(model) if not gradients else nullcontext():
         with suppress(Exception):  # whatever a model raises that needs real tensors
@@ -84,13 +85,13 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 def _measured(model: nn.Module, shape: tuple[int, ...], gradients: bool) -> Footprint:
     with unchanged(model):
-        two, three = (_history(model, shape, batch, gradients) for batch in (2, 3))
-    if len(two) != len(three):  # operations for each example: the moments do not correspond
-        two, three = [max(two)], [max(three)]
+        two, four = (_history(model, shape, batch, gradients) for batch in (2, 4))
+    if len(two) != len(four):  # operations for each example: the moments do not correspond
+        two, four = [max(two)], [max(four)]
     # Each moment takes a fixed part and one for each example. The largest of both bound them all,
     # whichever moment is the peak of a large batch.
-    fixed = max(3 * a - 2 * b for a, b in zip(two, three, strict=True))
-    per_example = max(b - a for a, b in zip(two, three, strict=True))
+    fixed = max(2 * a - b for a, b in zip(two, four, strict=True))
+    per_example = max(b - a for a, b in zip(two, four, strict=True)) / 2
     return Footprint(max(fixed, 0), ceil(WORKSPACE * per_example))
 
 

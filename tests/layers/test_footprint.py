@@ -161,6 +161,16 @@ def test_computes_nothing_where_it_need_not():
     assert found.per_example == WORKSPACE * 4 * (3 + 2 + 2) * 40_000**2
 
 
+def test_a_model_may_take_its_examples_in_pairs():
+    class Pairs(nn.Linear):
+        def forward(self, features: Tensor) -> Tensor:
+            return super().forward(features.view(-1, 2 * 10))
+
+    found = footprint(Pairs(20, 6), (10,))
+    assert found == Footprint(0, int(WORKSPACE * 4 * (10 + 6 / 2)))
+    assert footprint(Pairs(20, 6).train(), (10,), gradients=True).per_example > found.per_example
+
+
 def test_takes_vectors():
     found = footprint(nn.Linear(10, 4), (10,))
     assert found == Footprint(0, int(WORKSPACE * 4 * (10 + 4)))
