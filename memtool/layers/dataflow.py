@@ -102,8 +102,9 @@ class DataFlow(TorchDispatchMode):
     def _join(self, results: Iterable[Tensor], read: Iterable[Tensor]) -> None:
         for result in results:
             for tensor in read:
-                if tensor.shape == result.shape:
-                    mine, other = self.group(layout_of(result)), self.group(layout_of(tensor))
+                layouts = layout_of(result), layout_of(tensor)
+                if layouts[0][1] == layouts[1][1]:
+                    mine, other = map(self.group, layouts)
                     if mine != other:
                         self._group_of[other] = mine
 
@@ -154,7 +155,10 @@ def _memory(tensor: Tensor) -> int:
 
 def layout_of(tensor: Tensor) -> Layout:
     """What groups are made of; good for as long as the tensor lives."""
-    return _memory(tensor), tuple(tensor.shape), tuple(tensor.stride())
+    if tensor.is_nested:  # rows of several lengths have neither shape nor strides
+        return _memory(tensor), (), ()
+    strides = tensor.stride() if tensor.layout is torch.strided else ()
+    return _memory(tensor), tuple(tensor.shape), tuple(strides)
 
 
 def dominators(parents: list[set[int]], output: int, source: int) -> set[int]:

@@ -195,8 +195,8 @@ def _shapes(model: nn.Module, images: Tensor) -> dict[str, torch.Size]:
 
 
 def _shape(tensor: Tensor) -> torch.Size:
-    """The shape, none where it is not the whole one, as within torch.vmap."""
-    return torch.Size() if is_batched(tensor) else tensor.shape
+    """The shape, none where it is not the whole one, as within torch.vmap, or rows are nested."""
+    return torch.Size() if is_batched(tensor) or tensor.is_nested else tensor.shape
 
 
 def batch_axis(shape: Sequence[int], more: Sequence[int] | None, n: int) -> int | None:

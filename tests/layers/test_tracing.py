@@ -443,6 +443,36 @@ def test_channels_that_nothing_tells_are_left_open():
     assert silent.shape == (8, 4, 3) and silent.channel_axis is None
 
 
+LAYOUTS = {
+    "nested": (lambda x: torch.nested.as_nested_tensor(list(x)), None),
+    "jagged": (lambda x: torch.nested.as_nested_tensor(list(x), layout=torch.jagged), None),
+    "sparse": (Tensor.to_sparse, 0),
+    "sparse rows": (Tensor.to_sparse_csr, 0),
+}
+
+
+@pytest.mark.filterwarnings("ignore:(The PyTorch API of nested|Sparse CSR)")
+@pytest.mark.parametrize(("convert", "axis"), LAYOUTS.values(), ids=LAYOUTS)
+def test_layers_may_be_laid_out_as_no_dense_tensor_is(convert, axis):
+    class Convert(nn.Module):
+        def forward(self, x):
+            return convert(x)
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.inner, self.fc = nn.Linear(6, 5), Convert(), nn.Linear(5, 3)
+
+        def forward(self, images):
+            x = self.stem(images)
+            self.inner(x)
+            return self.fc(x)
+
+    found = trace(Net(), torch.randn(2, 6))
+    assert [layer.batch_axis for layer in found] == [0, axis, 0]
+    assert found[1].shape == (() if axis is None else (5,)) and found[0].is_cut
+
+
 class Named(NamedTuple):
     hidden: Tensor
     weights: Tensor | None = None
