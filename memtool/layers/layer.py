@@ -31,7 +31,8 @@ class Layer:
     output is the model's own, so that nothing comes after it, and it is no cut. `same_as` names
     the layer that stands for all whose output is the very same tensor: the outermost block around
     the module that made it (a block and its last ReLU, a ReLU and the dropout that passes it on),
-    itself if there is no other.
+    itself if there is no other. `is_scripted`: torch.jit made the module, which hides its calls, so
+    that no more than name and type are known.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Layer:
     channel_axis: int | None = None
     dtype: torch.dtype = torch.float32
     is_output: bool = False
+    is_scripted: bool = False
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
@@ -134,25 +136,33 @@ def axes_in_memory(tensor: Tensor) -> list[int]:
     return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
 
 
+SCRIPTED = (
+    "scripted modules hide what they compute; build the model without torch.jit, which changes no "
+    "weights"
+)
+
+
 def select(
     layers: Sequence[Layer], patterns: Sequence[str], origin: str, prefixes: Sequence[str] = ()
 ) -> list[Layer]:
     """The layers that match any of `patterns`, in order of execution; `all` is every layer.
 
     Patterns are names, or globs on them in which `*` crosses dots. They match without the
-    `prefixes` too, which are those of a stitched model's parts. Layers that have no batch axis are
-    left out, with a note. Raises MemtoolError for a pattern that matches nothing, with the
-    nearest names, and for one that names a layer without a batch axis; `origin` says whose layers
-    they are.
+    `prefixes` too, which are those of a stitched model's parts. Layers that have no batch axis, as
+    scripted ones, are left out, with a note. Raises MemtoolError for a pattern that matches
+    nothing, with the nearest names, and for one that names a layer without a batch axis; `origin`
+    says whose layers they are.
     """
     usable = [layer for layer in layers if layer.batch_axis is not None]
     for pattern in patterns:
         _check_pattern(pattern, layers, usable, origin, prefixes)
-    without = [layer.name for layer in layers if layer.batch_axis is None]
-    if left_out := [name for name in without if _matches(name, patterns, prefixes)]:
-        logger.info(
-            f"{origin}: {told_names(left_out)} left out: no axis of the output counts the images"
-        )
+    reasons: dict[str, list[str]] = {}
+    for layer in layers:
+        if layer.batch_axis is None and _matches(layer.name, patterns, prefixes):
+            why = SCRIPTED if layer.is_scripted else "no axis of the output counts the images"
+            reasons.setdefault(why, []).append(layer.name)
+    for why, left_out in reasons.items():
+        logger.info(f"{origin}: {told_names(left_out)} left out: {why}")
     return [layer for layer in usable if _matches(layer.name, patterns, prefixes)]
 
 
@@ -166,7 +176,10 @@ def _check_pattern(
     if any(_matches(layer.name, [pattern], prefixes) for layer in usable):
         return
     listing = f"(list them: memtool info --layers {origin})"
-    if any(_matches(layer.name, [pattern], prefixes) for layer in layers):
+    matching = [layer for layer in layers if _matches(layer.name, [pattern], prefixes)]
+    if matching and all(layer.is_scripted for layer in matching):
+        raise MemtoolError(f"{origin}: no activations of layer {pattern!r}: {SCRIPTED}")
+    if matching:
         raise MemtoolError(
             f"{origin}: no axis of the output of layer {pattern!r} counts the images, so that "
             f"images cannot be compared there; take the block around it {listing}"

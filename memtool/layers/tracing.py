@@ -60,7 +60,8 @@ class _Seen:
 
 
 def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> list[Layer]:
-    """The layers of `model` in order of execution, found in two forward passes.
+    """The layers of `model` in order of execution, found in two forward passes; last of all the
+    scripted modules, whose calls cannot be observed.
 
     `images` are as the model takes them, float (n, c, h, w) with n > 1; two zeros do. A second pass
     with one image more tells which axis of each output counts the images. `output` chooses, of what
@@ -129,6 +130,11 @@ def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> T
                 is_output=one.value == final,
             )
         )
+    layers += [
+        Layer(name, type(module).__name__, (), False, name, batch_axis=None, is_scripted=True)
+        for name, module in model.named_modules()
+        if isinstance(module, torch.jit.ScriptModule)
+    ]
     return Trace(layers, flow.reads_values)
 
 

@@ -108,3 +108,19 @@ def test_layers_without_a_batch_axis_are_left_out_and_refused_by_name(caplog):
         select(layers, ["all", "windows"], "x")
     with pytest.raises(MemtoolError, match="x: no axis of the output of layer 'w\\*'"):
         select(layers, ["w*"], "x")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.(script|trace)")
+@pytest.mark.parametrize(
+    "make", [torch.jit.script, lambda module: torch.jit.trace(module, torch.zeros(1, 3))]
+)
+def test_scripted_modules_are_left_out_and_refused_for_that_reason(caplog, make):
+    caplog.set_level("INFO")
+    inner = make(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU()))
+    layers = trace(torch.nn.Sequential(inner, torch.nn.Linear(4, 2)), torch.zeros(2, 3))
+    assert [layer.name for layer in select(layers, ["all"], "x")] == ["1"]
+    (told,) = caplog.messages
+    assert told.startswith("x: 0, 0.0, 0.1 left out: scripted modules hide what they compute")
+    for pattern in ("0", "0.*"):
+        with pytest.raises(MemtoolError, match="x: no activations of .* without torch.jit"):
+            select(layers, ["all", pattern], "x")
