@@ -186,8 +186,9 @@ def _check_pattern(
         )
     names = [layer.name for layer in usable]
     nearest = get_close_matches(pattern, names, n=3, cutoff=0.4) or names[:3]
+    hint = "; ? stands for the comma in a name" if any("," in name for name in nearest) else ""
     raise MemtoolError(
-        f"{origin}: no layer matches {pattern!r}; nearest: {', '.join(nearest)} {listing}"
+        f"{origin}: no layer matches {pattern!r}; nearest: {', '.join(nearest)}{hint} {listing}"
     )
 
 

@@ -1,6 +1,6 @@
 """Cuts: where a network can be cut in two, and which cut of one network meets which of another."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, trace_all
 from memtool.data import told_shape
 from memtool.layers import Layer, select
+from memtool.specs import matches
 
 Cut = tuple[Layer, Layer]  # of the front and of the back
 
@@ -53,10 +54,10 @@ def matching_cuts(
     names = {layer.name for layer in back}
     chosen: dict[Cut, bool] = {}
     for pattern in at:
-        ours, equals, theirs = pattern.partition("=")
+        ours, theirs = _ends(pattern, [layer.name for layer in front], names)
         for layer in _matching(front, ours, path):
-            other = theirs if equals else layer.name
-            if not equals and other not in names:
+            other = layer.name if theirs is None else theirs
+            if theirs is None and other not in names:
                 raise MemtoolError(
                     f"{back_path}: has no layer {other!r}; say which of its layers goes with that "
                     f"of {path}: --at {other}=BACK_LAYER "
@@ -69,6 +70,24 @@ def matching_cuts(
         ChosenCut(cut, is_named)
         for cut, is_named in sorted(chosen.items(), key=lambda item: order[item[0][0].name])
     ]
+
+
+def _ends(pattern: str, front: Collection[str], back: Collection[str]) -> tuple[str, str | None]:
+    """FRONT and BACK of a pattern, given the names of all layers; BACK is None where there is none.
+
+    Names may contain `=`: a pattern that is one is not split, others are where layers match.
+
+    >>> _ends("rate=2", ["rate=2"], ["fc"]), _ends("rate=2=fc", ["rate=2"], ["fc"])
+    (('rate=2', None), ('rate=2', 'fc'))
+    """
+    places = [place for place, letter in enumerate(pattern) if letter == "="]
+    splits = [(pattern[:place], pattern[place + 1 :]) for place in places]
+    if pattern in front or not splits:
+        return pattern, None
+    for ours, theirs in splits:
+        if any(matches(name, ours) for name in front) and any(matches(one, theirs) for one in back):
+            return ours, theirs
+    return (pattern, None) if any(matches(name, pattern) for name in front) else splits[0]
 
 
 def _matching(layers: Sequence[Layer], pattern: str, path: Path) -> list[Layer]:

@@ -72,6 +72,10 @@ def test_layers_are_selected_by_globs_in_order_of_execution():
         MemtoolError, match="x: no layer matches 'blok1'; nearest: block1.*--layers x"
     ):
         select(found, ["fc", "blok1"], "x")
+    with_comma = [Layer("dw 3x3, s2", "Conv2d", (4,), True, "dw 3x3, s2")]
+    with pytest.raises(MemtoolError, match=r"nearest: dw 3x3, s2; \? stands for the comma"):
+        select(with_comma, ["dw 3x3"], "x")
+    assert select(with_comma, ["dw 3x3? s2"], "x") == with_comma
 
 
 def test_patterns_match_with_and_without_the_prefixes_of_parts():

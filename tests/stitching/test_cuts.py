@@ -51,3 +51,20 @@ def test_a_layer_with_its_images_along_another_axis_is_refused_for_that_reason()
     tokens_first = Layer("a", "Module", (16, 3), False, "a", batch_axis=1)
     with pytest.raises(MemtoolError, match="front: 'a' has the images along axis 1"):
         matching_cuts([tokens_first], [tokens_first], ["a"], Path("front"), Path("back"))
+
+
+def test_names_may_contain_what_separates_front_and_back():
+    front, back = ([layer(name, 3) for name in names] for names in (["a", "k=3"], ["k=3", "b=2"]))
+    for at, ours, theirs in (
+        ("k=3", "k=3", "k=3"),
+        ("k=3=b=2", "k=3", "b=2"),
+        ("a=b=2", "a", "b=2"),
+        ("k=?=b=?", "k=3", "b=2"),
+        ("k=?", "k=3", "k=3"),
+    ):
+        (cut,) = matching_cuts(front, back, [at], Path("front"), Path("back"))
+        assert [one.name for one in cut.layers] == [ours, theirs]
+    with pytest.raises(MemtoolError, match="front: no layer matches 'c'"):
+        matching_cuts(front, back, ["c=b=2"], Path("front"), Path("back"))
+    with pytest.raises(MemtoolError, match="back: no layer matches ''"):
+        matching_cuts(front, back, ["a="], Path("front"), Path("back"))
