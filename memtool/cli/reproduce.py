@@ -188,6 +188,7 @@ def reproduce(
       memtool reproduce cifar10 -o cifar10 --makefile > Makefile && make -j 2
     """
     from memtool import tables
+    from memtool.figures import check_settings
     from memtool.files import check_writable, claimed
     from memtool.reproduction import (
         TRIED,
@@ -253,6 +254,7 @@ def reproduce(
         done = len(steps) - sum(1 for _ in pending(steps, record.commands))
         is_done = done == len(steps)
         if not is_done:
+            check_settings()
             open_server(main)
         # Imported meanwhile: matplotlib, which only the report takes here.
         from memtool.reproduction import write_report

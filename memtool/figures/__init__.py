@@ -24,11 +24,16 @@ SETTINGS = "matplotlibrc"  # which matplotlib reads first in the working directo
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)
 
 
-def __getattr__(name: str) -> Any:
+def check_settings() -> None:
+    """Raise MemtoolError if matplotlib, as it is imported, would wait for its settings."""
     if Path(SETTINGS).is_fifo():
         raise MemtoolError(
             f"{SETTINGS}: a FIFO, from which matplotlib would read its settings; remove it"
         )
+
+
+def __getattr__(name: str) -> Any:
+    check_settings()
     try:
         return _load(name)
     except (OSError, ValueError) as error:  # in what matplotlib reads as it is imported

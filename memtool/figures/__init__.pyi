@@ -12,3 +12,5 @@ from .saving import check_format as check_format
 from .saving import save as save
 from .similarity import same_run as same_run
 from .terminal import as_text as as_text
+
+def check_settings() -> None: ...

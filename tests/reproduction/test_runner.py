@@ -284,7 +284,11 @@ def command(arguments):
         output.with_name("tidied").touch()
 
 def stop():
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGTERM, end)
+
+def end(*_):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it may come twice: to all, and to each
+    sys.exit(143)
 
 if __name__ == "__main__":
     import lingering
