@@ -80,9 +80,8 @@ class Network:
         """
         if images.device.type != "cpu":
             return self
-        if takes_channels_last(self.model, self.normalized(images[:2])):
-            return self.laid_out(torch.channels_last)
-        return self.laid_out(None)
+        suits = takes_channels_last(self.model, self.normalized(images[:2]))
+        return self.laid_out(torch.channels_last if suits else None)
 
     def laid_out(self, memory_format: torch.memory_format | None) -> "Network":
         """The same network with its weights, and the images that its model is given, in that format

@@ -29,6 +29,7 @@ from memtool.figures.style import (
     names_length,
     wrapped,
 )
+from memtool.models.spec import STITCHED
 from memtool.specs import PARTS, LayerName, corresponding
 from memtool.tables import CkaRow, Row
 
@@ -174,7 +175,7 @@ def _frames(cells: Iterable[tuple[int, int]]) -> PolyCollection:
 def _names(layer: str, model: str | None) -> list[LayerName]:
     """What a layer is called in its model and, if that is stitched, may be called in the part that
     it is of, or in a part of that: the text of a spec does not say which of them are stitched."""
-    is_stitched = (model or "").startswith("stitched(")
+    is_stitched = (model or "").startswith(f"{STITCHED}(")
     names = [(layer, is_stitched)]
     while is_stitched and layer.startswith(PARTS):
         layer = layer.partition(".")[2]

@@ -100,11 +100,11 @@ class DataFlow(TorchDispatchMode):
         return result
 
     def _join(self, results: Iterable[Tensor], read: Iterable[Tensor]) -> None:
-        for result in results:
-            for tensor in read:
-                layouts = layout_of(result), layout_of(tensor)
-                if layouts[0][1] == layouts[1][1]:
-                    mine, other = map(self.group, layouts)
+        theirs = list(map(layout_of, read))
+        for ours in map(layout_of, results):
+            for layout in theirs:
+                if layout[1] == ours[1]:  # of one shape
+                    mine, other = self.group(ours), self.group(layout)
                     if mine != other:
                         self._group_of[other] = mine
 

@@ -80,8 +80,8 @@ def measure(
     """Run the networks of a group over the images, uint8 (n, c, h, w), each once however many
     comparisons it takes part in.
 
-    Of Gram matrices, only those of the present batch are there: of the references, and of one
-    checkpoint at a time.
+    Of Gram matrices, only those of the batches in the present forward pass are there: of the
+    references, and of one checkpoint at a time.
     """
     device, stretches = images.device, plan.stretches(processes)
     order = image_order(len(images), plan.settings.seed).to(device)
@@ -254,7 +254,7 @@ class Participant:
 
                 self._observe(images, record)
                 for name in missing:
-                    self._record(seen, name, self._nothing(name).to(images.device))
+                    self._record(seen, name, self._nothing(name, images.device))
             return [seen]
         start, recorded = stretch[0].start, []
         activations = self._activations(images, portion)
@@ -292,14 +292,14 @@ class Participant:
             self._observe(some, lambda name, rows: parts[name].append(rows.clone()))
         found = {}
         for name in list(parts):
-            rows = parts.pop(name) or [self._nothing(name)]
-            whole = (rows[0] if len(rows) == 1 else torch.cat(rows)).to(images.device)
+            rows = parts.pop(name) or [self._nothing(name, images.device)]
+            whole = rows[0] if len(rows) == 1 else torch.cat(rows)
             found[name] = whole if len(whole) == len(images) else whole[:0]
         return found
 
-    def _nothing(self, name: str) -> Tensor:
+    def _nothing(self, name: str, device: torch.device) -> Tensor:
         """The activation of a layer for no images."""
-        return torch.zeros(0, self.selection.widths[name])
+        return torch.zeros(0, self.selection.widths[name], device=device)
 
     def _observe(self, images: Tensor, record: Callable[[str, Tensor], None]) -> None:
         """Run the network and call `record` with each layer and its activation, (n, ...) of n

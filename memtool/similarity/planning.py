@@ -32,9 +32,9 @@ class Memory:
 
     weights: int  # of all networks of a group
     passes: int  # a forward pass
-    kept: int  # the activations of a batch, if it takes several passes
-    grams: int  # Gram matrices or tiles of a batch, of the references and one more network
-    wide_grams: int  # the part of them that is being added up, in float64
+    kept: int  # the activations of a batch of several passes, or of a pass of several batches
+    grams: int  # Gram matrices or tiles of a batch, or all of a pass; of references and one more
+    wide_grams: int  # those of a batch, the part that is being added up, in float64
     features: int = 0  # kept for tiles, and for feature space
     centered: int = 0  # of a batch, what is centered at a time of each network
     row_sums: int = 0
@@ -119,11 +119,11 @@ class Plan:
         their examples in one forward pass."""
         found: list[list[Visit]] = []
         for visit in self.visits(processes):
-            if found and visit.follows(found[-1][-1]):
-                if visit.stop - found[-1][0].start <= self.portion:
-                    found[-1].append(visit)
-                    continue
-            found.append([visit])
+            last = found[-1] if found else []
+            if last and visit.follows(last[-1]) and visit.stop - last[0].start <= self.portion:
+                last.append(visit)
+            else:
+                found.append([visit])
         return found
 
     def kept_in_feature_space(self, processes: Processes) -> Sequence[int]:
