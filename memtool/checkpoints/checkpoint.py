@@ -41,9 +41,6 @@ logger = logging.getLogger("memtool")
 
 # What most weights of torchvision and timm take, as a spec has it.
 IMAGENET = "mean=0.485,0.456,0.406&std=0.229,0.224,0.225"
-# Up to these, running a model costs less than importing what the meta device needs.
-SMALL_IMAGE = 64 * 64  # pixels
-SMALL_MODEL = 2**25  # weights
 
 
 def load(
@@ -416,11 +413,12 @@ class Checkpoint:
 
     def footprint(self) -> "Footprint":
         """What a forward pass of the network takes in memory, for images of `image_shape`. As
-        `trace`, it needs no weights where the model runs on the meta device."""
+        `trace`, it reads weights only where they are few, or the model needs them to run."""
         from memtool.layers import footprint
 
-        with suppress(Exception):  # whatever a model raises that needs real tensors
-            return footprint(self.skeleton(), self.image_shape)
+        if not self._is_small(self.image_shape):
+            with suppress(Exception):  # whatever a model raises that needs real tensors
+                return footprint(self.skeleton(), self.image_shape)
         return footprint(self.model(), self.image_shape)
 
     def _hint(self, image_shape: tuple[int, ...]) -> str:
@@ -435,8 +433,9 @@ class Checkpoint:
         return ""
 
     def _is_small(self, image_shape: tuple[int, ...]) -> bool:
-        weights = sum(prod(shape) for shape in self.shapes.values())
-        return prod(image_shape[1:]) <= SMALL_IMAGE and weights <= SMALL_MODEL
+        from memtool.layers import is_small
+
+        return is_small(sum(prod(shape) for shape in self.shapes.values()), image_shape)
 
 
 def recorded_model(path: Path, metadata: Metadata) -> ModelSpec:

@@ -1,5 +1,6 @@
 from .footprint import Footprint as Footprint
 from .footprint import footprint as footprint
+from .footprint import is_small as is_small
 from .footprint import unchanged as unchanged
 from .hooks import Back as Back
 from .hooks import evaluating as evaluating

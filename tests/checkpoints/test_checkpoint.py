@@ -387,6 +387,7 @@ def test_a_model_far_larger_than_the_file_is_never_made(run, tmp_path, name, opt
 
 
 def test_a_footprint_needs_no_weights(small, tmp_path, monkeypatch):
+    monkeypatch.setitem(footprint.__globals__, "SMALL_MODEL", 0)  # as those of larger models
     expected = footprint(nets.digits_cnn(2), (1, 8, 8))
     checkpoint = Checkpoint.open(small)
     monkeypatch.setattr(Checkpoint, "tensors", lambda self: pytest.fail("weights are read"))

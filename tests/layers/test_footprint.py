@@ -100,8 +100,15 @@ def live(found: Footprint, batch: int) -> float:
     return found.fixed + found.per_example / WORKSPACE * batch
 
 
+@pytest.fixture(params=["small", "on meta"])
+def way(request, monkeypatch):
+    """Both ways to find a footprint, of which the size of a model decides."""
+    if request.param == "on meta":
+        monkeypatch.setitem(footprint.__globals__, "SMALL_MODEL", 0)
+
+
 @pytest.mark.parametrize("batch", [4, 32])
-def test_of_a_forward_pass_is_what_is_allocated(case, batch):
+def test_of_a_forward_pass_is_what_is_allocated(case, way, batch):
     model, shape = case
     found = footprint(model, shape)
     really = allocated(model.eval(), shape, batch, gradients=False)
@@ -112,7 +119,7 @@ def test_of_a_forward_pass_is_what_is_allocated(case, batch):
 
 
 @pytest.mark.parametrize("batch", [4, 64])
-def test_of_a_training_step_is_what_is_allocated(case, batch):
+def test_of_a_training_step_is_what_is_allocated(case, way, batch):
     model, shape = case
     found = footprint(model.train(), shape, gradients=True)
     really = allocated(model, shape, batch, gradients=True)
@@ -121,7 +128,7 @@ def test_of_a_training_step_is_what_is_allocated(case, batch):
     assert really <= found.of(batch)
 
 
-def test_gradients_of_frozen_weights_do_not_count():
+def test_gradients_of_frozen_weights_do_not_count(way):
     model = WideHead()
     both = footprint(model, (3, 4, 4), gradients=True)
     alone = footprint(model.requires_grad_(False), (3, 4, 4), gradients=True)
@@ -133,7 +140,7 @@ def test_gradients_of_frozen_weights_do_not_count():
 
 @pytest.mark.parametrize("build", [nets.resnet18, Data])
 @pytest.mark.parametrize("gradients", [False, True])
-def test_leaves_everything_as_it_is(build, gradients):
+def test_leaves_everything_as_it_is(build, way, gradients):
     model = build().train()
     state = copy.deepcopy(model.state_dict())
     random = torch.random.get_rng_state()
@@ -161,7 +168,7 @@ def test_computes_nothing_where_it_need_not():
     assert found.per_example == WORKSPACE * 4 * (3 + 2 + 2) * 40_000**2
 
 
-def test_a_model_may_take_its_examples_in_pairs():
+def test_a_model_may_take_its_examples_in_pairs(way):
     class Pairs(nn.Linear):
         def forward(self, features: Tensor) -> Tensor:
             return super().forward(features.view(-1, 2 * 10))
@@ -171,7 +178,7 @@ def test_a_model_may_take_its_examples_in_pairs():
     assert footprint(Pairs(20, 6).train(), (10,), gradients=True).per_example > found.per_example
 
 
-def test_takes_vectors():
+def test_takes_vectors(way):
     found = footprint(nn.Linear(10, 4), (10,))
     assert found == Footprint(0, int(WORKSPACE * 4 * (10 + 4)))
 
