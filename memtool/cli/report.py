@@ -31,6 +31,6 @@ def report(
       memtool report out
       memtool report experiments/cifar10 -q
     """
-    from memtool.reproduction import write_report
+    from memtool.reproduction import read_results, write_report
 
-    logger.info(str(write_report(folder)))
+    logger.info(str(write_report(read_results(folder))))

@@ -196,7 +196,6 @@ def reproduce(
         adopt_trained,
         check_inputs,
         check_unrecorded,
-        findings_of,
         open_server,
         pending,
         rehearse,
@@ -257,7 +256,7 @@ def reproduce(
             check_settings()
             open_server(main)
         # Imported meanwhile: matplotlib, which only the report takes here.
-        from memtool.reproduction import write_report
+        from memtool.reproduction import read_results, write_report
 
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
             advance(done)
@@ -267,11 +266,11 @@ def reproduce(
                     logger.info(f"{result.step.name}: {result.seconds:.1f} s")
                 for warning in result.warnings:
                     logger.warning(f"{result.step.name}: {warning}")
-        findings = findings_of(recipe, output)
+        results = read_results(output)
         for path, chosen in ((output / "findings.csv", None), (None, table_format)):
-            options.write(findings, tables.FindingRow, path, chosen)
+            options.write(results.findings, tables.FindingRow, path, chosen)
         with nullcontext() if is_done else workers(at_once) as pool:
-            logger.info(str(write_report(output, pool.map if pool else map)))
+            logger.info(str(write_report(results, pool.map if pool else map)))
 
 
 def _check_folder(output: Path) -> None:

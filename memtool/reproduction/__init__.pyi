@@ -7,7 +7,6 @@ from .recipes import Recipe as Recipe
 from .recipes import Study as Study
 from .recipes import chosen_recipe as chosen_recipe
 from .record import Record as Record
-from .record import findings_of as findings_of
 from .record import spelled_as_before as spelled_as_before
 from .record import write_choices as write_choices
 from .rehearsal import TRIED as TRIED
@@ -16,6 +15,7 @@ from .rehearsal import check_inputs as check_inputs
 from .rehearsal import check_unrecorded as check_unrecorded
 from .rehearsal import rehearse as rehearse
 from .report import write_report as write_report
+from .results import read_results as read_results
 from .rules import FIGURES as FIGURES
 from .runner import StepResult as StepResult
 from .runner import open_server as open_server

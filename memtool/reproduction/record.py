@@ -12,9 +12,8 @@ from memtool import MemtoolError, __version__, specs, tables
 from memtool.contents import read_json
 from memtool.files import replacing
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
-from memtool.reproduction.rules import TABLES
-from memtool.reproduction.steps import Step, tables_of
-from memtool.tables import FindingRow, StepRow
+from memtool.reproduction.steps import Step
+from memtool.tables import StepRow
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
 
@@ -60,17 +59,6 @@ class Record:
         with tables.writer(StepRow, self.path, None) as write:
             for one in self.rows.values():
                 write(one)
-
-
-def findings_of(recipe: Recipe, root: Path) -> list[FindingRow]:
-    """The findings in the tables of a reproduction in the folder `root`."""
-    from memtool.reproduction.findings import measure_findings  # and matplotlib with it
-
-    rows = {
-        kind: [row for path in paths for row in tables.read(root / path, TABLES[kind].row_type)]
-        for kind, paths in tables_of(recipe.ratios, recipe.seeds, recipe.supplemented).items()
-    }
-    return measure_findings(rows["training"], rows["cka"] + rows["ceiling"], rows["stitching"])
 
 
 def spelled_as_before(recipe: Recipe, path: Path) -> Recipe:

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Any
 
 from memtool import MemtoolError, __version__, figures, tables
-from memtool.contents import read_json
 from memtool.errors import shortened, some
 from memtool.files import replacing
 from memtool.reproduction.exhibits import EXHIBITS, Exhibit
-from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED, measure_findings
+from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED
 from memtool.reproduction.markup import Markup, element, inline, joined
 from memtool.reproduction.page import page
-from memtool.reproduction.recipes import MOST_RATIOS, MOST_SEEDS, Recipe
+from memtool.reproduction.recipes import Recipe
+from memtool.reproduction.results import Results, expected_tables, is_number
 from memtool.reproduction.rules import TABLES
-from memtool.reproduction.steps import Step, steps_for, tables_of
+from memtool.reproduction.steps import Step, steps_for
 from memtool.tables import FindingRow, Row, StepRow
 from memtool.tensors import read_metadata
 
@@ -30,55 +30,29 @@ WIDE = 5  # inches; a wider figure would be too small on a phone, and scrolls th
 MARKS = {HOLDS: ("holds", "✓"), FAILS: ("fails", "✗"), UNDECIDED: ("undecided", "?")}
 
 
-def _are_percentages(value: Any) -> bool:
-    return (
-        isinstance(value, list)
-        and len(value) <= MOST_RATIOS
-        and all(_is_number(one) and 0 <= one <= 100 for one in value)
-    )
-
-
-# The choices by which the report finds the tables of the runs.
-SENSIBLE: Mapping[str, Callable[[Any], bool]] = {
-    "ratios": _are_percentages,
-    "supplement": _are_percentages,
-    "seeds": lambda value: isinstance(value, int) and 1 <= value <= MOST_SEEDS,
-}
-
-
-def write_report(folder: Path, each: Map = map) -> Path:
+def write_report(results: Results, each: Map = map) -> Path:
     """Write `report.html` into the folder of a reproduction; returns its path. `each` draws the
     figures, as `map` does: in other processes, maybe.
 
-    Equal tables and records give equal bytes. Raises MemtoolError if the folder has no table of a
-    reproduction, or one that cannot be read.
+    Equal tables and records give equal bytes. Raises MemtoolError if the record of the steps cannot
+    be read, or the page not be written.
     """
-    path = folder / "report.html"
-    text = report(folder, each)
+    path = results.folder / "report.html"
+    text = report(results, each)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return path
 
 
-def report(folder: Path, each: Map = map) -> str:
+def report(results: Results, each: Map = map) -> str:
     """The page. What is not in the folder is left out, and the page says so."""
-    if folder.is_file():
-        raise MemtoolError(f"{folder}: is a file; name the folder of a reproduction")
-    choices = _read_choices(folder / "reproduction.json")
-    found = {kind: _rows(folder, kind, choices) for kind in TABLES}
-    if not any(found.values()):
-        raise MemtoolError(
-            f"{folder}: has no tables of a reproduction, such as tables/training-r0-s0.csv; make "
-            f"them with memtool reproduce STUDY -o {folder}"
-        )
-    cka = [*found["cka"], *found["ceiling"]]
-    findings = measure_findings(found["training"], cka, found["stitching"])
+    folder, choices, found = results.folder, results.choices, results.rows
     what = str(choices.get("study") or _values(found["training"], "data") or "a data set")
     steps, step_rows = _steps_of(choices), _step_rows(folder / "steps.csv")
     scale = joined(_scale(folder, found), *_unfinished(folder, choices, steps, step_rows))
     sections = {
         "scale": ("What was run, and at what scale", scale),
-        "findings": ("Findings", _findings(findings)),
+        "findings": ("Findings", _findings(results.findings)),
         "figures": ("Figures", _figures(found, each)),
         "settings": ("Settings and versions", _settings(folder, choices)),
         "steps": ("Commands, time and memory", _steps(steps, step_rows)),
@@ -87,54 +61,7 @@ def report(folder: Path, each: Map = map) -> str:
         element("p", f"The paper: {PAPER}.", class_="quiet"),
         element("p", f"Made by memtool {__version__} with memtool report.", class_="quiet"),
     )
-    return page(f"Where memorization lives: {what}", _summary(findings), sections, end)
-
-
-def _rows(folder: Path, kind: str, choices: Mapping[str, Any]) -> Rows:
-    """The rows of the tables of a kind, of the runs that were chosen; of all if none are known."""
-    expected = _expected_tables(choices)
-    return [
-        row
-        for path in sorted((folder / "tables").glob(TABLES[kind].glob))
-        if expected is None or path.relative_to(folder) in expected
-        for row in tables.read(path, TABLES[kind].row_type)
-    ]
-
-
-def _expected_tables(choices: Mapping[str, Any]) -> list[Path] | None:
-    """The tables of the runs that were chosen, run by run; None if that is not known."""
-    if "ratios" not in choices or "seeds" not in choices:
-        return None
-    ratios, seeds = choices["ratios"], choices["seeds"]
-    by_kind = tables_of(ratios, seeds, choices.get("supplement", ratios))
-    return sorted((path for paths in by_kind.values() for path in paths), key=_run_of)
-
-
-def _run_of(table: Path) -> str:
-    """The name of the run that a table is of.
-
-    >>> _run_of(Path("tables/cka-ceiling-s0.csv"))
-    'ceiling-s0'
-    """
-    return table.stem.partition("-")[2]
-
-
-def _read_choices(path: Path) -> dict[str, Any]:
-    """What reproduction.json holds; empty if there is none. Raises MemtoolError if it is no JSON
-    object, or what it says of the runs cannot be."""
-    if not path.is_file():
-        return {}
-    try:
-        choices = read_json(path)
-    except (ValueError, OSError) as error:
-        raise MemtoolError(f"{path}: cannot be read as JSON ({shortened(error)})") from error
-    if not isinstance(choices, dict):
-        raise MemtoolError(f"{path}: holds no JSON object")
-    for name, is_sensible in SENSIBLE.items():
-        if name in choices and not is_sensible(choices[name]):
-            told = shortened(json.dumps(choices[name]))
-            raise MemtoolError(f"{path}: {told} is no sensible {name!r}")
-    return choices
+    return page(f"Where memorization lives: {what}", _summary(results.findings), sections, end)
 
 
 def _summary(findings: Sequence[FindingRow]) -> Markup:
@@ -180,7 +107,7 @@ def _unfinished(
 ) -> list[Markup]:
     """A sentence on the tables of the chosen runs that are not there, and on the `steps` that were
     run by other commands, as `step_rows` tells."""
-    expected = _expected_tables(choices) or []
+    expected = expected_tables(choices) or []
     missing = [path.name for path in expected if not (folder / path).exists()]
     known = {str(row.get("output")): str(row["command"]) for row in step_rows if row.get("command")}
     stale = [step.name for step in steps if step.is_stale(known)]
@@ -362,8 +289,8 @@ def _warnings(row: Row) -> list[Markup]:
 
 
 def _total(rows: Rows) -> str:
-    seconds = [row["seconds"] for row in rows if _is_number(row.get("seconds"))]
-    memory = [row["memory"] for row in rows if _is_number(row.get("memory"))]
+    seconds = [row["seconds"] for row in rows if is_number(row.get("seconds"))]
+    memory = [row["memory"] for row in rows if is_number(row.get("memory"))]
     if not seconds:
         return f"{len(rows)} steps, each a command; make ran them, and measures no times."
     measured = "" if len(seconds) == len(rows) else f"of {len(seconds)} of them "
@@ -373,16 +300,12 @@ def _total(rows: Rows) -> str:
     )
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def _seconds(value: Any) -> str:
     """
     >>> _seconds(4.25), _seconds(61), _seconds(7260)
     ('4.2 s', '1 min 1 s', '2 h 1 min')
     """
-    if not _is_number(value):
+    if not is_number(value):
         return "–"
     if value < 60:
         return f"{value:.1f} s"
@@ -396,6 +319,6 @@ def _memory(value: Any) -> str:
     >>> _memory(412_300_000), _memory(2_500_000_000)
     ('412 MB', '2.5 GB')
     """
-    if not _is_number(value):
+    if not is_number(value):
         return "–"
     return f"{value / 1e9:.1f} GB" if value >= 1e9 else f"{value / 1e6:.0f} MB"

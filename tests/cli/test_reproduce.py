@@ -3,6 +3,7 @@
 import json
 import shlex
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -97,9 +98,10 @@ def one_step(tmp_path, monkeypatch):
     step = Step("x", (), (), (Path("x"),), tmp_path)
     result = StepResult(step, 1.5, None, ("a layer is constant",))
     monkeypatch.setattr("memtool.reproduction.run_steps", lambda *_: iter([result]))
-    monkeypatch.setattr("memtool.reproduction.findings_of", lambda *_: [])
+    found = SimpleNamespace(folder=tmp_path, findings=[])
+    monkeypatch.setattr("memtool.reproduction.read_results", lambda _: found)
     monkeypatch.setattr("memtool.reproduction.open_server", lambda _: None)
-    monkeypatch.setattr("memtool.reproduction.write_report", lambda root, _: root / "report.html")
+    monkeypatch.setattr("memtool.reproduction.write_report", lambda *_: tmp_path / "report.html")
 
 
 def test_reproduce_tells_how_long_steps_took_and_what_they_warned_of(run, tmp_path, one_step):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from memtool import MemtoolError, __version__, tables
-from memtool.reproduction import RECIPES, Study, steps_for, workers, write_report
+from memtool.reproduction import RECIPES, Study, read_results, steps_for, workers, write_report
 from memtool.reproduction.exhibits import EXHIBITS
 from memtool.reproduction.markup import Markup, element, escaped
 from memtool.tensors import save_tensors
@@ -81,7 +81,7 @@ def hostile(tmp_path_factory):
     (folder / "runs").mkdir()
     sections = {"model": {}, "training": {}, "data": {"train": 1297, "test": 500}}
     save_tensors(folder / "runs/r0-s0.safetensors", "checkpoint", {"x": torch.ones(1)}, sections)
-    return write_report(folder)
+    return write_report(read_results(folder))
 
 
 class Page(HTMLParser):
@@ -187,14 +187,14 @@ def test_equal_tables_give_equal_bytes_in_however_many_processes(tmp_path):
         write(tmp_path / name / "out", world, cka=[], stitching=[])
     with workers(2) as pool:
         each = {"a": map, "b": pool.map}
-        written = [write_report(tmp_path / name / "out", each[name]) for name in each]
+        written = [write_report(read_results(tmp_path / name / "out"), each[name]) for name in each]
     pages = [path.read_bytes() for path in written]
     assert pages[0] == pages[1] and b"</svg>" in pages[0]
 
 
 def test_what_is_missing_is_left_out_with_the_reason(tmp_path):
     write(tmp_path, World(), cka=[], stitching=[])
-    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    text = "".join(Page(write_report(read_results(tmp_path)).read_text()).text)
     assert "Not drawn: there is no tables/stitching-r*.csv." in text
     assert "no accuracy of noisy fronts on a clean back in the tables" in text
     assert "has no reproduction.json" in text and "there is no steps.csv" in text
@@ -204,7 +204,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_rest(tmp_path):
     row = {"epoch": 1, "noise_ratio": 0.5, "seed": 0, "given_accuracy": 1, "test_accuracy": 1}
     rows = [row, {**row, "epoch": None}]
     write(tmp_path, World(layers=("conv", "fc")), training=rows, cka=[])
-    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    text = "".join(Page(write_report(read_results(tmp_path)).read_text()).text)
     assert "Not drawn: there is no tables/cka-r*.csv." in text and "net of the control" in text
     assert "Not drawn: training: the table has no column" in text
 
@@ -212,7 +212,7 @@ def test_a_figure_that_cannot_be_drawn_leaves_the_rest(tmp_path):
 def test_tables_of_runs_that_are_not_on_record_do_not_count(tmp_path):
     write(tmp_path, World(ratios=(0.0, 0.25, 0.5), seeds=(0, 1)), cka=[], stitching=[])
     (tmp_path / "reproduction.json").write_text('{"ratios": [0, 50], "seeds": 1}')
-    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    text = "".join(Page(write_report(read_results(tmp_path)).read_text()).text)
     assert "Noise ratios r0%, 50%Seeds0Epochs" in text
     assert "Unfinished: missing tables (7 of 9) are cka-ceiling-s0.csv, cka-r0-s0.csv, " in text
 
@@ -221,7 +221,7 @@ def test_tables_of_a_kind_that_is_not_on_record_do_not_count(tmp_path):
     write(tmp_path, World(layers=("conv1", "fc")), supplement=supplement_rows(ratios=(0.25, 0.5)))
     record = {"ratios": [0, 25, 50], "seeds": 1, "supplement": [50]}
     (tmp_path / "reproduction.json").write_text(json.dumps(record))
-    page = write_report(tmp_path).read_text()
+    page = write_report(read_results(tmp_path)).read_text()
     assert "front of r = 50 %, clean back" in page and "front of r = 25 %" not in page
 
 
@@ -235,14 +235,14 @@ def test_a_folder_of_anything_else_is_refused(run, tmp_path):
     write(tmp_path, World(), cka=[], stitching=[])
     (tmp_path / "reproduction.json").write_text("[1")
     with pytest.raises(MemtoolError, match="reproduction.json: cannot be read as JSON"):
-        write_report(tmp_path)
+        write_report(read_results(tmp_path))
     (tmp_path / "reproduction.json").write_text("[1]")
     with pytest.raises(MemtoolError, match="reproduction.json: holds no JSON object"):
-        write_report(tmp_path)
+        write_report(read_results(tmp_path))
     for choices in ({"seeds": 2**53}, {"seeds": "1"}, {"ratios": [1e400]}, {"supplement": ["x"]}):
         (tmp_path / "reproduction.json").write_text(json.dumps({"ratios": [0], **choices}))
         with pytest.raises(MemtoolError, match=f"is no sensible '{[*choices][0]}'"):
-            write_report(tmp_path)
+            write_report(read_results(tmp_path))
     assert not (tmp_path / "report.html").exists()
 
 
@@ -291,6 +291,6 @@ def test_what_earlier_options_made_is_told_and_their_steps_are_left_out(tmp_path
     ]
     write(tmp_path, World(ratios=(0.0, 0.25, 0.5)), steps=rows, cka=[], stitching=[])
     (tmp_path / "reproduction.json").write_text(json.dumps(recipe.json()))
-    text = "".join(Page(write_report(tmp_path).read_text()).text)
+    text = "".join(Page(write_report(read_results(tmp_path)).read_text()).text)
     assert re.search(r"; made by earlier options \(\d+ of \d+\) are train ceiling-s0, ", text)
     assert "make ran them, and measures no times" in text and "train r25-s0" not in text
