@@ -10,8 +10,9 @@ from collections.abc import Collection, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from math import inf
 from pathlib import Path
-from time import perf_counter
+from time import monotonic, perf_counter
 from typing import Any, cast
 
 import torch
@@ -36,6 +37,10 @@ from memtool.training.settings import Augment, TrainConfig
 from memtool.training.state import State, Trained, check_same, history_of
 
 logger = logging.getLogger("memtool")
+
+# Seconds that lie at least between two states of a run, beside the first and the last: to write one
+# may take as long as an epoch. Trained again after a kill is no more than that, and an epoch.
+BETWEEN_STATES = 2
 
 
 @dataclass(frozen=True)
@@ -125,8 +130,9 @@ class Run:
     def train(
         self, device: torch.device, resume: bool, advance: Advance = unseen
     ) -> Iterator[TrainingRow | None]:
-        """Train the model; save its state and the chosen checkpoints, and yield a row, per epoch;
-        None for an epoch that is not evaluated. Of a finished run, the rows are those on record.
+        """Train the model; save the chosen checkpoints and, now and then, its state; yield a row
+        per epoch, None for one that is not evaluated. Of a finished run, the rows are those on
+        record.
 
         With `resume`, a stopped run continues from its state, and the rows of the epochs that it
         has done come first: all rows together are those of a run that was never stopped. `advance`
@@ -157,6 +163,7 @@ class Run:
             if not self.config.epochs and not self.processes.rank:
                 self._state.save(model, optimizer, progress)
         cost, started = _Cost(), _clock(device)
+        saved = -inf
         for epoch in self._epochs(model, optimizer, task, progress.epoch, advance):
             agree(model, self.processes)
             trained = _clock(device)
@@ -165,8 +172,10 @@ class Run:
             history = (*progress.history, metrics) if metrics else progress.history
             progress = Trained(epoch, history)
             self._save_checkpoint(model, progress, device)
-            if not self.processes.rank:
+            is_due = monotonic() >= saved + BETWEEN_STATES or epoch == self.config.epochs
+            if is_due and not self.processes.rank:
                 self._state.save(model, optimizer, progress)
+                saved = monotonic()
             yield self._row(metrics) if metrics else None
             started = _clock(device)
         if cost.epochs:

@@ -102,11 +102,36 @@ def test_stopped_anywhere_and_resumed_a_run_ends_with_the_same_bytes(
 
     for module in (run_module, state_module):
         monkeypatch.setattr(module, "save_tensors", stopping)
+    monkeypatch.setattr(run_module, "BETWEEN_STATES", 0)
     stopped = train(tmp_path / "stopped")
     assert stopped.code == 130 and len(files) == written + 1
     monkeypatch.undo()
     resumed = train(tmp_path / "stopped", "--resume")
     assert resumed.code == 0
+    assert contents(tmp_path / "stopped") == uninterrupted
+
+
+def test_states_are_written_now_and_then(train, tmp_path, uninterrupted, monkeypatch):
+    written, save = [], state_module.State.save
+
+    def saving(self, model, optimizer, progress):
+        written.append(progress.epoch)
+        save(self, model, optimizer, progress)
+        if progress.epoch == stops_after:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(state_module.State, "save", saving)
+    # Seconds: one epoch, two, three, after each of which the clock is read, and after each state.
+    ticks = iter([0, 0, 1, 2, 2, 3, 3.5, 4, 4])
+    monkeypatch.setattr(run_module, "monotonic", lambda: next(ticks))
+    stops_after = None
+    assert train(tmp_path / "whole", "--epochs", 5).code == 0
+    assert written == [1, 3, 5]
+    monkeypatch.setattr(run_module, "monotonic", lambda: 0)
+    stops_after = 1
+    assert train(tmp_path / "stopped").code == 130
+    assert train(tmp_path / "stopped", "--resume").code == 0
+    assert written == [1, 3, 5, 1, 2, 3]
     assert contents(tmp_path / "stopped") == uninterrupted
 
 
