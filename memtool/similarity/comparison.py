@@ -13,7 +13,7 @@ from memtool.device import Precision, Processes
 from memtool.errors import told_names
 from memtool.layers import Layer
 from memtool.progress import Progress, silent
-from memtool.similarity.measuring import Outcome, Value, image_order, measure
+from memtool.similarity.measuring import Outcome, Setting, Value, image_order, measure
 from memtool.similarity.pairs import Comparison, Selection
 from memtool.similarity.planning import Plan
 from memtool.similarity.settings import Kernel
@@ -42,8 +42,9 @@ def compare(
     if plan.settings.precision is not Precision.float32:
         plan = _in_safe_precision(plan, images, processes)
     told: set[Selection] = set()
+    setting = Setting(plan, images, processes)
     for group in plan.groups:
-        measured = measure(group, plan, images, processes, progress)
+        measured = measure(group, setting, progress)
         for network, outcome in measured.networks.items():
             if network not in told:
                 _tell(outcome)
@@ -68,8 +69,9 @@ def _in_safe_precision(plan: Plan, images: Tensor | HostImages, processes: Proce
 
     def found(plan: Plan) -> Iterator[tuple[str, float | None]]:
         trial = replace(plan, batches=[(start, stop)], blocks=[range(1)] if plan.blocks else [])
+        setting = Setting(trial, batch, Processes())
         for group in plan.groups:
-            for values in measure(group, trial, batch, Processes(), silent).values:
+            for values in measure(group, setting, silent).values:
                 yield from ((layer, value.cka) for (layer, _), value in values.items())
 
     change, layer = max(processes.gather(_change(found(plan), found(exact))))

@@ -70,23 +70,17 @@ TRIED = 64  # images, to find whether the rows of activations are theirs
 Seen = dict[Route, Batch]  # of one network
 
 
-def measure(
-    group: Sequence[Comparison],
-    plan: Plan,
-    images: Tensor | HostImages,
-    processes: Processes,
-    progress: Progress,
-) -> Measured:
-    """Run the networks of a group over the images, uint8 (n, c, h, w), each once however many
-    comparisons it takes part in.
+def measure(group: Sequence[Comparison], setting: "Setting", progress: Progress) -> Measured:
+    """Run the networks of a group over the images, each once however many comparisons it takes part
+    in.
 
     Of Gram matrices, only those of the batches in the present forward pass are there: of the
     references, and of one checkpoint at a time.
     """
+    plan, images, processes = setting.plan, setting.images, setting.processes
     device, stretches = images.device, plan.stretches(processes)
     order = image_order(len(images), plan.settings.seed).to(device)
     with torch.no_grad(), precision(plan.settings.precision, device):
-        setting = _Setting(plan, images, processes)
         networks = participants(group, setting)
         comparing = [Comparing.of(one, networks) for one in group]
         with progress("comparing", len(stretches) * len(networks)) as advance:
@@ -134,29 +128,33 @@ def image_order(n: int, seed: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class _Setting:
-    """What the recorders of all networks have in common."""
+class Setting:
+    """What the recorders of all networks have in common: the images, uint8 (n, c, h, w), and how
+    they are run; and what was found of networks that take part in several groups."""
 
     plan: Plan
     images: Tensor | HostImages
     processes: Processes
     formats: dict[str, torch.memory_format | None] = field(default_factory=dict)
+    tried: dict[Selection, Misplaced] = field(default_factory=dict)
 
-    def prepared(self, selection: Selection) -> Network:
+    def prepared(self, selection: Selection) -> tuple[Network, Misplaced]:
         """The network with its weights, in the memory format that suits it, which is tried with one
-        of the networks that are equal but for these. Warns if results depend on chance."""
-        checkpoint, images = selection.checkpoint, self.images[:3]
+        of the networks that are equal but for these; and the tensors whose rows are not those of
+        the images. For those each network is tried: by its weights one may sort images that another
+        one leaves as they come. Warns, once, if results depend on chance."""
+        checkpoint, few = selection.checkpoint, self.images[:3]
         network, model = checkpoint.network(self.images.device), str(checkpoint.spec)
-        checkpoint.warn_of_other_influences(network, images)
+        if selection not in self.tried:
+            checkpoint.warn_of_other_influences(network, few)
         if model not in self.formats:
-            self.formats[model] = network.fastest(images).memory_format
-        return network.laid_out(self.formats[model])
-
-    def misplaced(self, network: Network, selection: Selection) -> Misplaced:
-        """The tensors whose rows are not those of the images. Each network is tried: by its weights
-        one may sort images that another one leaves as they come."""
-        few = evenly_spaced(len(self.images), min(TRIED, self.plan.portion) + 1)
-        return misplaced(network.model, network.run, selection.batch_axes, self.images[few])
+            self.formats[model] = network.fastest(few).memory_format
+        network = network.laid_out(self.formats[model])
+        if selection not in self.tried:
+            places = evenly_spaced(len(self.images), min(TRIED, self.plan.portion) + 1)
+            images, axes = self.images[places], selection.batch_axes
+            self.tried[selection] = misplaced(network.model, network.run, axes, images)
+        return network, self.tried[selection]
 
     def gram_recorder(self, names: list[str], sigma: Tensor | None) -> Recorder:
         plan, device = self.plan, self.images.device
@@ -213,25 +211,27 @@ def _median_distances(
     }
 
 
-@dataclass(frozen=True)
+@dataclass
 class Participant:
     """A network, and what is recorded of its tensors, by the routes of the pairs that they are in.
-    A tensor may be in pairs of both."""
+    A tensor may be in pairs of both. If it `merges`, several batches share a forward pass; of the
+    `absent` layers that is known to give no rows, and that each batch by itself gives none."""
 
     selection: Selection
     network: Network
     recorders: dict[Route, Recorder]
     mixed: set[str]
+    merges: bool = True
+    absent: set[str] = field(default_factory=set)
 
     @staticmethod
     def of(
-        selection: Selection, tensors: Mapping[Route, list[str]], setting: _Setting
+        selection: Selection, tensors: Mapping[Route, list[str]], setting: Setting
     ) -> "Participant":
         """The network with its weights, ready to record these tensors."""
         recorders: dict[Route, Recorder] = {}
         with foreign_code(selection.checkpoint.told):
-            network = setting.prepared(selection)
-            another_order, mixed, _ = setting.misplaced(network, selection)
+            network, (another_order, mixed, _) = setting.prepared(selection)
             if names := tensors[Route.gram]:
                 sigma = setting.sigma(network, selection, names)
                 recorders[Route.gram] = setting.gram_recorder(names, sigma)
@@ -246,24 +246,41 @@ class Participant:
         of each batch. That of one batch, in one pass, is recorded as it appears."""
         if len(stretch) == 1 and len(images) <= portion:
             with self._recording(stretch[0]) as seen:
-                missing = self._names
+                left = self._names
 
                 def record(name: str, rows: Tensor) -> None:
-                    missing.remove(name)
+                    left.remove(name)
                     self._record(seen, name, rows)
 
                 self._observe(images, record)
-                for name in missing:
+                for name in left:
                     self._record(seen, name, self._nothing(name, images.device))
             return [seen]
-        start, recorded = stretch[0].start, []
+        if len(stretch) > 1 and not self.merges:
+            return self._run_apart(stretch, images, portion)
         activations = self._activations(images, portion)
+        if len(stretch) > 1 and (missing := self._missing(activations)):
+            alone = self._activations(images[: stretch[0].size], portion)
+            self.absent |= missing & self._missing(alone)
+            if not missing <= self.absent:  # it sees so many images at a time, and fewer than these
+                self.merges = False
+                return self._run_apart(stretch, images, portion)
+        recorded, start = [], stretch[0].start
         for visit in stretch:
             with self._recording(visit) as seen:
                 for name, rows in activations.items():
                     self._record(seen, name, rows[visit.start - start : visit.stop - start])
             recorded.append(seen)
         return recorded
+
+    def _run_apart(self, stretch: Sequence[Visit], images: Tensor, portion: int) -> list[Seen]:
+        parts = images.split([visit.size for visit in stretch])
+        each = zip(stretch, parts, strict=True)
+        return [seen for visit, some in each for seen in self.run([visit], some, portion)]
+
+    def _missing(self, activations: Mapping[str, Tensor]) -> set[str]:
+        """The layers without activations, but for those that have none of any batch."""
+        return {name for name, rows in activations.items() if not len(rows)} - self.absent
 
     @contextmanager
     def _recording(self, visit: Visit) -> Iterator[Seen]:
@@ -327,7 +344,7 @@ class Participant:
         return outcome
 
 
-def participants(group: Sequence[Comparison], setting: _Setting) -> dict[Selection, Participant]:
+def participants(group: Sequence[Comparison], setting: Setting) -> dict[Selection, Participant]:
     """Each network of a group, with recorders for all that its comparisons take from it."""
     tensors = {route: tensors_of(group, route) for route in Route}
     return {

@@ -402,8 +402,9 @@ def _merged(plan: Plan) -> Plan:
     """The plan with as many batches in a forward pass as fit, up to the batch size that was asked
     for: few examples make small batches, for the standard error, whose passes cost more than the
     work in them."""
-    for count in range(plan.settings.batch_size // plan.batch_size, 1, -1):
-        merged = replace(plan, portion=count * plan.batch_size)
+    most = min(plan.settings.batch_size // plan.batch_size, len(plan.batches))
+    for count in range(most, 1, -1):
+        merged = replace(plan, portion=min(count * plan.batch_size, plan.n))
         needed = _needed(merged)
         if needed.total <= plan.settings.memory:
             return replace(merged, memory=needed)
@@ -450,7 +451,7 @@ def _memory(
     widths = [network.widths.values() for network in networks]
     # All of a pass or a batch, and once more one layer, whose parts are put together.
     kept = max(sum(own) + max(own) for own in widths) if portion != batch else 0
-    merged = max(1, portion // batch)
+    merged = -(-portion // batch)
     always = Memory(
         weights=sum(network.weights for network in networks),
         passes=max(network.footprint.of(portion) for network in networks),

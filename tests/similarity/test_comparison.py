@@ -17,6 +17,7 @@ import memtool
 from memtool import models
 from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.data.datasets import load, normalize
+from memtool.similarity import measuring
 from memtool.similarity.measuring import TRIED
 from memtool.tensors import load_tensors, read_metadata, save_tensors
 
@@ -455,6 +456,47 @@ def test_rows_that_rarely_are_those_of_other_images_and_rows_that_mix_them(run, 
     assert result.stderr.count("warning") == 4  # of both networks
 
 
+class Chunked(nn.Module):
+    """`body` sees 64 images at a time, `first` four of each batch."""
+
+    def __init__(self, num_classes=10) -> None:
+        super().__init__()
+        self.first, self.body = nn.Linear(64, 64), nn.Linear(64, 16)
+        self.fc = nn.Linear(16, num_classes)
+
+    def forward(self, x):
+        x = x.flatten(1)
+        x = torch.cat([self.first(x[:4]), x[4:]])
+        return self.fc(torch.cat([self.body(some) for some in x.split(64)]).relu())
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased"])
+def test_a_layer_that_sees_so_many_images_at_a_time_has_cka_in_small_batches(
+    run, tmp_path, counted, estimator
+):
+    paths = [tmp_path / f"{seed}.safetensors" for seed in (0, 1)]
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        save_file(Chunked().state_dict(), path)
+    command = ("cka", *paths, "--data", "digits", "--model", f"{__file__}:Chunked")
+    command += ("--estimator", estimator)
+    found = run(*command)  # batches of 50, five of which share a forward pass where they can
+    images = dict(counted)
+    small = run(*command, "--batch-size", 60)
+    assert found.stdout == small.stdout
+    assert {row["layer"]: row["cka"] == "" for row in rows(found.stdout)} == {
+        "first": True,
+        "body": False,
+        "fc": False,
+    }
+    for seen in images.values():  # the first pass again, and its first batch once more
+        assert 500 + 250 + 50 <= seen <= 500 + 250 + 50 + LOOK
+    counted.clear()
+    run(*command, "--layers", "first,fc")
+    for seen in counted.values():  # those that no batch gives alone, either, are asked for once
+        assert 500 + 50 <= seen <= 500 + 50 + LOOK
+
+
 class Gated(nn.Module):
     """By its weights, `enc` sees the images sorted, and `fc` what is left of the batch's mean."""
 
@@ -485,6 +527,14 @@ def test_each_network_is_tried_though_others_are_equal_but_for_their_weights(run
         result = run("cka", *pair, *model)
         assert {row["layer"] for row in rows(result.stdout) if row["cka"] == ""} == {"enc"}
         assert f"{sorts}: enc does not give one row for each image" in result.stderr
+    looked: list[int] = []
+    with pytest.MonkeyPatch.context() as patch:
+        look = measuring.misplaced
+        patch.setattr(measuring, "misplaced", lambda *some: looked.append(1) or look(*some))
+        result = run("cka", sorts, centers, plain, *model, "--memory", "680KiB", "--dry-run")
+        assert "of a reference 2" in result.stderr
+        run("cka", sorts, centers, plain, *model, "--memory", "680KiB")
+    assert len(looked) == 3  # once, however many groups a reference is in
     for pair in ((centers, plain), (plain, centers)):
         told = f"{centers}: gives results for an image that depend on the batch around it"
         assert told in run("cka", *pair, *model).stderr

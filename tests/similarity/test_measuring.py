@@ -19,7 +19,7 @@ from memtool.similarity import (
     measuring,
     selections,
 )
-from memtool.similarity.measuring import image_order, measure
+from memtool.similarity.measuring import Setting, image_order, measure
 
 
 def measured(runs, images, settings, patterns=("block5", "fc"), portion=None, seen=None):
@@ -33,7 +33,7 @@ def measured(runs, images, settings, patterns=("block5", "fc"), portion=None, se
             run = Network.run
             counted = lambda self, images: seen.append(len(images)) or run(self, images)  # noqa: E731
             patch.setattr(Network, "run", counted)
-        return measure(plan.groups[0], plan, images, Processes(), silent)
+        return measure(plan.groups[0], Setting(plan, images, Processes()), silent)
 
 
 def activations(path, images, layer):

@@ -175,6 +175,11 @@ def test_a_forward_pass_takes_several_batches_where_these_are_small(runs, estima
         if made.blocks == ample.blocks and len(made.groups) == 1:
             portions.append(made.portion)
     assert portions == sorted(portions, reverse=True) and {252, 36} <= {*portions}
+    # No pass has more examples than there are.
+    few = make_plan(others, [reference], 61, replace(settings, batch_size=500))
+    assert few.portion == 61
+    assert [len(stretch) for stretch in few.stretches(Processes())] == [10]
+    assert few.memory.passes == max(one.footprint.of(61) for one in (*others, reference))
     # What the examples are asked to come in at a time is not exceeded.
     assert make_plan(others, [reference], 360, replace(settings, batch_size=36)).portion == 36
 
