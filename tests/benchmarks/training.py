@@ -3,7 +3,7 @@
     python tests/benchmarks/training.py [--cifar FOLDER] [--only NAME] [--device cuda] [--turns 3]
 
 Both train the same network on the same images with the same optimizer, batch and augmentation, and
-evaluate it on both splits after each epoch, in turns in one process. The plain loop is that of
+evaluate it on both splits after each epoch, in turns, each in a process. The plain loop is that of
 tutorials: a DataLoader with as many workers as there are processors, torchvision's ImageFolder and
 transforms, float32 (in which PyTorch lets convolutions on CUDA use TF32). memtool's side is
 `Run.train`, which the command runs, with the precision that the command chooses. Told are the
@@ -17,13 +17,16 @@ networks take, 50 epochs each.
 """
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import numpy as np
@@ -105,11 +108,32 @@ def timed(epochs: Iterator[object], device: torch.device) -> Iterator[float]:
         start = time.perf_counter()
 
 
-def plain_epochs(
-    setting: Setting, dataset: Dataset, config: TrainConfig, device: torch.device
-) -> Iterator[float]:
-    """The seconds of each epoch of a plain loop."""
-    yield from timed(plain_loop(setting, dataset, config, device), device)
+def plain_epochs(setting: Setting, config: TrainConfig, device: torch.device) -> Iterator[float]:
+    """The seconds of each epoch of a plain loop, in a process of its own, as a script has it: what
+    memtool sets for its process is not for both."""
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=plain_process, args=(its, setting, config, device))
+    process.start()
+    its.close()
+    try:
+        for _ in range(config.epochs):
+            ours.send("go on")
+            yield ours.recv()
+    finally:
+        process.terminate()
+        process.join()
+
+
+def plain_process(
+    asked: Connection, setting: Setting, config: TrainConfig, device: torch.device
+) -> None:
+    dataset = data.load(setting.data, training=True)
+    epochs = timed(plain_loop(setting, dataset, config, device), device)
+    asked.recv()
+    for seconds in epochs:
+        asked.send(seconds)
+        asked.recv()
 
 
 def plain_loop(
@@ -220,11 +244,10 @@ def measure(setting: Setting, device: torch.device, turns: int) -> None:
             Path(folder),
         )
         ours = memtool_epochs(run, device)
-        plain = plain_epochs(
-            setting, dataset, config_for(name, len(dataset.train), **chosen), device
-        )
-        next(ours), next(plain)  # kernels are chosen, workers started
-        pairs = [(next(ours), next(plain)) for _ in range(turns)]
+        plain = plain_epochs(setting, config_for(name, len(dataset.train), **chosen), device)
+        with closing(plain):
+            next(ours), next(plain)  # kernels are chosen, workers started
+            pairs = [(next(ours), next(plain)) for _ in range(turns)]
     images = len(dataset.train)
     ours_, plain_ = (statistics.median(column) for column in zip(*pairs, strict=True))
     ratio = statistics.median(b / a for a, b in pairs)
