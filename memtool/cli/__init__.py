@@ -236,7 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
         ):  # names in a script that its encoding lacks
             stream.reconfigure(errors="backslashreplace")
     try:
-        app(arguments, prog_name="memtool")
+        command(arguments, prog_name="memtool")
     except SystemExit as done:
         if "TORCHELASTIC_RUN_ID" in os.environ:
             # A thread that gloo leaves running can abort an interpreter which is taken down.
@@ -260,3 +260,5 @@ from memtool.cli import (  # noqa: E402, F401 (each file adds its command to `ap
     stitch,
     train,
 )
+
+command = typer.main.get_command(app)  # built here, once for all steps of `reproduce`
