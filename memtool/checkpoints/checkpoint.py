@@ -379,7 +379,7 @@ class Checkpoint:
             logits = models.logits_of(result, self.classes)
             return first_tensor(result) if logits is None else logits
 
-        if not self._is_small(image_shape):
+        if not self.is_small(image_shape):
             with suppress(Exception):  # whatever a model raises that needs real tensors
                 model = self.skeleton().to("meta")
                 return traced(model, torch.zeros(2, *image_shape, device="meta"), output)
@@ -416,7 +416,7 @@ class Checkpoint:
         `trace`, it reads weights only where they are few, or the model needs them to run."""
         from memtool.layers import footprint
 
-        if not self._is_small(self.image_shape):
+        if not self.is_small(self.image_shape):
             with suppress(Exception):  # whatever a model raises that needs real tensors
                 return footprint(self.skeleton(), self.image_shape)
         return footprint(self.model(), self.image_shape)
@@ -432,10 +432,12 @@ class Checkpoint:
                 return " (gray ones get 3 channels by --data '...?channels=3')"
         return ""
 
-    def _is_small(self, image_shape: tuple[int, ...]) -> bool:
+    def is_small(self, image_shape: tuple[int, ...], examples: int = 4) -> bool:
+        """Whether running the model on so many images takes next to no time."""
         from memtool.layers import is_small
 
-        return is_small(sum(prod(shape) for shape in self.shapes.values()), image_shape)
+        weights = sum(prod(shape) for shape in self.shapes.values())
+        return is_small(weights, image_shape, examples)
 
 
 def recorded_model(path: Path, metadata: Metadata) -> ModelSpec:

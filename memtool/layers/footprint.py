@@ -27,12 +27,15 @@ WORKSPACE = 1.5
 # Up to these, running a model costs less than importing what the meta device needs.
 SMALL_IMAGE = 64 * 64  # pixels
 SMALL_MODEL = 2**25  # weights
+SMALL_WORK = 2**38  # weights times pixels of all examples: more than the multiplications of a pass
 
 
-def is_small(weights: int, shape: tuple[int, ...]) -> bool:
-    """Whether a pass of a model with so many weights, for two examples of `shape`, (c, h, w) or
+def is_small(weights: int, shape: tuple[int, ...], examples: int = 4) -> bool:
+    """Whether a pass of a model with so many weights, for so many examples of `shape`, (c, h, w) or
     (features,), takes less time than one on the meta device."""
-    return prod(shape[1:]) <= SMALL_IMAGE and weights <= SMALL_MODEL
+    pixels = prod(shape[1:])
+    work = weights * pixels * examples
+    return pixels <= SMALL_IMAGE and weights <= SMALL_MODEL and work <= SMALL_WORK
 
 
 @dataclass(frozen=True)

@@ -31,8 +31,7 @@ Command = Callable[[list[str]], None]
 
 # What the steps would otherwise import each in its own process, besides the module of the command.
 PRELOAD = [
-    *("torch", "torch.fx.experimental.symbolic_shapes"),  # which checks shapes on the meta device
-    *("memtool.training.run", "memtool.similarity.comparison", "memtool.stitching.sweep"),
+    *("torch", "memtool.training.run", "memtool.similarity.comparison", "memtool.stitching.sweep"),
     *("memtool.layers.tracing", "memtool.models.nets", "safetensors.torch", "safetensors.numpy"),
     *("memtool.figures.drawing", "memtool.figures.saving", "memtool.tables.reading"),
     *("matplotlib.backends.backend_agg", "matplotlib.backends.backend_pdf", "fontTools.subset"),

@@ -5,7 +5,7 @@ the same whatever the batch is, but for the rounding of float32, and so do all s
 """
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,7 +17,7 @@ from torch import Tensor
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, Network, footprints
 from memtool.data import Dataset, HostImages, on_device
-from memtool.layers import Back, Footprint, Layer, axes_in_memory, footprint, run_to
+from memtool.layers import Back, Footprint, Layer, axes_in_memory, footprint, is_small, run_to
 from memtool.models import StitchedModel, StitchingLayer, foreign_code
 
 
@@ -46,14 +46,22 @@ def memory_shares(memory: int, networks: Sequence[Checkpoint], examples: int) ->
 
 
 def step_footprint(
-    ends: tuple[Checkpoint, Checkpoint], cut: tuple[Layer, Layer], layer: StitchingLayer
+    ends: tuple[Checkpoint, Checkpoint],
+    cut: tuple[Layer, Layer],
+    made: Callable[[], StitchingLayer],
 ) -> Footprint | None:
-    """What a training step of a stitching layer between two networks takes in memory; None if they
-    do not run on the meta device."""
-    with suppress(Exception):  # whatever a model raises that needs real tensors
-        front, back = (end.skeleton().eval().requires_grad_(False) for end in ends)
+    """What a training step of the stitching layer that is `made` takes in memory between two
+    networks; None if these are not small, and do not run on the meta device."""
+    with torch.random.fork_rng(devices=[]), suppress(Exception):  # what needs real tensors
+        with torch.device("meta"):  # a map may be large
+            layer = made()
+        shape, weights = ends[0].image_shape, sum(one.numel() for one in layer.parameters())
+        if is_small(weights, shape) and all(end.is_small(shape) for end in ends):
+            layer, front, back = made(), *(end.model() for end in ends)
+        else:
+            front, back = (end.skeleton().eval().requires_grad_(False) for end in ends)
         model = StitchedModel(front, back, layer.train(), *(one.name for one in cut))
-        return footprint(model, ends[0].image_shape, gradients=True)
+        return footprint(model, shape, gradients=True)
     return None
 
 

@@ -122,19 +122,20 @@ def _uneven_at(
     checkpoint: Checkpoint, network: Network, layers: Iterable[str], images: Tensor, batch: int
 ) -> set[str]:
     """Which of the layers do not give so many rows for a `batch`: they may see a hundred at a time.
-    Tried on the meta device, which computes nothing; or, if the model does not run there, with the
-    images over and over."""
+    Tried on the meta device, which computes nothing; or, if that is little work or the model does
+    not run there, with the images over and over."""
     uneven: set[str] = set()
 
     def see(name: str, activation: Tensor) -> None:
         if activation.shape[:1] != (batch,):
             uneven.add(name)
 
-    with suppress(Exception):  # whatever a model raises that needs real tensors
-        model = checkpoint.skeleton().to("meta").eval()
-        with observed(model, layers, see):
-            model(torch.zeros(batch, *checkpoint.image_shape, device="meta"))
-        return uneven
+    if not checkpoint.is_small(checkpoint.image_shape, batch):
+        with suppress(Exception):  # whatever a model raises that needs real tensors
+            model = checkpoint.skeleton().to("meta").eval()
+            with observed(model, layers, see):
+                model(torch.zeros(batch, *checkpoint.image_shape, device="meta"))
+            return uneven
     uneven.clear()
     with observed(network.model, layers, see):
         network.run(images[torch.arange(batch) % len(images)])

@@ -7,6 +7,7 @@ accuracy of the control at its cut.
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 
@@ -120,9 +121,7 @@ class Sweep:
             for ends, cut in steps
         }
         for ends, cut in alike.values():
-            with torch.device("meta"):  # a map may be large
-                layer = self.settings.layer(cut)
-            if step := step_footprint(ends, cut, layer):
+            if step := step_footprint(ends, cut, partial(self.settings.layer, cut)):
                 check_step(step.of(batch), batch, self.settings.config, device)
 
     def _path(self, files: tuple[Path, Path], cut: Cut) -> Path:

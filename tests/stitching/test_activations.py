@@ -7,7 +7,7 @@ import torch
 
 from memtool import MemtoolError, data
 from memtool.checkpoints import Checkpoint
-from memtool.layers import Layer
+from memtool.layers import Layer, footprint
 from memtool.layers.footprint import WORKSPACE, LiveBytes
 from memtool.models import Connector, StitchingLayer
 from memtool.stitching.activations import (
@@ -126,11 +126,16 @@ def test_activations_of_every_type_resume_the_network_itself(run, tmp_path, memo
 
 
 @pytest.mark.parametrize("name", ["block1", "block4"])
-def test_the_memory_of_a_training_step_is_what_lives_at_once_in_one(runs, name):
+@pytest.mark.parametrize("is_small", [True, False])
+def test_the_memory_of_a_training_step_is_what_lives_at_once_in_one(
+    runs, name, is_small, monkeypatch
+):
+    if not is_small:
+        monkeypatch.setitem(footprint.__globals__, "SMALL_MODEL", 0)
     checkpoint = Checkpoint.open(runs.clean)
     cut = next(one for one in checkpoint.trace((1, 8, 8)).layers if one.name == name)
     layer = StitchingLayer(Connector.conv1x1, cut.shape, cut.shape)
-    step = step_footprint((checkpoint, checkpoint), (cut, cut), layer)
+    step = step_footprint((checkpoint, checkpoint), (cut, cut), lambda: layer)
     examples = Examples.of(data.load("digits"), torch.device("cpu"))
     front, back = (CachedNetwork(checkpoint, [], examples, Share(0, 256)) for _ in range(2))
     with LiveBytes() as live:
