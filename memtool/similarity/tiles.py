@@ -89,14 +89,23 @@ class TileRecorder(OffsetRecorder):
         return torch.ones_like(square[0]) if self.sigma is not None else square.diagonal().clone()
 
     def rows_without(self, group: int | None) -> tuple[Tensor, Tensor]:
-        """diag K and K 1, (layers, m) each, of the m examples that are not in the group."""
+        """diag K and K 1, (layers, m) each, of the m examples that are not in the group, once the
+        state is that of all examples."""
+        diagonal, rows = self.state["diagonal"], self._rows
+        if group is None:
+            return diagonal, rows
+        rows = rows - self.state["row_sums"][:, :, group]
         kept = [
             slice(*bounds) for batch, bounds in enumerate(self.batches) if batch % GROUPS != group
         ]
-        diagonal = torch.cat([self.state["diagonal"][:, part] for part in kept], 1)
-        sums = torch.cat([self.state["row_sums"][:, part] for part in kept], 1)
-        rows = sums.sum(2) + diagonal
-        return diagonal, rows if group is None else rows - sums[:, :, group]
+        return (
+            torch.cat([diagonal[:, part] for part in kept], 1),
+            torch.cat([rows[:, part] for part in kept], 1),
+        )
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        return self.state["row_sums"].sum(2) + self.state["diagonal"]
 
 
 @dataclass
