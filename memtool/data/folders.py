@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -15,16 +15,21 @@ from memtool import MemtoolError
 from memtool.contents import read_text
 from memtool.data.listing import Examples, Listing
 from memtool.data.pictures import SUFFIXES
+from memtool.errors import told_names
 from memtool.paths import expanded
 
 TESTS = ("test", "val", "valid", "validation")  # names of a test split; the first that has labels
-# What splits are called, too, in small letters; classes are not.
-OF_TRAINING, OF_TESTING = {"train", "training"}, {"testing", *TESTS}
-# How words in the names of splits begin or end, and in those of some classes (bullet_train).
-LIKE_TRAINING, LIKE_TESTING = ("train",), ("test", "val", "dev")
-WORD = re.compile("[A-Z]+(?![a-z])|[A-Z]?[a-z]+")
+PARTS = ("train", "test")  # of a data set
+# Words that name splits, and those that go with them, joined on (testset) or apart (val_images).
+TRAINING = "train|training|trn"
+TESTING = "|".join((*TESTS, "testing|tst|dev|development|eval|evaluation|hold ?out|held ?out"))
+BESIDE = "set|sets|data|image|images|img|imgs|split|splits"
+SPLIT_WORD = re.compile(rf"\b(?:(?P<train>{TRAINING})|(?P<test>{TESTING})|{BESIDE})+\b")
+BETWEEN_WORDS = re.compile(r"[\W\d_]+|(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 # Tiny ImageNet's list of the images in val/images: name, class and box, separated by tabs.
 ANNOTATIONS = "val_annotations.txt"
+
+Words = tuple[str | None, str]  # the part that a name tells, if any, and the name's other words
 
 logger = logging.getLogger("memtool")
 
@@ -89,55 +94,61 @@ def _unsplit(root: Path, skipped: Skipped) -> Listing:
 def _check_no_splits(root: Path, names: Sequence[str]) -> None:
     """Raise MemtoolError if folders are called as splits are, in a way that is not read: their
     names would be the classes."""
-    train = next((name for name in names if name.lower() in OF_TRAINING), None)
-    test = next((name for name in names if name.lower() in OF_TESTING), None)
-    if not (train and test):
-        train, test = _with_same_classes(root, names) or (train, test)
-    if train and test:
+    words = {name: _words(name) for name in names}
+    splits = [name for name in names if words[name][0]]
+    if pair := _train_and_test(root, names, words):
+        train, test = (_unpacked(root, name)[0] for name in pair)
         raise MemtoolError(
-            f"{root}: its folders are splits ({', '.join(names)}), not classes; rename {train} to "
-            f"train and {test} to test, or divide {train} (folder:{root / train} with --split-at "
-            "80%)"
+            f"{root}: {told_names(splits)} look like splits, not classes; rename {train} to train "
+            f"and {test} to test, or divide {train} (folder:{root / train} with --split-at 80%); "
+            "if they are classes, rename them without such words as train and test"
         )
-    if {name.lower() for name in names} <= OF_TRAINING | OF_TESTING:
-        has, lacks = (train, "test") if train else (test, "train")
+    if all(part and not others for part, others in words.values()):
+        lacks = "test" if words[names[0]][0] == "train" else "train"
         raise MemtoolError(
-            f"{root}: has {has} but no {lacks}; name it itself (folder:{root / str(has)})"
+            f"{root}: has {names[0]} but no {lacks}; name it itself "
+            f"(folder:{root / _unpacked(root, names[0])[0]}), or, if it is a class, rename it"
         )
 
 
-def _with_same_classes(root: Path, names: Sequence[str]) -> tuple[str, str] | None:
-    """Two of the folders, or what is in them alone, that are called somewhat like a training and a
-    test split and hold folders of the same names, as no two classes do."""
-    training = [name for name in names if _has_word(name, LIKE_TRAINING)]
-    testing = [name for name in names if _has_word(name, LIKE_TESTING)]
-    if not (training and testing):
-        return None
-    held = {name: _classes_within(root, name) for name in {*training, *testing}}
-    for train, test in product(training, testing):
-        (one, classes), (other, its) = held[train], held[test]
-        if train != test and len(classes) > 1 and classes == its:
-            return one, other
+def _train_and_test(
+    root: Path, names: Sequence[str], words: Mapping[str, Words]
+) -> tuple[str, str] | None:
+    """A training and a test split, if two folders are: their names differ in that word alone, or
+    all names have such a word and the two hold folders of the same names, their classes."""
+    training, testing = ([name for name in names if words[name][0] == part] for part in PARTS)
+    pairs = list(product(training, testing))
+    for train, test in pairs:
+        if words[train][1] == words[test][1]:
+            return train, test
+    if len(training) + len(testing) == len(names):
+        held = {name: _unpacked(root, name)[1] for name in names}
+        for train, test in pairs:
+            if len(held[train] & held[test]) > 1:
+                return train, test
     return None
 
 
-def _has_word(name: str, parts: tuple[str, ...]) -> bool:
-    """Whether a word in a name begins or ends with one of these parts.
+def _words(name: str) -> Words:
+    """What the words in the name of a folder say; letters alone make words.
 
-    >>> [_has_word(name, ("test",)) for name in ("seg_test", "PublicTest", "testset-2", "latests")]
-    [True, True, True, False]
+    >>> [_words(name) for name in ("seg_trainset", "PublicTest-2", "TRAIN", "valley")]
+    [('train', 'seg'), ('test', 'public'), ('train', ''), (None, 'valley')]
     """
-    words = [word.lower() for word in WORD.findall(name)]
-    return any(word.startswith(parts) or word.endswith(parts) for word in words)
+    text = " ".join(BETWEEN_WORDS.split(name)).lower()
+    found = list(SPLIT_WORD.finditer(text))
+    part = next((part for part in PARTS if any(match[part] for match in found)), None)
+    return part, " ".join(SPLIT_WORD.sub("", text).split())
 
 
-def _classes_within(root: Path, name: str) -> tuple[str, set[str]]:
-    """The folders within a folder, and its name; of a single one there, which archives unpack to,
-    those within that, and NAME/NAME."""
+def _unpacked(root: Path, name: str) -> tuple[str, set[str]]:
+    """The name of a folder and the folders in it; NAME/INNER and those in INNER, if that is the
+    only one and has some, as archives unpack to."""
     found = _folders(root / name)
     if len(found) == 1:
-        name = os.path.join(name, *found)
-        found = _folders(root / name)
+        inner = os.path.join(name, *found)
+        if within := _folders(root / inner):
+            return inner, within
     return name, found
 
 
@@ -152,7 +163,7 @@ def _split(root: Path, skipped: Skipped) -> Listing:
     if not tests:
         raise MemtoolError(
             f"{root}: has train but none of {', '.join(TESTS)}; divide train itself "
-            f"(folder:{train} with --split-at 80%)"
+            f"(folder:{train} with --split-at 80%), or, if it is a class, rename it"
         )
     chosen = next((test for test in tests if _has_labels(test, classes)), None)
     if chosen is None:

@@ -208,6 +208,72 @@ def test_classes_may_be_called_somewhat_like_splits(tmp_path: Path, picture, pat
     assert list(folders.listed(str(tmp_path)).classes) == classes
 
 
+@pytest.mark.parametrize(
+    ("train", "test"),
+    [
+        ("data-trn", "data-tst"),
+        ("DigitsTraining", "DigitsEvaluation"),
+        ("2019_train_split", "2020_hold_out_split"),
+        ("trainval", "testdev"),
+    ],
+)
+def test_names_alone_tell_splits_that_lack_classes(
+    tmp_path: Path, write, refused, train: str, test: str
+) -> None:
+    write(tmp_path, train, 1)
+    write(tmp_path, test, 1)
+    (tmp_path / test / "ant").rename(tmp_path / train / "cow")
+    told = refused(f"folder:{tmp_path}?split_at=50%")
+    assert f"{tmp_path}: {', '.join(sorted((train, test)))} look like splits" in told
+    assert f"rename {train} to train and {test} to test" in told
+
+
+def test_splits_with_a_class_that_another_lacks(tmp_path: Path, write, refused) -> None:
+    for part in ("Learning-train", "PublicTest"):
+        write(tmp_path, part, 1)
+    write(tmp_path, "Learning-train/cow", 1)
+    assert "rename Learning-train to train and PublicTest to test" in refused(f"folder:{tmp_path}")
+
+
+def test_folders_beside_the_splits_are_not_called_splits(tmp_path: Path, write, refused) -> None:
+    for part in ("Training", "Testing", "about"):
+        write(tmp_path, part, 1)
+    told = refused(f"folder:{tmp_path}")
+    assert "Testing, Training look like splits" in told
+    assert told.endswith("; if they are classes, rename them without such words as train and test")
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["trainer", "valve"],
+        ["Trainers", "Developer", "Tester"],
+        ["training_shoe", "sandal", "test_shoe_box"],
+        ["train_été", "test", "hiver"],
+        ["valid", "invalid"],
+    ],
+)
+def test_classes_that_hold_the_same_folders_are_no_splits(tmp_path: Path, write, names) -> None:
+    for name in names:
+        write(tmp_path, name, 1)
+    assert list(folders.listed(str(tmp_path)).classes) == sorted(names)
+
+
+def test_splits_of_one_kind_alone_are_no_classes(tmp_path: Path, write, refused) -> None:
+    for part in ("test_images", "val_images"):
+        write(tmp_path, part, 1)
+    told = refused(f"folder:{tmp_path}")
+    assert f"no train; name it itself (folder:{tmp_path / 'test_images'}), or, if it is" in told
+
+
+def test_a_class_called_train_is_told_the_way_out(tmp_path: Path, write, refused) -> None:
+    for name in ("bus", "train"):
+        write(tmp_path, name, 1)
+    assert refused(f"folder:{tmp_path}").endswith("or, if it is a class, rename it")
+    (tmp_path / "train").rename(tmp_path / "trains")
+    assert folders.listed(str(tmp_path)).classes == ("bus", "trains")
+
+
 def test_a_single_split_of_another_name_is_named_itself(tmp_path: Path, write, refused) -> None:
     write(tmp_path, "all/Training", 2)
     told = refused(f"folder:{tmp_path / 'all'}")
