@@ -75,19 +75,26 @@ def matching_cuts(
 def _ends(pattern: str, front: Collection[str], back: Collection[str]) -> tuple[str, str | None]:
     """FRONT and BACK of a pattern, given the names of all layers; BACK is None where there is none.
 
-    Names may contain `=`: a pattern that is one is not split, others are where layers match.
+    Names may contain `=`: a pattern that is one is not split, others are where layers match. Where
+    they match on one side alone, that is as long as can be; where on none, nothing is split.
 
     >>> _ends("rate=2", ["rate=2"], ["fc"]), _ends("rate=2=fc", ["rate=2"], ["fc"])
     (('rate=2', None), ('rate=2', 'fc'))
+    >>> _ends("rate=2=cf", ["rate=2"], ["fc"]), _ends("rate=3", ["rate=2"], ["fc"])
+    (('rate=2', 'cf'), ('rate=3', None))
     """
     places = [place for place, letter in enumerate(pattern) if letter == "="]
     splits = [(pattern[:place], pattern[place + 1 :]) for place in places]
-    if pattern in front or not splits:
+    by_front = [split for split in splits if any(matches(name, split[0]) for name in front)]
+    by_back = [split for split in splits if any(matches(name, split[1]) for name in back)]
+    by_both = [split for split in by_front if split in by_back]
+    if pattern in front:
         return pattern, None
-    for ours, theirs in splits:
-        if any(matches(name, ours) for name in front) and any(matches(one, theirs) for one in back):
-            return ours, theirs
-    return (pattern, None) if any(matches(name, pattern) for name in front) else splits[0]
+    if by_both:
+        return by_both[0]
+    if any(matches(name, pattern) for name in front):
+        return pattern, None
+    return next(iter([*reversed(by_front), *by_back]), (pattern, None))
 
 
 def _matching(layers: Sequence[Layer], pattern: str, path: Path) -> list[Layer]:

@@ -68,3 +68,22 @@ def test_names_may_contain_what_separates_front_and_back():
         matching_cuts(front, back, ["c=b=2"], Path("front"), Path("back"))
     with pytest.raises(MemtoolError, match="back: no layer matches ''"):
         matching_cuts(front, back, ["a="], Path("front"), Path("back"))
+
+
+@pytest.mark.parametrize(
+    ("at", "told"),
+    [
+        ("n=1=b", "back: no layer matches 'b';"),
+        ("k=3=b", "back: no layer matches 'b';"),
+        ("k=3=b=5", "back: no layer matches 'b=5';"),
+        ("k=?=b", "back: no layer matches 'b';"),
+        ("k=4=b=2", "front: no layer matches 'k=4';"),
+        ("k=7", "front: no layer matches 'k=7'; nearest: k=3"),
+        ("k=7=b=5", "front: no layer matches 'k=7=b=5';"),
+    ],
+)
+def test_what_matches_no_layer_is_named_as_it_was_typed(at: str, told: str) -> None:
+    front, back = ([layer(name, 3) for name in names] for names in (["k=3", "n", "n=1"], ["b=2"]))
+    with pytest.raises(MemtoolError) as caught:
+        matching_cuts(front, back, [at], Path("front"), Path("back"))
+    assert told in str(caught.value)
