@@ -29,6 +29,18 @@ BYTES_PER_WEIGHT = 16
 MOST_AXES = 4  # of an example's activation: channels, and positions in up to three dimensions
 
 
+class Unstitchable(MemtoolError):
+    """Two layers that no stitching layer joins. The message names them and has a `detail` of theirs
+    before the `reason`, which may hold for others, too."""
+
+    def __init__(self, front: Layer, back: Layer, reason: str, detail: str = "") -> None:
+        super().__init__(
+            f"cannot stitch {front.name!r} of shape {front.shape} to {back.name!r} of shape "
+            f"{back.shape}: {detail}{reason}"
+        )
+        self.reason = reason
+
+
 @dataclass(frozen=True)
 class StitchSettings:
     """What is done at each cut: the directions, the stitching layer, its initialization and its
@@ -69,7 +81,7 @@ class StitchSettings:
     def layer(self, cut: Cut) -> StitchingLayer:
         """The stitching layer at a cut, as torch initializes it.
 
-        Raises MemtoolError if the two layers cannot be connected so, or if the map has no such
+        Raises Unstitchable if the two layers cannot be connected so, or if the map has no such
         initialization.
         """
         front, back = cut
@@ -79,14 +91,17 @@ class StitchSettings:
         if self.trains and self.init is Init.identity:
             inputs, outputs = layer.size
             if inputs != outputs:
-                raise MemtoolError(
+                raise Unstitchable(
+                    front,
+                    back,
+                    "an identity needs equal numbers of channels; use --init lstsq or random",
                     f"no identity from the {inputs} channels of {front.name!r} to the {outputs} of "
-                    f"{back.name!r}; use --init lstsq or random"
+                    f"{back.name!r}: ",
                 )
         return layer
 
     def check(self, cuts: Iterable[Cut]) -> None:
-        """Raise MemtoolError unless there is a stitching layer for all cuts in all directions."""
+        """Raise Unstitchable unless there is a stitching layer for all cuts in all directions."""
         with torch.device("meta"):
             for cut in dict.fromkeys(cuts):
                 for direction in self.directions:
@@ -94,22 +109,22 @@ class StitchSettings:
 
     def joined(self, chosen: Sequence[ChosenCut], path: Path) -> list[Cut]:
         """The cuts, of the front in the file `path`, for which there is a stitching layer in all
-        directions. One for which there is none is left out with a note, unless it was named. Raises
-        MemtoolError then, and if no cut is left, as `layer` does."""
-        found, refused = list[Cut](), dict[str, MemtoolError]()
+        directions. Those for which there is none are left out, with a note for each reason, unless
+        they were named. Raises Unstitchable then, and if no cut is left, as `layer` does."""
+        found, refused = list[Cut](), list[tuple[str, Unstitchable]]()
         for cut in chosen:
             try:
                 self.check([cut.layers])
                 found.append(cut.layers)
-            except MemtoolError as error:
+            except Unstitchable as error:
                 if cut.is_named:
                     raise
-                refused[cut.layers[0].name] = error
-        if refused:
-            first = next(iter(refused.values()))
-            if not found:
-                raise first
-            logger.info(f"{path}: {told_names(list(refused))} left out: {first}")
+                refused.append((cut.layers[0].name, error))
+        if refused and not found:
+            raise refused[0][1]
+        for reason in dict.fromkeys(error.reason for _, error in refused):
+            left_out = [name for name, error in refused if error.reason == reason]
+            logger.info(f"{path}: {told_names(left_out)} left out: {reason}")
         return found
 
     def json(self) -> dict[str, object]:
@@ -137,44 +152,50 @@ def connector_between(
 ) -> Connector:
     """The connector between two layers, if `wanted`: `auto` becomes `conv1x1` or `linear`.
 
-    Raises MemtoolError with both shapes where there is none: if positions differ in number without
-    `resize`, if channels differ in number with nothing to map them, if it is unclear which axis
-    they are, if there is a map and values are not real numbers, and if a flattened map would take
-    more than `memory` bytes.
+    Raises Unstitchable where there is none: if positions differ in number without `resize`, if
+    channels differ in number with nothing to map them, if it is unclear which axis they are, if
+    there is a map and values are not real numbers, and if a flattened map would take more than
+    `memory` bytes.
     """
     a, b = front.shape, back.shape
-    cannot = f"cannot stitch {front.name!r} of shape {a} to {back.name!r} of shape {b}"
     rank = max(len(a), len(b))
-    _check_types(cannot, front, back, wanted)
+    _check_types(front, back, wanted)
     if wanted is Connector.none and a == b:
         return wanted  # as they are, whatever their axes count
     chosen = wanted
     if wanted is Connector.auto:
         chosen = Connector.conv1x1 if rank >= 3 else Connector.linear
     if flattens(chosen, a, b) and (wanted is Connector.linear or not rank):
-        _check_memory(cannot, math.prod(a), math.prod(b), memory)
+        _check_memory(front, back, memory)
         return chosen
     if len(a) != len(b) or not 1 <= rank <= MOST_AXES:
-        raise MemtoolError(f"{cannot} so; use --connector linear, which flattens them")
+        why = "no map of channels joins such shapes; use --connector linear, which flattens them"
+        raise Unstitchable(front, back, why)
     if chosen is Connector.conv1x1 and rank < 3:
-        raise MemtoolError(f"{cannot} by a 1x1 convolution; use --connector linear")
+        why = "a 1x1 convolution needs positions; use --connector linear"
+        raise Unstitchable(front, back, why)
     axes = channel_axes(front, back)
     if axes is None:
-        raise MemtoolError(
-            f"{cannot}: which axis counts the channels is unclear; use --connector linear, which "
-            "flattens them, or another cut"
+        raise Unstitchable(
+            front,
+            back,
+            "which axis counts the channels is unclear; use --connector linear, which flattens "
+            "them, or another cut",
         )
     if chosen is Connector.none and a[axes[0]] != b[axes[1]]:
-        raise MemtoolError(f"{cannot} without a map of channels; use --connector auto")
+        why = "nothing maps the channels, which differ in number; use --connector auto"
+        raise Unstitchable(front, back, why)
     if positions(a, axes[0]) != positions(b, axes[1]) and not resize:
-        raise MemtoolError(
-            f"{cannot}: not only the channels differ in number; --resize interpolates, "
-            "or cut where the sizes agree (--at FRONT_LAYER=BACK_LAYER)"
+        raise Unstitchable(
+            front,
+            back,
+            "the positions differ in number; --resize interpolates, or cut where the sizes agree "
+            "(--at FRONT_LAYER=BACK_LAYER)",
         )
     return chosen
 
 
-def _check_types(cannot: str, front: Layer, back: Layer, wanted: Connector) -> None:
+def _check_types(front: Layer, back: Layer, wanted: Connector) -> None:
     if wanted is Connector.none and front.dtype == back.dtype:
         return
     for layer in (front, back):
@@ -182,9 +203,11 @@ def _check_types(cannot: str, front: Layer, back: Layer, wanted: Connector) -> N
             way_out = "only --connector none joins these"
             if front.dtype != back.dtype:
                 way_out = f"nothing joins {front.dtype} to {back.dtype}"
-            raise MemtoolError(
-                f"{cannot}: the values of {layer.name!r} are {layer.dtype}, no real numbers; "
-                f"{way_out} (other cuts: --at)"
+            raise Unstitchable(
+                front,
+                back,
+                f"no real numbers; {way_out} (other cuts: --at)",
+                f"the values of {layer.name!r} are {layer.dtype}, ",
             )
 
 
@@ -195,12 +218,15 @@ def channel_axes(front: Layer, back: Layer) -> tuple[int, int] | None:
     return front.channel_axis, back.channel_axis
 
 
-def _check_memory(cannot: str, inputs: int, outputs: int, memory: int) -> None:
+def _check_memory(front: Layer, back: Layer, memory: int) -> None:
+    inputs, outputs = math.prod(front.shape), math.prod(back.shape)
     normal_equations = 8 * inputs * (2 * inputs + 2 * outputs)
     needed = max(BYTES_PER_WEIGHT * inputs * outputs, normal_equations)
     if needed > memory:
-        raise MemtoolError(
-            f"{cannot}: a flattened map has {inputs * outputs:,} weights and takes "
-            f"{told_size(needed)} to fit; use --connector conv1x1, a later cut, "
-            "or a larger --memory"
+        raise Unstitchable(
+            front,
+            back,
+            "a flattened map is too large; use --connector conv1x1, a later cut, or a larger "
+            "--memory",
+            f"with {inputs * outputs:,} weights, which take {told_size(needed)} to fit, ",
         )

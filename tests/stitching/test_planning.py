@@ -127,12 +127,32 @@ def test_a_cut_without_a_stitching_layer_is_left_out_unless_it_was_named(caplog)
     resized = (layer("e", 4, 6, 6), layer("f", 4, 2, 2))
     chosen = [ChosenCut(cut, False) for cut in (complex_, real, resized)]
     assert settings.joined(chosen, Path("x")) == [real]
-    (note,) = caplog.messages
-    assert note.startswith("x: c, e left out: cannot stitch 'c' of shape (4, 2, 2) to 'd'")
+    first, second = caplog.messages
+    assert first.startswith("x: c left out: no real numbers; nothing joins torch.float32 to")
+    assert second.startswith("x: e left out: the positions differ in number; --resize")
     with pytest.raises(MemtoolError, match="'d' are torch.complex64"):
         settings.joined(chosen[:1], Path("x"))
     with pytest.raises(MemtoolError, match="--resize"):
         settings.joined([*chosen, ChosenCut(resized, True)], Path("x"))
+
+
+def test_cuts_are_left_out_with_a_note_for_each_reason(caplog):
+    caplog.set_level("INFO")
+    settings = StitchSettings((Direction.reverse,), TrainConfig(), init=Init.identity)
+    sizes = {"n": (3, 3), "s": (5, 5), "m": (4, 5), "r": (6, 6), "wide": (7, 3), "t": (6, 6)}
+    positions = {"s": (2, 4), "r": (9, 2), "m": (3, 3)}
+    chosen = []
+    for name, (front, back) in sizes.items():
+        here, there = positions.get(name, (2, 2))
+        cut = layer(name, front, here, here), layer(f"{name}'", back, there, there)
+        chosen.append(ChosenCut(cut, False))
+    assert [front.name for front, _ in settings.joined(chosen, Path("x"))] == ["n", "t"]
+    assert caplog.messages == [
+        "x: s, r left out: the positions differ in number; --resize interpolates, or cut where "
+        "the sizes agree (--at FRONT_LAYER=BACK_LAYER)",
+        "x: m, wide left out: an identity needs equal numbers of channels; use --init lstsq or "
+        "random",
+    ]
 
 
 @pytest.mark.parametrize(
