@@ -148,14 +148,22 @@ class Hsic:
 class PairProducts:
     """Inner products of rows of one matrix with rows of another, for a list of pairs of rows.
 
+    `rows` and `columns`, int64 (pairs,), are on the `device` of the matrices from the beginning:
+    numbers of the host would be waited for each time.
+
     >>> a, b = torch.eye(2), torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]])
     >>> PairProducts([(0, 1), (1, 2)])(a, b)
     tensor([3., 6.])
     """
 
-    def __init__(self, pairs: Sequence[tuple[int, int]]) -> None:
-        self.rows, self.columns = ([pair[side] for pair in pairs] for side in (0, 1))
-        sizes = max(self.rows) + 1, max(self.columns) + 1
+    def __init__(
+        self, pairs: Sequence[tuple[int, int]], device: torch.device = torch.device("cpu")
+    ) -> None:
+        rows, columns = ([pair[side] for pair in pairs] for side in (0, 1))
+        self.rows, self.columns = (torch.tensor(side, device=device) for side in (rows, columns))
+        in_order = list(range(len(pairs)))
+        self._are_in_order = rows == in_order, columns == in_order
+        sizes = max(rows) + 1, max(columns) + 1
         # Of thousands of layers there are more pairs than memory has room for.
         self._is_every_pair = len(pairs) == sizes[0] * sizes[1] and all(
             map(eq, pairs, product(*map(range, sizes)))
@@ -165,16 +173,18 @@ class PairProducts:
         """(l, k) and (m, k) to (pairs,)."""
         if self._is_every_pair:
             return (a @ b.T).flatten()
-        return row_products(_chosen(a, self.rows), _chosen(b, self.columns))
+        rows, columns = self._are_in_order
+        return row_products(_chosen(a, self.rows, rows), _chosen(b, self.columns, columns))
+
+
+def _chosen(matrix: Tensor, rows: Tensor, are_in_order: bool) -> Tensor:
+    is_whole = are_in_order and len(rows) == len(matrix)
+    return matrix if is_whole else matrix.index_select(0, rows)
 
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of corresponding rows: (l, k) and (l, k) to (l,)."""
     return torch.einsum("lk,lk->l", a, b)
-
-
-def _chosen(matrix: Tensor, rows: list[int]) -> Tensor:
-    return matrix if rows == list(range(len(matrix))) else matrix[rows]
 
 
 def wide(x: Tensor) -> Tensor:

@@ -86,6 +86,7 @@ class Recorder(ABC):
         self.device = device
         self.state = {name: self.zeros(len(layers)) for name in ("varying", "unaligned")}
         self.scales: dict[int, float] = {}
+        self._factors: Tensor | None = None  # of `in_units`, as long as no other scale is set
         self._channels_last: dict[int, bool] = {}
         self._scratch: dict[torch.dtype, Tensor] = {}
 
@@ -158,7 +159,7 @@ class Recorder(ABC):
         if i not in self.scales:
             scale = scale_of(centered)
             if self.state["varying"][i]:
-                self.scales[i] = scale
+                self.scales[i], self._factors = scale, None
 
     def to_scale(self, i: int, centered: Tensor) -> Tensor:
         """The features of layer i relative to their mean, multiplied in place by its scale; zeros
@@ -171,10 +172,12 @@ class Recorder(ABC):
     def in_units(self, entries: Tensor) -> Tensor:
         """Entries (layers, ...) of linear Gram matrices to scale, float64, changed in place so that
         they are in the units of the scales."""
-        scales = [self.scale(i) for i in range(len(entries))]
-        if set(scales) != {1}:
-            factors = entries.new_tensor([unit(scale) / scale for scale in scales]).square_()
-            entries *= factors.view(-1, *[1] * (entries.ndim - 1))
+        if set(self.scales.values()) <= {1}:
+            return entries
+        if self._factors is None:  # made once, as the device is waited for
+            scales = [self.scale(i) for i in range(len(entries))]
+            self._factors = entries.new_tensor([unit(scale) / scale for scale in scales]).square_()
+        entries *= self._factors.view(-1, *[1] * (entries.ndim - 1))
         return entries
 
     def centered(self, x: Tensor, mean: Tensor) -> Tensor:
@@ -259,7 +262,7 @@ class PairSums(ABC):
     state: dict[str, Tensor]
 
     def __init__(self, x: Recorder, y: Recorder, pairs: Sequence[tuple[int, int]]) -> None:
-        self.x, self.y, self.products = x, y, PairProducts(pairs)
+        self.x, self.y, self.products = x, y, PairProducts(pairs, x.device)
         self.pairs = pairs
 
     @abstractmethod

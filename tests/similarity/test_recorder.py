@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from memtool import MemtoolError
 from memtool.similarity import Estimator, even_batches
@@ -99,6 +100,31 @@ def test_all_kinds_agree_with_each_other_on_one_batch(kind):
     found = sums_of(kind, visits, x, y, [(0, 53)]).hsic().cka()[0]
     expected = sums_of("tiles", visits, x, y, [(0, 53)]).hsic().cka()[0]
     assert found.tolist() == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+class Copies(TorchDispatchMode):
+    """Counts the tensors that are made of Python's numbers: a GPU is waited for to copy each."""
+
+    def __init__(self):
+        super().__init__()
+        self.made = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.made += func is torch.ops.aten.lift_fresh.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 1e-22])
+def test_no_numbers_are_copied_to_the_device_for_each_batch(kind, scale):
+    x, y = ({name: scale * layer for name, layer in side.items()} for side in networks(60))
+    batches = [(0, 20), (20, 40), (40, 60)]
+    first, *later = (Visit(i, *batch, range(3)) for i, batch in enumerate(batches))
+    sums = sums_of(kind, [first], x, y, batches)
+    with Copies() as copies:
+        run(sums, later, x, y)
+    assert copies.made == 0
+    assert not sums.hsic().cka()[0].isnan().any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
