@@ -99,11 +99,13 @@ def machine_memory() -> int:
 
 
 def memory_of(device: "torch.device") -> int:
-    """The bytes that a device has: of CUDA those that are free, else those of the machine."""
+    """The bytes that a device has for more tensors of this process: of CUDA those that are free,
+    and those that PyTorch keeps of tensors that are gone; else those of the machine."""
     import torch
 
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
     return machine_memory()
 
 

@@ -10,7 +10,15 @@ import pytest
 import torch
 
 from memtool import MemtoolError
-from memtool.device import Processes, choose, has_bf16, is_first, is_loss_of_process, processes
+from memtool.device import (
+    Processes,
+    choose,
+    has_bf16,
+    is_first,
+    is_loss_of_process,
+    memory_of,
+    processes,
+)
 
 
 @pytest.mark.parametrize(
@@ -69,6 +77,13 @@ def test_bf16_is_that_of_the_card_and_no_emulation(monkeypatch, supported):
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", is_supported)
     assert has_bf16(torch.device("cuda")) == supported
     assert not has_bf16(torch.device("cpu"))
+
+
+def test_what_pytorch_keeps_of_a_gpu_is_there_for_more_tensors(monkeypatch):
+    sizes = {"mem_get_info": (1000, 9000), "memory_reserved": 700, "memory_allocated": 500}
+    for name, size in sizes.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
+    assert memory_of(torch.device("cuda")) == 1000 + 700 - 500
 
 
 SHORTER = {

@@ -82,7 +82,7 @@ def test_an_image_is_checked_once(monkeypatch) -> None:
 def test_images_go_to_a_device_whole_if_they_fit(monkeypatch, fits: bool) -> None:
     device = torch.device("cuda")
     free = 10**9 if fits else 100
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 10**9))
+    monkeypatch.setattr("memtool.data.batches.memory_of", lambda device: free)
     one = split(300, in_file=True)
     images = one.on(device)
     assert isinstance(images, torch.Tensor) == fits

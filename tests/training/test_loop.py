@@ -1,6 +1,7 @@
 """The training loop: batches, learning rates, weight decay, augmentation."""
 
 import random
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from memtool.training import (
     make_optimizer,
     optimize,
 )
+from memtool.training import graphs as graphs_module
 from memtool.training.graphs import GraphedStep
 
 from .examples import small_model, small_task
@@ -198,3 +200,45 @@ def test_a_step_that_draws_on_the_host_is_not_recorded(monkeypatch, caplog, draw
     assert graphed._graph.replays == (0 if draws else 5)
     assert len(taken) == (8 if draws else 4)  # three as they are, one that is recorded
     assert caplog.text.count("draws from a generator of the host") == draws
+
+
+def six_steps():
+    """The graph of six steps, and the batches that ran, or were recorded."""
+    taken = []
+    graphed = GraphedStep(lambda indices: taken.append(indices.tolist()), 1, torch.device("cpu"))
+    for number in range(6):
+        graphed(torch.tensor([number]))
+    return graphed._graph, taken
+
+
+@pytest.mark.parametrize("free, fits", [(200, True), (199, False)])
+def test_a_graph_is_recorded_where_there_is_room_for_two_steps(monkeypatch, caplog, free, fits):
+    for name in ("CUDAGraph", "graph", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Replayed)
+    monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: 30)  # weights and images
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 130)
+    monkeypatch.setattr(graphs_module, "memory_of", lambda device: free)
+    with caplog.at_level("INFO", "memtool"):
+        graph, taken = six_steps()
+    assert graph.replays == (3 if fits else 0)
+    assert taken == [[number] for number in range(4 if fits else 6)]
+    assert caplog.text.count("no room for a second step") == (not fits)
+
+
+def test_where_recording_runs_out_of_memory_steps_go_on_as_they_are(monkeypatch, caplog):
+    @contextmanager
+    def recording(graph, stream):
+        yield
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    given_up = []
+    monkeypatch.setattr(Replayed, "reset", lambda graph: given_up.append(graph), raising=False)
+    for name in ("CUDAGraph", "Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, Replayed)
+    monkeypatch.setattr(torch.cuda, "graph", recording)
+    monkeypatch.setattr(torch.cuda, "set_stream", lambda stream: None)
+    with caplog.at_level("INFO", "memtool"):
+        graph, taken = six_steps()
+    assert given_up == [graph] and graph.replays == 0
+    assert taken == [[number] for number in (0, 1, 2, 3, 3, 4, 5)]  # recorded, it computes nothing
+    assert caplog.text.count("no CUDA graph of the training step (OutOfMemoryError: CUDA out") == 1
