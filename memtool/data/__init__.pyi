@@ -1,5 +1,6 @@
 from .batches import HostImages as HostImages
 from .batches import Split as Split
+from .batches import bytes_on_device as bytes_on_device
 from .batches import on_device as on_device
 from .datasets import Dataset as Dataset
 from .datasets import load as load

@@ -74,8 +74,15 @@ def on_device(splits: Sequence[Split], device: "torch.device") -> "torch.Tensor 
             return held
         return torch.from_numpy(splits[0].images)
     if device.type == "cuda":
-        return held.whole() if 2 * held.nbytes <= memory_of(device) else held
+        return held.whole() if bytes_on_device(splits, device) else held
     return held if any(split.checksums for split in splits) else held.whole()
+
+
+def bytes_on_device(splits: Sequence[Split], device: "torch.device") -> int:
+    """The memory that `on_device` takes there for all images together: none but on CUDA, where
+    they have to fit."""
+    needed = HostImages(splits, device).nbytes
+    return needed if device.type == "cuda" and 2 * needed <= memory_of(device) else 0
 
 
 class HostImages:

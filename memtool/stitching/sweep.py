@@ -15,7 +15,7 @@ import torch
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
-from memtool.data import Dataset
+from memtool.data import Dataset, bytes_on_device
 from memtool.device import Precision, Processes, tf32
 from memtool.files import check_writable
 from memtool.layers import evenly_spaced
@@ -80,20 +80,20 @@ class Sweep:
         verified = verified_cuts(fronts, back, chosen, ways, few, batches, classes, trains)
         cuts = {path: settings.joined(own, path) for path, own in verified.items()}
         sweep = Sweep(fronts, back, cuts, settings, folder)
-        sweep.check(device, len(dataset.train))
+        sweep.check(device, dataset)
         return sweep
 
     @property
     def jobs(self) -> list[Job]:
         return [(front, cut) for front in self.fronts for cut in self.cuts[front.path]]
 
-    def check(self, device: torch.device, examples: int) -> None:
+    def check(self, device: torch.device, dataset: Dataset) -> None:
         """Raise MemtoolError unless all cuts can be stitched in all directions, by training steps
-        with so many training images that fit into the memory of the device, and the stitched models
-        be kept, each under a name of its own."""
+        that fit into the memory of the device beside the images of the data set, and the stitched
+        models be kept, each under a name of its own."""
         self.settings.check(cut for _, cut in self.jobs)
         if self.settings.epochs:
-            self._check_steps(device, examples)
+            self._check_steps(device, dataset)
         keepers: dict[Path, tuple[Path, Path]] = {}
         for front, cut in self.jobs if self.folder else []:
             for direction in self.settings.directions:
@@ -107,9 +107,10 @@ class Sweep:
                         "each with a folder of its own (--save)"
                     )
 
-    def _check_steps(self, device: torch.device, examples: int) -> None:
+    def _check_steps(self, device: torch.device, dataset: Dataset) -> None:
         """Raise MemtoolError if a training step takes more memory than the device has."""
-        batch = min(self.settings.config.batch_size, examples)
+        batch = min(self.settings.config.batch_size, len(dataset.train))
+        images = bytes_on_device((dataset.train, dataset.test), device)
         # The way back is longest from the first cut.
         steps = [
             directed(direction, (front, self.back), self.cuts[front.path][0])
@@ -122,7 +123,7 @@ class Sweep:
         }
         for ends, cut in alike.values():
             if step := step_footprint(ends, cut, partial(self.settings.layer, cut)):
-                check_step(step.of(batch), batch, self.settings.config, device)
+                check_step(step.of(batch), batch, self.settings.config, device, images)
 
     def _path(self, files: tuple[Path, Path], cut: Cut) -> Path:
         """Where a stitched model is kept: FRONT--CUT--BACK.safetensors. What separates layers, or

@@ -25,7 +25,7 @@ def evaluation_batch(
     """The batch with which evaluating `model`, on its device, takes no more than training it.
 
     `shape` is that of an image, (c, h, w), or a vector, (features,). Raises MemtoolError if a
-    training step takes more memory than the device has.
+    training step takes more memory than the device has; the images should be there already.
     """
     device = next(model.parameters()).device
     batch = ceil(config.batch_size / processes.size)
@@ -41,12 +41,14 @@ def _optimizer_state(model: nn.Module, config: TrainConfig) -> int:
     return weights * len(config.optimizer.state - {"step"})
 
 
-def check_step(needed: int, batch: int, config: TrainConfig, device: torch.device) -> None:
+def check_step(
+    needed: int, batch: int, config: TrainConfig, device: torch.device, images: int = 0
+) -> None:
     """Raise MemtoolError if a training step with `batch` images, which takes so many bytes in
-    float32, takes more than the device has."""
+    float32, takes more than the device has left once `images` bytes of all images are there."""
     if config.precision is Precision.bf16:  # half of what was measured, at best
         needed //= 2
-    if needed > (available := memory_of(device)):
+    if needed > (available := memory_of(device) - images):
         raise MemtoolError(
             f"a training step with {batch} images takes {told_size(needed)} of memory, {device} "
             f"has {told_size(available, up=False)}; choose a smaller --batch-size or smaller images"

@@ -226,10 +226,11 @@ class Run:
         """The model with its initial weights, and the task, in the memory format and with the batch
         of evaluation that suit it. What that is, another one tells, in which trials may leave what
         they want."""
+        task = self._task(device)  # first, as the images leave less memory for all else
         trial = self._initial_model().to(device)
         with foreign_code(f"model {self.spec}"):
             batch = evaluation_batch(trial, self.dataset.image_shape, self.config, self.processes)
-        task = self._task(device, batch)
+        task = replace(task, batch_size=batch)
         convolves = any(isinstance(layer, nn.Conv2d) for layer in trial.modules())
         channels_last = convolves and put_channels_last(trial, task.normalize(task.images[:2]))
         del trial
@@ -271,7 +272,7 @@ class Run:
                 )
         return {"epoch": epoch, **metrics}
 
-    def _task(self, device: torch.device, batch_size: int) -> Task:
+    def _task(self, device: torch.device) -> Task:
         train, test = self.dataset.train, self.dataset.test
         mean, std = self.dataset.mean, self.dataset.std
         return Task(
@@ -282,7 +283,7 @@ class Run:
             test_labels=torch.from_numpy(test.labels).to(device),
             classes=len(self.dataset.classes),
             normalize=lambda images: normalize(images, mean, std),
-            batch_size=batch_size,
+            batch_size=self.config.batch_size,
         )
 
     def _save_checkpoint(self, model: nn.Module, progress: Trained, device: torch.device) -> None:

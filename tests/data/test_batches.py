@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from memtool import MemtoolError
-from memtool.data import HostImages, Split, on_device
+from memtool.data import HostImages, Split, bytes_on_device, on_device
 from memtool.data.batches import Checksums
 
 CPU = torch.device("cpu")
@@ -74,6 +74,14 @@ def test_an_image_is_checked_once(monkeypatch) -> None:
         host[[6, 7, 8]]
     with pytest.raises(MemtoolError):  # also the next time
         host[[7]]
+
+
+@pytest.mark.parametrize("free, fit", [(2 * 9 * 60, True), (2 * 9 * 60 - 1, False)])
+def test_the_memory_that_images_are_going_to_take(monkeypatch, free: int, fit: bool) -> None:
+    monkeypatch.setattr("memtool.data.batches.memory_of", lambda device: free)
+    splits = [split(4), split(5)]
+    assert bytes_on_device(splits, torch.device("cuda")) == (9 * 60 if fit else 0)
+    assert bytes_on_device(splits, CPU) == 0
 
 
 @pytest.mark.gpu

@@ -163,6 +163,22 @@ def test_a_training_step_that_does_not_fit_is_told_before_the_work(run, runs, mo
     assert told.code == 1 and told.stdout == ""
     assert "a training step with 128 images takes" in told.stderr
     assert "cpu has 1.0 MiB; choose a smaller --batch-size" in told.stderr
+
+
+def test_a_training_step_has_to_fit_beside_the_images(run, runs, monkeypatch):
+    command = ("stitch", runs.noisy, runs.clean, "--at", "block2", "--dry-run")
+    monkeypatch.setattr("memtool.training.memory.memory_of", lambda device: 2**30)
+    assert run(*command).code == 0
+    taken = []
+
+    def bytes_on_device(splits, device):
+        taken.append(sum(len(split) for split in splits))
+        return 2**30 - 2**20
+
+    monkeypatch.setattr("memtool.stitching.sweep.bytes_on_device", bytes_on_device)
+    told = run(*command)
+    assert told.code == 1 and "128 images takes" in told.stderr and "has 1.0 MiB" in told.stderr
+    assert taken == [1797]  # of both splits
     for fitting in (("--batch-size", 4, "--epochs", 1), ("--epochs", 0)):
         assert run(*command, *fitting).code == 0
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from memtool import tables
-from memtool.data import load, normalize
+from memtool.data import Split, load, normalize
 from memtool.tensors import load_tensors, read_metadata
 from memtool.training import Metrics
+from memtool.training import memory as memory_module
 from memtool.training import run as run_module
 from memtool.training import state as state_module
 
@@ -409,6 +410,20 @@ def test_images_that_outgrow_the_memory_are_trained_on_alike(run, folder, tmp_pa
     assert any((tmp_path / "cache").rglob("images-*"))
     whole, mapped = (tmp_path / f"{name}.safetensors" for name in ("whole", "mapped"))
     assert whole.read_bytes() == mapped.read_bytes()
+
+
+def test_a_training_step_has_to_fit_beside_the_images(train, tmp_path, monkeypatch):
+    taken, put = [], Split.on
+
+    def on(split, device):
+        taken.append(split.images.nbytes)
+        return put(split, device)
+
+    monkeypatch.setattr(Split, "on", on)
+    monkeypatch.setattr(memory_module, "memory_of", lambda device: 1000 if taken else 2**30)
+    told = train(tmp_path)
+    assert told.code == 1 and "a training step with 16 images takes" in told.stderr
+    assert len(taken) == 2 and not list(tmp_path.glob("*.safetensors"))
 
 
 def test_a_compiled_model_is_saved_under_its_own_names(train, tmp_path, uninterrupted, monkeypatch):
