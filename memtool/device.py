@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import re
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -12,12 +13,26 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memtool import MemtoolError, __version__
-from memtool.errors import last_line
+from memtool.errors import is_lack_of_memory, last_line, shortened
 
 # One process may wait for what another computes; of one that has ended, torchrun tells at once.
 LONGEST_WAIT = timedelta(days=7)
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # as malloc.h has them
 MEMORY = 4 * 2**30  # bytes that images, or passes and results, may take unless told otherwise
+
+# What errors of PyTorch's say where another process is gone.
+LOST = r"remote process exited|connection.*(closed|reset|refused|aborted)|broken pipe"
+# What they say of other trouble between processes, and what is told of it, with their words.
+TROUBLE = {
+    r"duplicate gpu": "two processes of this torchrun have one GPU ({}); leave --device out, and "
+    "each takes its own",
+    r"mismatched nccl version": "the processes of this torchrun have different versions of NCCL "
+    "({}); install the same PyTorch for all of them",
+    r"timed? ?out": "another process of this torchrun has not answered in time ({}); see what "
+    "keeps it",
+    r"": "the processes of this torchrun cannot work together ({}); NCCL_DEBUG=INFO in the "
+    "environment tells more",
+}
 
 if TYPE_CHECKING:  # the command line offers Precision, and torch is slow to import
     import torch
@@ -38,7 +53,7 @@ def choose(name: str = "auto") -> "torch.device":
 
     Under torchrun, `auto` and `cuda` mean the CUDA device of the process's local rank. For the CPU,
     this process keeps what its tensors free from here on. Raises MemtoolError if the device is not
-    available.
+    available, or is that of another process's local rank.
     """
     import torch
 
@@ -55,6 +70,12 @@ def choose(name: str = "auto") -> "torch.device":
     count = torch.cuda.device_count() if kind == "cuda" else 1
     if kind not in available or colon and not (index.isdecimal() and int(index) < count):
         raise MemtoolError(f"device {name!r} is not available (available: {', '.join(available)})")
+    rank = os.environ.get("LOCAL_RANK", index)
+    if kind == "cuda" and index != rank and os.environ.get("LOCAL_WORLD_SIZE", "1") != "1":
+        raise MemtoolError(
+            f"device {name!r} is not for the process of local rank {rank}; leave --device out, and "
+            "each process of a torchrun takes its own (CUDA_VISIBLE_DEVICES says which there are)"
+        )
     if kind == "cuda" and index:
         torch.cuda.set_device(int(index))  # on which graphs and streams are made
     if kind == "cpu":
@@ -200,8 +221,8 @@ class Processes:
 def processes(device: "torch.device") -> Iterator[Processes]:
     """Within the block, this process works together with the others of a torchrun, if any.
 
-    Raises MemtoolError if the variables that torchrun sets are not as it sets them, and LostProcess
-    in the block if another process ends.
+    Raises MemtoolError if the variables that torchrun sets are not as it sets them, or if processes
+    cannot work together in the block, and LostProcess if another one ends.
     """
     if (size := os.environ.get("WORLD_SIZE", "1")) == "1":
         yield Processes()
@@ -223,23 +244,40 @@ def processes(device: "torch.device") -> Iterator[Processes]:
     try:
         yield Processes(distributed.get_rank(), distributed.get_world_size())
     except RuntimeError as error:
+        if is_lack_of_memory(error) or not is_trouble_of_processes(error):
+            raise
         if is_loss_of_process(error):
             raise LostProcess(
                 "another process of this torchrun has ended or cannot be reached; what it did last "
                 "is told above, or by torchrun below"
             ) from error
-        raise
+        raise MemtoolError(_told_trouble(error)) from error
     finally:
         distributed.destroy_process_group()
 
 
-def is_loss_of_process(error: Exception) -> bool:
-    """Whether PyTorch says so that another process of the torchrun has ended."""
+def is_trouble_of_processes(error: Exception) -> bool:
+    """Whether PyTorch raised this in what the processes of a torchrun do together."""
     from torch import distributed
 
-    lost = getattr(distributed, "DistError", ())  # not there in every build
+    known = getattr(distributed, "DistError", ())  # not there in every build
     told = isinstance(error, RuntimeError) and "gloo" in str(error).lower()
-    return isinstance(error, lost) or told
+    return isinstance(error, known) or told
+
+
+def is_loss_of_process(error: Exception) -> bool:
+    """Whether PyTorch says so that another process of the torchrun has ended."""
+    return is_trouble_of_processes(error) and bool(re.search(LOST, str(error), re.IGNORECASE))
+
+
+def _told_trouble(error: Exception) -> str:
+    """What is wrong between processes, in one line with the words of NCCL or Gloo: the last ones
+    before C++'s stack, unless NCCL has none."""
+    said = str(error).partition("Exception raised from")[0].splitlines()
+    words = [line.strip() for line in said if not line.strip().startswith("Last error:")]
+    last = next((line for line in reversed(words) if line), type(error).__name__)
+    found = (key for key in TROUBLE if re.search(key, str(error), re.IGNORECASE))
+    return TROUBLE[next(found)].format(shortened(last, 200))
 
 
 class LostProcess(MemtoolError):

@@ -11,6 +11,7 @@ import torch
 
 from memtool import MemtoolError
 from memtool.device import (
+    LostProcess,
     Processes,
     choose,
     has_bf16,
@@ -19,6 +20,7 @@ from memtool.device import (
     memory_of,
     processes,
 )
+from memtool.models import foreign_code
 
 
 @pytest.mark.parametrize(
@@ -59,6 +61,88 @@ def test_more_processes_than_devices_are_told(monkeypatch):
 def test_what_a_model_raises_is_no_loss_of_a_process():
     assert is_loss_of_process(RuntimeError("[../gloo/transport/tcp/pair.cc:534] Connection closed"))
     assert not is_loss_of_process(KeyError("igloo"))
+
+
+@pytest.mark.parametrize(
+    ("rank", "processes", "name", "is_its_own"),
+    [
+        *(("0", "2", "cuda:1", False), ("1", "2", "cuda:1", True), ("0", "1", "cuda:1", True)),
+        *(("1", "2", "cuda:0", False), ("1", "2", "cuda", True), ("1", "2", "cpu", True)),
+    ],
+)
+def test_no_process_takes_the_gpu_of_another(monkeypatch, rank, processes, name, is_its_own):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda index: None)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", processes)
+    if is_its_own:
+        choose(name)
+    else:
+        with pytest.raises(MemtoolError, match=f"'{name}' is not for .* local rank {rank}; leave"):
+            choose(name)
+
+
+NCCL = "NCCL error in: /pytorch/torch/csrc/NCCLUtils.cpp:77, {}, NCCL version 2.27.5\n{}"
+DUPLICATE = NCCL.format(
+    "invalid usage (run with NCCL_DEBUG=WARN for details)",
+    "ncclInvalidUsage: This usually reflects invalid usage of NCCL library.\nLast error:\n"
+    "Duplicate GPU detected : rank 1 and rank 0 both on CUDA device 9b000\n"
+    "Exception raised from getNCCLComm (most recent call first):\nframe #0: c10::Error::Error\n",
+)
+MISMATCHED = NCCL.format(
+    "invalid usage", "Last error:\nMismatched NCCL version detected : rank 1 version 22705"
+)
+TIMEOUT = "Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7) ran for 600029 ms"
+UNKNOWN = NCCL.format(
+    "internal error", "ncclInternalError: Internal check failed.\nLast error: Unknown NCCL Error\n"
+)
+MEMORY = NCCL.format(
+    "unhandled cuda error",
+    "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
+    "Cuda failure 2 'out of memory'",
+)
+REMOTE = NCCL.format(
+    "remote process exited or there was a network error",
+    "Last error:\nsocketProgress: Connection closed by remote peer node2<42830>",
+)
+
+
+@pytest.fixture
+def of_two(monkeypatch):
+    """This process is rank 0 of two, without the other one."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stand_ins = {"init_process_group": None, "destroy_process_group": None}
+    for name, value in {**stand_ins, "get_rank": 0, "get_world_size": 2}.items():
+        given = lambda *arguments, value=value, **more: value  # noqa: E731
+        monkeypatch.setattr(torch.distributed, name, given)
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (DUPLICATE, r"have one GPU \(Duplicate GPU detected .* 9b000\); leave --device out"),
+        (MISMATCHED, r"different versions of NCCL \(Mismatched .*\); install the same"),
+        (TIMEOUT, r"has not answered in time \(Watchdog caught .* ms\)"),
+        (
+            UNKNOWN,
+            r"cannot work together \(ncclInternalError: Internal check failed.\); NCCL_DEBUG",
+        ),
+        (REMOTE, "has ended or cannot be reached"),
+    ],
+)
+def test_what_is_wrong_between_processes_is_told(of_two, said, told):
+    with pytest.raises(MemtoolError, match=told) as caught:
+        with processes(torch.device("cpu")), foreign_code("model x"):
+            raise torch.distributed.DistBackendError(said)
+    assert "\n" not in str(caught.value)
+    assert isinstance(caught.value, LostProcess) == (said is REMOTE)
+
+
+def test_memory_that_nccl_lacks_is_memory(of_two):
+    with pytest.raises(torch.distributed.DistBackendError, match="out of memory"):
+        with processes(torch.device("cpu")), foreign_code("model x"):
+            raise torch.distributed.DistBackendError(MEMORY)
 
 
 @pytest.mark.gpu

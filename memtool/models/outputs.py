@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from memtool import MemtoolError
-from memtool.device import is_loss_of_process
+from memtool.device import is_trouble_of_processes
 from memtool.errors import is_lack_of_memory, one_line
 from memtool.layers import parts_of, plain
 
@@ -68,14 +68,14 @@ def described(result: Any) -> str:
 @contextmanager
 def foreign_code(what: str) -> Iterator[None]:
     """Within the block, any exception of other people's code becomes a MemtoolError of one line,
-    which begins with `what`. A lack of memory, and the end of another process of a torchrun, are
+    which begins with `what`. A lack of memory, and trouble between the processes of a torchrun, are
     none of their doing."""
     try:
         yield
     except MemtoolError:
         raise
     except Exception as error:
-        if is_lack_of_memory(error) or is_loss_of_process(error):
+        if is_lack_of_memory(error) or is_trouble_of_processes(error):
             raise
         raise MemtoolError(f"{what}: {one_line(error)} (--debug shows where)") from error
 
