@@ -20,6 +20,13 @@ from memtool.reproduction.recipes import MOST_EPOCHS, MOST_SEEDS
 MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
 
+def _are_on_a_gpu() -> bool:
+    """Whether steps compute on a GPU: several would share its memory, and be no faster together."""
+    from memtool.device import choose
+
+    return choose().type != "cpu"
+
+
 def _percent(typed: list[str] | None, option: str) -> list[float] | None:
     """Noise ratios in percent; None if none were typed."""
     return [100 * one for one in options.ratios(typed or [], option)] or None
@@ -157,7 +164,7 @@ def reproduce(
             metavar="N",
             min=1,
             help="Number of steps to run at the same time; by default one per processor core, "
-            f"at most {MOST_JOBS}",
+            f"at most {MOST_JOBS}, or a single one where there is a GPU",
         ),
     ] = None,
     makefile: Annotated[
@@ -243,7 +250,8 @@ def reproduce(
         return
     check_writable(output / "steps.csv")
     with claimed(output / "steps.csv"):  # one process at a time
-        record, at_once = Record(output / "steps.csv"), jobs or min(os.cpu_count() or 1, MOST_JOBS)
+        record = Record(output / "steps.csv")
+        at_once = steps_at_once = jobs or min(os.cpu_count() or 1, MOST_JOBS)
         tried = [step for step in steps if step.name in TRIED]
         if not recipe.is_tried and not all(step.is_done(record.commands) for step in tried):
             rehearse(recipe, output, main)
@@ -258,9 +266,13 @@ def reproduce(
         # Imported meanwhile: matplotlib, which only the report takes here.
         from memtool.reproduction import read_results, write_report
 
+        if not jobs and not is_done:
+            with workers(1) as pool:  # where torch is
+                steps_at_once = 1 if pool.submit(_are_on_a_gpu).result() else at_once
+
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
             advance(done)
-            for result in run_steps(steps, at_once, main, record):
+            for result in run_steps(steps, steps_at_once, main, record):
                 if result.seconds is not None:
                     advance(description=result.step.name)
                     logger.info(f"{result.step.name}: {result.seconds:.1f} s")

@@ -100,7 +100,7 @@ def workers(jobs: int) -> Iterator[ProcessPoolExecutor]:
             yield pool
     except BrokenProcessPool as error:
         raise MemtoolError(
-            "a process that drew a figure of the report was ended; memtool report makes it anew"
+            "a process of this command was ended from outside; the same command goes on"
         ) from error
 
 

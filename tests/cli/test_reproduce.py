@@ -2,10 +2,12 @@
 
 import json
 import shlex
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from memtool.cli import main
 from memtool.files import claimed
@@ -92,6 +94,12 @@ def test_without_a_study_or_with_an_epoch_too_late_there_is_a_way_out(run, tmp_p
     assert run("reproduce", "imagenet", "-o", tmp_path).code == 2
 
 
+@contextmanager
+def in_this_process(jobs):
+    """In place of `workers`."""
+    yield SimpleNamespace(map=map, submit=lambda function: SimpleNamespace(result=function))
+
+
 @pytest.fixture
 def one_step(tmp_path, monkeypatch):
     """One step that seems to have run; nothing is found in its tables."""
@@ -101,6 +109,7 @@ def one_step(tmp_path, monkeypatch):
     found = SimpleNamespace(folder=tmp_path, findings=[])
     monkeypatch.setattr("memtool.reproduction.read_results", lambda _: found)
     monkeypatch.setattr("memtool.reproduction.open_server", lambda _: None)
+    monkeypatch.setattr("memtool.reproduction.workers", in_this_process)
     monkeypatch.setattr("memtool.reproduction.write_report", lambda *_: tmp_path / "report.html")
 
 
@@ -109,6 +118,29 @@ def test_reproduce_tells_how_long_steps_took_and_what_they_warned_of(run, tmp_pa
     note, warning = "x: 1.5 s\n", "memtool: warning: x: a layer is constant\n"
     assert run(*command).stderr == f"{note}{warning}{tmp_path}/report.html\n"
     assert run(*command, "-q").stderr == warning
+
+
+@pytest.mark.parametrize(
+    ("device", "typed", "jobs"),
+    [
+        ("cpu", (), 6),
+        ("cuda", (), 1),
+        ("mps", (), 1),
+        ("cuda", ("-j", 3), 3),
+        ("cpu", ("-j", 9), 9),
+    ],
+)
+def test_steps_do_not_share_a_gpu_unless_told(
+    run, tmp_path, one_step, monkeypatch, device, typed, jobs
+):
+    at_once = []
+    monkeypatch.setattr("memtool.device.choose", lambda: torch.device(device))
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr(
+        "memtool.reproduction.run_steps", lambda steps, jobs, *_: iter(at_once.append(jobs) or ())
+    )
+    assert run("reproduce", "digits", "-o", tmp_path, *typed).code == 0
+    assert at_once == [jobs]
 
 
 def test_all_choices_are_kept(run, tmp_path, one_step):
