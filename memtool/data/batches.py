@@ -4,7 +4,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,18 +85,41 @@ def bytes_on_device(splits: Sequence[Split], device: "torch.device") -> int:
     return needed if device.type == "cuda" and 2 * needed <= memory_of(device) else 0
 
 
+class _Copied(NamedTuple):
+    """The memory of a device that some indices are part of, how often it has been changed, and what
+    was in there, on the host."""
+
+    memory: "torch.UntypedStorage"
+    version: int
+    values: "torch.Tensor"
+
+    @staticmethod
+    def of(indices: "torch.Tensor") -> "_Copied":
+        memory = indices.untyped_storage()
+        return _Copied(memory, indices._version, indices.new_empty(0).set_(memory).cpu())
+
+    def has(self, indices: "torch.Tensor") -> bool:
+        is_same = indices.untyped_storage().data_ptr() == self.memory.data_ptr()
+        return is_same and (indices._version, indices.dtype) == (self.version, self.values.dtype)
+
+    def part(self, indices: "torch.Tensor") -> "torch.Tensor":
+        return self.values.as_strided(indices.shape, indices.stride(), indices.storage_offset())
+
+
 class HostImages:
     """Images of one or more splits, one after another, in the host's memory or in a file that is
     mapped there. `images[indices]` is a batch, uint8 (b, c, h, w), on `device`.
 
     An image with a checksum is compared with it the first time that it is asked for; MemtoolError
-    if it is another.
+    if it is another. Indices on a device should be parts of one tensor, such as the order of an
+    epoch: that is copied to the host once, since the host waits for each copy.
     """
 
     def __init__(self, splits: Sequence[Split], device: "torch.device") -> None:
         self.device = device
         self._parts = [(split, np.zeros(len(split), dtype=bool)) for split in splits if len(split)]
         self._parts = self._parts or [(splits[0], np.zeros(0, dtype=bool))]
+        self._copied: _Copied | None = None
 
     def __len__(self) -> int:
         return sum(len(split) for split, _ in self._parts)
@@ -111,14 +134,25 @@ class HostImages:
         import torch
 
         batch = torch.from_numpy(self._gathered(self._positions(indices)))
-        if self.device.type == "cuda":
+        if self.device.type == "cuda":  # nobody waits; PyTorch keeps the copy until it is read
             return batch.pin_memory().to(self.device, non_blocking=True)
         return batch.to(self.device)
 
     def _positions(self, indices: "torch.Tensor | slice | Sequence[int]") -> NDArray[np.int64]:
+        import torch
+
         if isinstance(indices, slice):
             return np.arange(*indices.indices(len(self)))
-        return np.asarray(indices.cpu() if hasattr(indices, "cpu") else indices, dtype=np.int64)
+        if isinstance(indices, torch.Tensor) and indices.device.type != "cpu":
+            indices = self._on_host(indices)
+        return np.asarray(indices, dtype=np.int64)
+
+    def _on_host(self, indices: "torch.Tensor") -> "torch.Tensor":
+        if indices.is_inference():  # nobody tells whether it has changed
+            return indices.cpu()
+        if self._copied is None or not self._copied.has(indices):
+            self._copied = _Copied.of(indices)
+        return self._copied.part(indices)
 
     def _gathered(self, positions: NDArray[np.int64]) -> NDArray[Any]:
         if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):

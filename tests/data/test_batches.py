@@ -36,6 +36,36 @@ def test_batches_are_those_of_a_tensor(counts: tuple[int, ...], in_file: bool) -
     assert torch.equal(images.whole(), tensor)
 
 
+class OnCard(torch.Tensor):
+    """Stands for a tensor on a GPU, and counts the copies to the host."""
+
+    device = torch.device("cuda")
+    copies = 0
+
+    def cpu(self) -> torch.Tensor:
+        OnCard.copies += 1
+        return self.as_subclass(torch.Tensor).clone()
+
+
+def test_an_order_on_a_device_is_copied_to_the_host_once(monkeypatch) -> None:
+    monkeypatch.setattr(OnCard, "copies", 0)
+    one = split(20)
+    images, tensor = HostImages([one], CPU), torch.from_numpy(one.images)
+    orders = [torch.randperm(20) for _ in range(2)]
+    for epoch, order in enumerate(orders, 1):
+        there = order.clone().as_subclass(OnCard)
+        for batch, expected in zip(there.split(6), order.split(6), strict=True):
+            assert torch.equal(images[batch], tensor[expected])
+            assert torch.equal(images[batch[1::2]], tensor[expected[1::2]])  # of one of two ranks
+        assert OnCard.copies == epoch
+    there.add_(1).remainder_(20)
+    assert torch.equal(images[there[3:9]], tensor[(orders[1][3:9] + 1) % 20])
+    with torch.inference_mode():
+        other = torch.arange(6).as_subclass(OnCard)
+        for shift in range(3):
+            assert torch.equal(images[other.add_(shift)], tensor[other])
+
+
 @pytest.mark.parametrize("index", [-1, 9])
 def test_an_index_out_of_range_is_an_error(index: int) -> None:
     with pytest.raises(IndexError):

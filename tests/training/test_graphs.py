@@ -1,10 +1,13 @@
 """CUDA graphs of training steps."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
-from memtool.training import Augment, Optimizer, TrainConfig, evaluate, fit, make_optimizer
+from memtool.data import HostImages, Split, normalize
+from memtool.training import Augment, Optimizer, Task, TrainConfig, evaluate, fit, make_optimizer
 from memtool.training import loop as loop_module
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -12,9 +15,6 @@ pytestmark = [pytest.mark.gpu, cuda]
 
 
 def task():
-    from memtool.data import normalize
-    from memtool.training import Task
-
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (100, 3, 16, 16), generator=generator, dtype=torch.uint8).cuda()
     labels = (torch.arange(100) % 4).cuda()
@@ -61,12 +61,15 @@ def test_replayed_steps_are_those_that_run_as_they_are(monkeypatch, optimizer, a
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-@pytest.mark.parametrize("graphs", [False, True])
-def test_nothing_within_an_epoch_waits_for_the_device(monkeypatch, graphs):
+@pytest.mark.parametrize("graphs, on_host", [(False, False), (True, False), (False, True)])
+def test_nothing_within_an_epoch_waits_for_the_device(monkeypatch, graphs, on_host):
     if not graphs:
         monkeypatch.setattr(loop_module, "may_graph", lambda *arguments: False)
     config = TrainConfig(epochs=3, batch_size=16, augment=Augment.crop_flip, clip_norm=1.0)
     network, images, steps = model(), task(), []
+    if on_host:
+        split = Split(images.images.cpu().numpy(), images.given.cpu().numpy())
+        images = replace(images, images=HostImages([split], torch.device("cuda")))
     step = torch.optim.AdamW.step
 
     def checked(self, *arguments, **more):
