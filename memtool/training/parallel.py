@@ -31,16 +31,30 @@ def shared(model: nn.Module, task: Task, processes: Processes) -> nn.Module:
     """What the forward pass of each process runs; of one process it is `model` itself.
 
     Batch norm takes the statistics of each process's part, and the running statistics of rank 0
-    count, unless the model was made by `synchronized`.
+    count, unless the model was made by `synchronized`. Raises MemtoolError for a buffer that rank 0
+    cannot give to the others.
     """
     if processes.size == 1:
         return model
+    _check_buffers(model)
     device = task.given.device
     return DistributedDataParallel(
         _Logits(model, task.classes),
         device_ids=[device] if device.type == "cuda" else None,
         find_unused_parameters=_has_unused_parameters(model, task),
     )
+
+
+def _check_buffers(model: nn.Module) -> None:
+    """Raise MemtoolError for a buffer with several elements in one place, where none is written."""
+    for name, buffer in model.named_buffers():
+        axes = zip(buffer.shape, buffer.stride(), strict=True)
+        if any(size > 1 and not step for size, step in axes):
+            raise MemtoolError(
+                f"the model's buffer {name!r} has several elements in one place, as expand() makes "
+                "them, and cannot be received by other processes; register buffer.contiguous(), or "
+                "train in one process"
+            )
 
 
 class _Logits(nn.Module):

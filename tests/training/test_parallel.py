@@ -8,11 +8,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import distributed, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from memtool import MemtoolError
 from memtool.device import Processes
 from memtool.training import TrainConfig
-from memtool.training.parallel import SynchronizedBatchNorm, check_shares, synchronized
+from memtool.training.parallel import SynchronizedBatchNorm, check_shares, shared, synchronized
+
+from .examples import small_model, small_task
 
 WORKER = """
 from memtool.cli import app
@@ -147,6 +150,20 @@ def test_each_process_needs_two_examples_of_every_batch(processes, batch_size, f
 def test_the_last_batch_counts_too():
     with pytest.raises(MemtoolError, match="a batch of 2 of the 42 training images"):
         check_shares(TrainConfig(batch_size=8), 42, Processes(0, 2))
+
+
+def test_a_buffer_that_no_process_can_receive_is_named():
+    model, task = small_model(), small_task()
+    model[0].register_buffer("scale", torch.ones(1, 3).expand(4, 3), persistent=False)
+    with pytest.raises(MemtoolError, match=r"buffer '0\.scale' .* register buffer\.contiguous\(\)"):
+        shared(model, task, Processes(0, 2))
+    assert shared(model, task, Processes(0, 1)) is model
+
+
+def test_a_buffer_with_one_element_in_each_place_is_received(alone):
+    model, task = small_model(), small_task()
+    model[0].register_buffer("scale", torch.ones(3, 1, 4).expand(3, 1, 4).transpose(0, 2))
+    assert isinstance(shared(model, task, Processes(0, 2)), DistributedDataParallel)
 
 
 @pytest.fixture
