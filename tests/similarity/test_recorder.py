@@ -18,14 +18,14 @@ CPU = torch.device("cpu")
 KINDS = ["minibatch", "tiles", "features"]
 
 
-def recorder(kind, layers, batches, mine=None, capacity=None):
+def recorder(kind, layers, batches, mine=None, capacity=None, device=CPU):
     n = batches[-1][1]
     if kind == "minibatch":
-        return MinibatchRecorder(layers, CPU)
+        return MinibatchRecorder(layers, device)
     if kind == "tiles":
-        return TileRecorder(layers, CPU, batches, Estimator.unbiased, capacity or n)
+        return TileRecorder(layers, device, batches, Estimator.unbiased, capacity or n)
     mine = range(len(batches)) if mine is None else mine
-    return FeatureRecorder(layers, CPU, batches, Estimator.unbiased, mine)
+    return FeatureRecorder(layers, device, batches, Estimator.unbiased, mine)
 
 
 def run(sums, visits, x: dict[str, Tensor], y: dict[str, Tensor]):
@@ -125,6 +125,26 @@ def test_no_numbers_are_copied_to_the_device_for_each_batch(kind, scale):
         run(sums, later, x, y)
     assert copies.made == 0
     assert not sums.hsic().cka()[0].isnan().any()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("scale", [1.0, 1e-22])
+def test_no_batch_but_the_first_waits_for_a_gpu(kind, scale):
+    x, y = ({name: scale * layer for name, layer in side.items()} for side in networks(60))
+    batches = [(0, 20), (20, 40), (40, 60)]
+    first, *later = visits = [Visit(i, *batch, range(3)) for i, batch in enumerate(batches)]
+    expected = sums_of(kind, visits, x, y, batches).hsic().cka()[0]
+    x, y = ({name: layer.cuda() for name, layer in side.items()} for side in (x, y))
+    sums = sums_of(kind, [first], x, y, batches, device=torch.device("cuda"))
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        run(sums, later, x, y)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert sums.hsic().cka()[0].tolist() == pytest.approx(expected.tolist(), abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -546,10 +546,10 @@ def test_auto_is_exact_for_tensors():
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_no_synchronization_on_cuda(estimator):
+def test_no_synchronization_on_cuda():
+    """Of `minibatch`: the others only keep what comes."""
     x, y = (z.cuda() for z in pair(256, 100, 50))
-    stream = CKA(estimator)
+    stream = CKA("minibatch")
     stream.update([x[:64]], [y[:64]])
     try:
         torch.cuda.set_sync_debug_mode("error")
@@ -557,7 +557,7 @@ def test_no_synchronization_on_cuda(estimator):
             stream.update([x[start : start + 64]], [y[start : start + 64]])
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    expected = cka(x.cpu(), y.cpu(), estimator, batch_size=64).item()
+    expected = cka(x.cpu(), y.cpu(), "minibatch", batch_size=64).item()
     assert stream.compute().item() == pytest.approx(expected, abs=1e-5)
 
 

@@ -5,10 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import dropout
+from torch.nn.modules.module import register_module_forward_hook
 
 from memtool.data import HostImages, Split, normalize
+from memtool.device import Precision
 from memtool.training import Augment, Optimizer, Task, TrainConfig, evaluate, fit, make_optimizer
 from memtool.training import loop as loop_module
+from memtool.training.graphs import WARMUP, GraphedStep
+from memtool.training.loop import seed_all
 
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 pytestmark = [pytest.mark.gpu, cuda]
@@ -58,6 +63,46 @@ def test_replayed_steps_are_those_that_run_as_they_are(monkeypatch, optimizer, a
     expected, found = (trained(config, monkeypatch, graphs) for graphs in (False, True))
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-3, atol=1e-4, msg=name)
+
+
+def test_bf16_is_replayed_as_it_runs(monkeypatch):
+    """With weights that move by ten times the tolerance."""
+    config = TrainConfig(epochs=4, batch_size=16, optimizer=Optimizer.sgd, learning_rate=3e-3)
+    expected = trained(config, monkeypatch, graphs=False)
+    types = set()
+
+    def see(layer, images, result):
+        if layer.training and isinstance(layer, nn.Linear):
+            types.add(result.dtype)
+
+    hook = register_module_forward_hook(see)
+    try:
+        bf16 = replace(config, precision=Precision.bf16)
+        for graphs in (False, True):
+            for name, value in trained(bf16, monkeypatch, graphs).items():
+                torch.testing.assert_close(value, expected[name], rtol=1e-2, atol=2e-3, msg=name)
+    finally:
+        hook.remove()
+    assert types == {torch.bfloat16}
+
+
+def test_dropout_in_a_graph_is_drawn_anew_each_time_and_again_from_a_seed():
+    ones, result = torch.ones(2, 1000, device="cuda").unbind()
+    graphed = GraphedStep(lambda _: result.copy_(dropout(ones)), 1, result.device)
+
+    def drawn():
+        seed_all(5)
+        for _ in range(WARMUP + 2):
+            graphed(torch.zeros(1, dtype=torch.int64, device="cuda"))
+            yield result.clone()
+
+    list(drawn())  # until it is recorded
+    first, again = list(drawn()), list(drawn())
+    assert graphed._is_recorded
+    for number, values in enumerate(first):
+        assert 0.4 < (values == 0).float().mean() < 0.6
+        assert torch.equal(values, again[number])
+        assert not any(torch.equal(values, other) for other in first[:number])
 
 
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode")

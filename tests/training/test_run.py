@@ -157,6 +157,52 @@ def test_killed_and_resumed_a_run_ends_with_the_same_bytes(
     assert contents(directory) == uninterrupted
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_resumed_on_a_gpu_a_run_ends_with_the_same_weights(train, tmp_path, monkeypatch):
+    """But for rounding: sums come in another order there from one time to the next."""
+    options = ("--device", "cuda", "--precision", "float32")
+    assert train(tmp_path / "whole", *options).code == 0
+    evaluated, evaluate = [], run_module.evaluate
+
+    def stopping(*arguments):
+        evaluated.append(arguments)
+        if len(evaluated) == 2:
+            raise KeyboardInterrupt
+        return evaluate(*arguments)
+
+    monkeypatch.setattr(run_module, "evaluate", stopping)
+    assert train(tmp_path / "stopped", *options).code == 130
+    monkeypatch.undo()
+    done = read_metadata(tmp_path / "stopped/r.state.safetensors", "state")
+    assert done["epoch"] == 1
+    assert train(tmp_path / "stopped", *options, "--resume").code == 0
+    assert_same_weights(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
+def test_on_a_second_gpu_a_run_ends_with_the_same_weights(train, tmp_path):
+    before = torch.cuda.current_device()
+    try:
+        for device in ("cuda:0", "cuda:1"):
+            torch.cuda.reset_peak_memory_stats(device)
+            used = torch.cuda.max_memory_allocated(device)
+            options = ("--device", device, "--precision", "float32")
+            assert train(tmp_path / device, *options).code == 0
+            assert torch.cuda.max_memory_allocated(device) > used
+    finally:
+        torch.cuda.set_device(before)
+    assert_same_weights(tmp_path / "cuda:0", tmp_path / "cuda:1")
+
+
+def assert_same_weights(directory, other):
+    found, expected = (load_tensors(one / "r.safetensors") for one in (directory, other))
+    assert found.keys() == expected.keys()
+    for name, value in found.items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-3, atol=1e-4, msg=name)
+
+
 def test_two_processes_cannot_train_the_same_run(train, tmp_path):
     directory = tmp_path / "claimed"
     code = (
