@@ -362,7 +362,7 @@ def is_running(pid):
 
 
 def test_a_worker_that_is_killed_is_told():
-    with pytest.raises(MemtoolError, match="a figure of the report was ended; memtool report"):
+    with pytest.raises(MemtoolError, match="a process of this command was ended from outside"):
         with workers(1) as pool:
             list(pool.map(die, [[]]))
 
