@@ -145,6 +145,9 @@ class Hsic:
         return normalized(self.permuted, self.xx[0], self.yy[0])
 
 
+FEW = 2**18  # numbers
+
+
 class PairProducts:
     """Inner products of rows of one matrix with rows of another, for a list of pairs of rows.
 
@@ -184,6 +187,8 @@ def _chosen(matrix: Tensor, rows: Tensor, are_in_order: bool) -> Tensor:
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of corresponding rows: (l, k) and (l, k) to (l,)."""
+    if a.numel() <= FEW:  # it takes a fifth of the time, and as much memory again
+        return torch.linalg.vecdot(a, b)
     return torch.einsum("lk,lk->l", a, b)
 
 
