@@ -228,7 +228,7 @@ def _figure(number: int, exhibit: Exhibit, rows: Rows) -> Markup:
 
 def _settings(folder: Path, choices: Mapping[str, Any]) -> Markup:
     if not choices:
-        return element("p", f"Not recorded: {folder.name} has no reproduction.json.")
+        return element("p", f"Not recorded: {folder.resolve().name} has no reproduction.json.")
     return _pairs({key: _setting(value) for key, value in _flat(choices)})
 
 

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
@@ -198,6 +199,13 @@ def test_what_is_missing_is_left_out_with_the_reason(tmp_path):
     assert "Not drawn: there is no tables/stitching-r*.csv." in text
     assert "no accuracy of noisy fronts on a clean back in the tables" in text
     assert "has no reproduction.json" in text and "there is no steps.csv" in text
+
+
+def test_the_folder_in_which_one_is_has_a_name(tmp_path, monkeypatch):
+    write(tmp_path / "photos", World(), cka=[], stitching=[])
+    monkeypatch.chdir(tmp_path / "photos")
+    text = "".join(Page(write_report(read_results(Path())).read_text()).text)
+    assert "Not recorded: photos has no reproduction.json." in text
 
 
 def test_a_figure_that_cannot_be_drawn_leaves_the_rest(tmp_path):
