@@ -1,5 +1,6 @@
 """The rules of a reproduction as a Makefile, short and made to be changed."""
 
+import shlex
 from pathlib import Path
 
 from memtool import MemtoolError
@@ -46,6 +47,8 @@ LAST = (
 )
 # What means something else to make or the shell in a path, which stands without quotes.
 UNQUOTED = ' :;=%&|<>()[]{}*?~`"'
+# Further options of commands, which the shell splits into words.
+OPTIONS = ("TRAIN", "CKA", "STITCH")
 
 
 def to_makefile(recipe: Recipe, root: Path, study: str | None, data_dir: Path | None = None) -> str:
@@ -57,6 +60,7 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None, data_dir: Path | 
     if root == Path():
         root = root.resolve()  # make takes ./ off, and no rule for ./% would be one for %
     values = {"DIR": str(root), **variables(recipe)}
+    values |= {name: _quoted(values[name]) for name in OPTIONS}
     exported = {**ENVIRONMENT, **({"MEMTOOL_DATA": str(data_dir)} if data_dir else {})}
     for name, value in (*values.items(), *exported.items()):
         _check(value, UNQUOTED if name == "DIR" else "")
@@ -84,6 +88,15 @@ def _rule(rule: Rule) -> str:
     # What stands for a name is looked up once the run is known: a second expansion.
     needs = " ".join(rule.needs).replace("$(", "$$(").replace("$$(DIR)", "$(DIR)")
     return f"{' '.join(rule.makes)}: {needs}".rstrip() + f"\n\t$(MEMTOOL) {rule.command}\n"
+
+
+def _quoted(options: str) -> str:
+    """Options as the shell splits them into the words that they are, within single quotes, too.
+    Raises MemtoolError for a word that double quotes cannot hold."""
+    words = shlex.split(options)
+    for word in words:
+        _check(word, '`"')
+    return " ".join(word if word == shlex.quote(word) else f'"{word}"' for word in words)
 
 
 def _check(value: str, others: str) -> None:

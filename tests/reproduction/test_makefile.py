@@ -162,6 +162,29 @@ def test_code_that_was_typed_is_trusted(tmp_path, monkeypatch):
     assert not any("--trust" in words for words in commands)
 
 
+def test_options_are_the_same_words_to_make_and_its_shell(tmp_path, monkeypatch):
+    """What the shell would obey among them, too."""
+    monkeypatch.chdir(tmp_path)
+    words = ["a&b", "a;touch b", "a|b", "(a)", "<a", "~", "*", "[a]?", "{a,b}", "!a", " a  ", ""]
+    options = " ".join(f"'{word}'" for word in words)
+    chosen = {"train": f"{options} --clip-norm 1", "cka": options, "stitch": f"--x={options}"}
+    recipe = RECIPES[Study.digits].but(ratios=(0, 50), **chosen)
+    Path("Makefile").write_text(to_makefile(recipe, Path("out"), Study.digits))
+    Path("memtool").write_text('#!/bin/sh\nprintf "%s\\n" memtool "$@" -- >> words\n')
+    Path("memtool").chmod(0o755)
+    *commands, last = printed()
+    assert sorted(commands) == steps(recipe)
+    for option, typed in chosen.items():
+        assert shlex.split(last[last.index(f"--{option}") + 1]) == shlex.split(typed)
+    Path("out/labels").mkdir(parents=True)
+    Path("out/labels/r0-s0.safetensors").touch()
+    subprocess.run(["make", "out/runs/r0-s0.safetensors", "MEMTOOL=./memtool"], check=True)
+    said = Path("words").read_text().split("\n")[:-2]
+    assert said in steps(recipe) and {path.name for path in tmp_path.iterdir()} == {
+        *("Makefile", "memtool", "out", "words"),
+    }
+
+
 def test_the_last_command_finds_that_all_is_done(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipe = RECIPES[Study.digits].but(ratios=(0, 37.5), epochs=9, saved=(3, 5), cuts="block2")
@@ -198,3 +221,10 @@ def test_make_gives_the_same_files(tiny, tiny_recipe, record):
 def test_make_cannot_take_everything(root, data):
     with pytest.raises(MemtoolError, match="make cannot take"):
         to_makefile(Recipe.of(data, "cnn"), Path(root), None)
+
+
+@pytest.mark.parametrize("word", ["a`b", "'a\"b'", "a$b", "'a#b'", "'a\\b'", '"\'"'])
+def test_quotes_cannot_hold_everything(word):
+    for name in ("train", "cka", "stitch"):
+        with pytest.raises(MemtoolError, match="make cannot take"):
+            to_makefile(RECIPES[Study.digits].but(**{name: f"--x {word}"}), Path("a"), Study.digits)
