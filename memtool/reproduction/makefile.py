@@ -64,6 +64,8 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None, data_dir: Path | 
     exported = {**ENVIRONMENT, **({"MEMTOOL_DATA": str(data_dir)} if data_dir else {})}
     for name, value in (*values.items(), *exported.items()):
         _check(value, UNQUOTED if name == "DIR" else "")
+        if value != value.strip():
+            raise MemtoolError(f"{value!r}: make cannot take blanks at an end of {name}")
     of_runs = (CEILING, *RUN_RULES)
     goals = " ".join(path.replace("%", "$(DIR)") for rule in FIGURES for path in rule.makes)
     last = " ".join(["reproduce", *([study] if study else []), LAST])

@@ -228,3 +228,12 @@ def test_quotes_cannot_hold_everything(word):
     for name in ("train", "cka", "stitch"):
         with pytest.raises(MemtoolError, match="make cannot take"):
             to_makefile(RECIPES[Study.digits].but(**{name: f"--x {word}"}), Path("a"), Study.digits)
+
+
+@pytest.mark.parametrize("data", ["folder:photos ", "folder:my photos  ", " x.npz"])
+def test_blanks_at_an_end_are_not_lost(data):
+    """To make, that would be another folder."""
+    with pytest.raises(MemtoolError, match=f"^'{data}': make cannot take blanks at an end of DATA"):
+        to_makefile(Recipe.of(data, "cnn"), Path("a"), None)
+    with pytest.raises(MemtoolError, match="blanks at an end of MEMTOOL_DATA"):
+        to_makefile(Recipe.of("digits", "cnn"), Path("a"), None, Path(data))
