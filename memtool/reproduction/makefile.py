@@ -12,8 +12,10 @@ from memtool.reproduction.steps import variables
 HEAD = """\
 # Made by memtool reproduce --makefile: the same steps, for make -j N. Change what you like; make
 # does not see such changes by itself. Its last command does, once all is made, and runs here what
-# depends on them; for make to run that, remove it first. Until that command has ended once, it
-# refuses networks that were trained before a change, and takes tables for those of what is chosen.
+# depends on them, and what makes the tables that make has made anew since it ended, which do not
+# tell by which options. For make to run that, remove it first, and $(DIR)/steps.csv: without that
+# file, the command refuses networks that were trained before a change, and takes tables for those
+# of what is chosen.
 # Over several machines: make -j 8 MEMTOOL='srun -G1 memtool'
 # RATIOS and SUPPLEMENT are in percent, SAVED are epochs of four digits, with spaces between them.
 MEMTOOL = memtool

@@ -1,9 +1,10 @@
 """What a reproduction keeps of itself beside its results: its choices, and what each step took."""
 
+import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from memtool.contents import read_json
 from memtool.files import replacing
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
 from memtool.reproduction.steps import Step
-from memtool.tables import StepRow
+from memtool.tables import Row, StepRow
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "matplotlib")
+DIGESTED = 2**20  # bytes of a file: all of most tables, and the metadata of a network
 
 
 class Record:
@@ -33,11 +35,7 @@ class Record:
                 "output exists count as done"
             )
         self.rows = {str(row["output"]): row for row in rows}
-
-    @property
-    def commands(self) -> Mapping[str, str]:
-        """The command that made each file, as far as is known, with relative paths."""
-        return {output: str(row["command"]) for output, row in self.rows.items()}
+        self.commands = commands_of(rows, path.parent)
 
     def keep(
         self,
@@ -46,19 +44,45 @@ class Record:
         memory: int | None = None,
         warnings: tuple[str, ...] = (),
     ) -> None:
-        """Write what is known of a step that runs or, with the `seconds` it took, has run."""
+        """Write what is known of a step that runs or, with the `seconds` it took, has run, and of
+        the file that it has made, if that is there."""
         row: StepRow = {
             "step": step.name,
             "command": step.recorded,
             "output": step.key,
+            "digest": _digest(self.path.parent / step.key),
             "seconds": seconds,
             "memory": memory,
             "warnings": "; ".join(warnings) or None,
         }
-        self.rows[row["output"]] = dict(row)
+        self.rows[step.key], self.commands[step.key] = dict(row), step.recorded
         with tables.writer(StepRow, self.path, None) as write:
             for one in self.rows.values():
                 write(one)
+
+
+def commands_of(rows: Iterable[Row], folder: Path) -> dict[str, str]:
+    """The command that made each file below the folder, with relative paths, by the rows of a
+    record; empty where another file is by now, as `make` makes one, whose command nobody knows."""
+    return {
+        str(row["output"]): str(row["command"])
+        if _digest(folder / str(row["output"])) in (None, row.get("digest"))
+        else ""
+        for row in rows
+        if row.get("output") and row.get("command")
+    }
+
+
+def _digest(path: Path) -> str | None:
+    """SHA-256 of a file's size and of its first `DIGESTED` bytes; None if it cannot be read."""
+    try:
+        if not path.is_file():  # a pipe would be waited for
+            return None
+        with open(path, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            return hashlib.sha256(b"%d " % size + file.read(DIGESTED)).hexdigest()
+    except OSError:
+        return None
 
 
 def spelled_as_before(recipe: Recipe, path: Path) -> Recipe:

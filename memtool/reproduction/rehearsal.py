@@ -76,7 +76,8 @@ def check_unrecorded(steps: Iterable[Step], known: Mapping[str, str], command: C
 
 def adopt_trained(steps: Iterable[Step], record: Record, command: Command) -> None:
     """Take the networks that are there, and of the settings that their steps have now, for made by
-    these, though the record has other commands for them: make has trained them since."""
+    these, though the record has other commands for them, or of other files: make has trained them
+    since."""
     for step in _trained(steps):
         if step.is_stale(record.commands):
             with suppress(MemtoolError):

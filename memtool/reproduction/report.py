@@ -14,6 +14,7 @@ from memtool.reproduction.findings import FAILS, HOLDS, UNDECIDED
 from memtool.reproduction.markup import Markup, element, inline, joined
 from memtool.reproduction.page import page
 from memtool.reproduction.recipes import Recipe
+from memtool.reproduction.record import commands_of
 from memtool.reproduction.results import Results, expected_tables, is_number
 from memtool.reproduction.rules import TABLES
 from memtool.reproduction.steps import Step, steps_for
@@ -109,7 +110,7 @@ def _unfinished(
     run by other commands, as `step_rows` tells."""
     expected = expected_tables(choices) or []
     missing = [path.name for path in expected if not (folder / path).exists()]
-    known = {str(row.get("output")): str(row["command"]) for row in step_rows if row.get("command")}
+    known = commands_of(step_rows, folder)
     stale = [step.name for step in steps if step.is_stale(known)]
     told = []
     if missing:

@@ -57,8 +57,9 @@ def run_steps(
 
     A step runs once those that make its inputs are done; among the steps that can run, those that
     come first in `steps` go first. `command` runs memtool with the given arguments. `record` knows
-    by which command a file was made; one that was made by another command is removed first. One
-    that it does not know, as after `make`, counts as made by the command that would make it now.
+    by which command a file was made; one that was made by another command, or took the place of
+    the one on record, is removed first. One that it does not know, as after `make`, counts as made
+    by the command that would make it now.
 
     Each step has a process of its own, forked from one that has already imported torch. Raises
     MemtoolError for a step that fails, with the last line that it wrote to stderr. However the

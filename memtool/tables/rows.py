@@ -402,6 +402,7 @@ class StepRow(TypedDict):
         str, Column("its command, with paths relative to the folder of the reproduction", 5)
     ]
     output: Annotated[str, Column("the first file that it makes, likewise", 4)]
+    digest: Annotated[str | None, Column("SHA-256 of the size and the first MiB of that file")]
     seconds: Annotated[float | None, Column("how long it ran; empty if it did not end well")]
     memory: Annotated[int | None, Column("largest resident memory of its process, in bytes", 1)]
     warnings: Annotated[str | None, Column("what it warned of; empty if of nothing", 3)]

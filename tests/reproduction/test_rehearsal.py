@@ -4,8 +4,18 @@ import dataclasses
 
 import pytest
 
+from memtool import MemtoolError
 from memtool.cli import main
-from memtool.reproduction import RECIPES, Study, rehearse
+from memtool.reproduction import (
+    RECIPES,
+    Record,
+    Study,
+    adopt_trained,
+    check_unrecorded,
+    rehearse,
+    run_steps,
+    steps_for,
+)
 
 DIGITS = RECIPES[Study.digits]
 
@@ -38,3 +48,26 @@ def test_the_commands_of_a_study_need_no_rehearsal():
     for name, value in (("layers", "fc"), ("model", "cnn"), ("stitch", "--epochs 1")):
         assert not dataclasses.replace(DIGITS, **{name: value}).is_tried
     assert not DIGITS.small().is_tried
+
+
+def test_a_network_that_make_trained_anew_is_known_by_its_settings(run, tiny_recipe, tmp_path):
+    recipe = tiny_recipe.but(data="digits?samples_train=60", epochs=1, saved=())
+    labels, train, *_ = steps_for(recipe, tmp_path)
+    steps, path = [labels, train], tmp_path / "steps.csv"
+    list(run_steps(steps, 1, main, Record(path)))
+
+    def is_taken():
+        record = Record(path)
+        check_unrecorded(steps, record.commands, main)
+        adopt_trained(steps, record, main)
+        return not train.is_stale(Record(path).commands)
+
+    digest = Record(path).rows[train.key]["digest"]
+    path.write_text(path.read_text().replace(digest, "of other bytes"))
+    assert is_taken()
+    (tmp_path / train.key).unlink()
+    assert run(*train.arguments, "--batch-size", 30).code == 0
+    assert not is_taken()
+    path.unlink()
+    with pytest.raises(MemtoolError, match="other settings: training.batch_size was 30, is 64"):
+        is_taken()

@@ -387,6 +387,34 @@ def test_what_make_has_made_is_on_record_afterwards(tmp_path, record):
     assert not replace(made, words=("--epochs", "5", *made.words)).is_done(known)
 
 
+def test_what_took_the_place_of_a_file_on_record_is_made_again(tmp_path, record):
+    """By whatever options make made it."""
+    a, b = steps = [step(tmp_path / "a"), step(tmp_path / "b")]
+    assert all(one.seconds for one in run_steps(steps, 1, clock, record))
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    for name in ("steps.csv", "b", "a"):
+        (copy / name).write_bytes((tmp_path / name).read_bytes())
+    known = Record(copy / "steps.csv").commands
+    assert all(replace(one, root=copy).is_done(known) for one in steps)
+
+    (tmp_path / "a").write_text("made by other options")
+    later = Record(record.path)
+    assert list(pending(steps, later.commands)) == [a] and a.is_stale(later.commands)
+    assert [one.step for one in run_steps(steps, 1, clock, later) if one.seconds] == [a]
+    assert "options" not in (tmp_path / "a").read_text()
+    assert not list(pending(steps, Record(record.path).commands))
+
+
+def test_a_stopped_step_goes_on_though_its_former_output_is_there(tmp_path, record):
+    made = replace(step(tmp_path / "x"), leaves=(Path("x.partial"),))
+    assert list(run_steps([made], 1, clock, record))
+    (tmp_path / "x.partial").touch()
+    runner._prepare(made, record)  # an input is newer, say
+    runner._prepare(made, Record(record.path))
+    assert (tmp_path / "x.partial").exists()
+
+
 def test_what_is_gone_is_told_with_what_makes_it_anew(tmp_path, record):
     made = Path("made.csv")
     (tmp_path / made).touch()

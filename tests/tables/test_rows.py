@@ -26,7 +26,7 @@ INTERFACE = {
     "front_noise_ratio back_noise_ratio seed order_seed loss given_accuracy true_accuracy "
     "mislabelled_accuracy test_accuracy computed_by",
     tables.LayerRow: "checkpoint layer type shape cut same_as",
-    tables.StepRow: "step command output seconds memory warnings",
+    tables.StepRow: "step command output digest seconds memory warnings",
     tables.FindingRow: "claim measure value low high seeds verdict why",
 }
 
