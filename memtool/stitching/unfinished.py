@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -15,6 +16,8 @@ from memtool.files import claimed, replacing
 from memtool.paths import is_special
 from memtool.tables import StitchingRow, checked, columns
 from memtool.tensors import files_of
+
+logger = logging.getLogger("memtool")
 
 
 class Unfinished:
@@ -50,11 +53,12 @@ class Unfinished:
         rows_per_cut: int,
         resume: bool,
     ) -> Iterator["Unfinished"]:
-        """Begin a sweep or, with `resume`, go on with one that was stopped. Nothing is kept if the
-        table is None, a pipe or a device, beside which there is no place.
+        """Begin a sweep or, with `resume`, go on with one that was stopped, unless a file of its
+        networks is another by now: nobody could go on with that one. Nothing is kept if the table
+        is None, a pipe or a device, beside which there is no place.
 
-        Raises MemtoolError if the file is of a sweep with other settings or other networks, and if
-        another process writes the table.
+        Raises MemtoolError if the file is of a sweep with other settings or networks of other
+        names, and if another process writes the table.
         """
         if table is None or is_special(table):
             yield Unfinished()
@@ -82,18 +86,28 @@ def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[S
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # whole ones
     try:
         found, *rows = [json.loads(line) for line in lines]
+        if replaced := _replaced(found["networks"], header["networks"]):
+            logger.info(f"{path}: {replaced} is another network since; starts anew")
+            return []
         other = differences(found, header)
         if not other:
             _check(rows)
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise MemtoolError(f"{path}: is damaged; leave out --resume to start anew") from error
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MemtoolError(
+            f"{path}: is damaged; remove it, or leave out --resume, to start anew"
+        ) from error
     if other:
         raise MemtoolError(
             f"{path}: is of a sweep with other settings: {'; '.join(other[:3])}; give those, "
-            "or leave out --resume to start anew"
+            "or, to start anew, remove the file or leave out --resume"
         )
     there = takewhile(lambda row: not row["stitched"] or Path(row["stitched"]).exists(), rows)
     return rows[: len(list(there)) // rows_per_cut * rows_per_cut]
+
+
+def _replaced(digests: Mapping[str, Any], now: Mapping[str, str]) -> str | None:
+    """A network whose file is not the one whose digest is on record; None if there is none."""
+    return next((name for name in now if digests.get(name, now[name]) != now[name]), None)
 
 
 def _check(rows: Sequence[Any]) -> None:

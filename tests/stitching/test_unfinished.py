@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -69,6 +70,20 @@ def test_other_settings_or_networks_are_refused(tmp_path, networks):
             with Unfinished.beside(table, settings, some, 3, resume=True):
                 pass
     assert partial.exists()  # it is still there to go on from
+
+
+def test_when_a_network_was_trained_anew_the_sweep_starts_anew(tmp_path, runs):
+    """Whatever follows from that: another model has other cuts."""
+    names = [tmp_path / name for name in ("r50.safetensors", "r0.safetensors")]
+    for name, source in zip(names, (runs.noisy, runs.clean), strict=True):
+        shutil.copy(source, name)
+    table = tmp_path / "t.csv"
+    stopped(table, [Checkpoint.open(name) for name in names], 3)
+    shutil.copy(runs.clean, names[0])
+    networks = [Checkpoint.open(name) for name in names]
+    with Unfinished.beside(table, {"epochs": 1, "cuts": ["x"]}, networks, 3, True) as unfinished:
+        assert unfinished.rows == []
+        unfinished.keep(row(1))
 
 
 @pytest.mark.parametrize(
