@@ -1,7 +1,7 @@
 """Figure 2: test accuracy of stitched models against the noise ratio or, for a few, the cut."""
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -70,6 +70,8 @@ DIRECTIONS: dict[str, Style] = {
     "reverse": {"color": "#D55E00", "marker": "s"},
     "control": {"color": "0.5", "marker": "^"},
 }
+# What is on record of an end; where its seed is known, this tells networks apart.
+KNOWN = ("model", "epoch", "noise_ratio", "noise_kind", "noise_seed", "seed", "accuracy")
 LINES = ("-", "--", "-.", ":")  # of one direction, by the noise ratio of the other end
 FEW_RATIOS = 2  # with no more, the cut is on the x axis
 
@@ -329,10 +331,17 @@ def _draw_level(axes: Axes, level: Curve, style: Style, names: Sequence[str] | N
 
 def _alone(rows: Rows, ends: Callable[[Row], Iterable[str]]) -> list[Row]:
     """The networks alone that are these `ends` of the rows: one row for each, with its noise ratio
-    in `percent` and its `accuracy`."""
+    in `percent` and its `accuracy`. One may have a path in each table, if the folder was moved."""
+    paths: dict[Hashable, str] = {}
+
+    def path(row: Row, end: str) -> str:
+        own: str = row[end]
+        known = tuple(row[f"{end}_{column}"] for column in KNOWN)
+        return own if row[f"{end}_seed"] is None else paths.setdefault(known, own)
+
     networks = [
         {
-            "checkpoint": row[end],
+            "checkpoint": path(row, end),
             "percent": 100 * row[f"{end}_noise_ratio"],
             "accuracy": row[f"{end}_accuracy"],
             "seed": row["seed"],

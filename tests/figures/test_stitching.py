@@ -104,6 +104,20 @@ def test_backs_of_several_noise_ratios_are_curves_of_their_own():
         np.testing.assert_allclose(found, expected)
 
 
+def test_a_network_that_another_table_names_by_another_path_is_one():
+    rows = [
+        row | {"front_seed": row["seed"], "back_seed": row["seed"]}
+        for row in with_control(stitch_rows(seeds=(0, 1)))
+    ]
+    moved = [
+        row | {end: f"/moved/{row[end]}" for end in ("front", "back")}
+        if 0.25 in (row["front_noise_ratio"], row["back_noise_ratio"])
+        else row
+        for row in rows
+    ]
+    assert draw("stitching", moved).points == draw("stitching", rows).points
+
+
 def test_fronts_of_several_epochs_are_not_averaged():
     rows = stitch_rows(["forward"])
     earlier = [row | {"front": "epoch-1", "front_epoch": 1} for row in rows]
