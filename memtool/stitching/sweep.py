@@ -4,7 +4,7 @@ A job is one cut of one front, in all directions. Its rows come together, becaus
 accuracy of the control at its cut.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
@@ -27,7 +27,7 @@ from memtool.stitching.cuts import Cut, chosen_cuts
 from memtool.stitching.execution import Stitching
 from memtool.stitching.planning import StitchSettings, directed
 from memtool.stitching.settings import Direction, Init
-from memtool.stitching.unfinished import Unfinished
+from memtool.stitching.unfinished import Unfinished, seen_from
 from memtool.tables import StitchingRow
 from memtool.training.memory import check_step
 
@@ -132,21 +132,25 @@ class Sweep:
         between = "=".join(dict.fromkeys(layer.name.translate(ENCODED) for layer in cut))
         return self.folder / f"{files[0].stem}--{between}--{files[1].stem}.safetensors"
 
-    def json(self) -> dict[str, object]:
-        """The sweep as JSON holds it, but for the folder."""
+    def json(self, spelled: Callable[[Path], str] = str) -> dict[str, object]:
+        """The sweep as JSON holds it, but for the folder; paths are `spelled` so."""
         cuts = {
-            str(front.path): [f"{f.name}={b.name}" for f, b in self.cuts[front.path]]
+            spelled(front.path): [f"{f.name}={b.name}" for f, b in self.cuts[front.path]]
             for front in self.fronts
         }
-        return {"back": str(self.back.path), "cuts": cuts, **self.settings.json()}
+        return {"back": spelled(self.back.path), "cuts": cuts, **self.settings.json()}
 
     def unfinished(
         self, table: Path | None, dataset: Dataset, resume: bool
     ) -> AbstractContextManager[Unfinished]:
         """Where the rows are kept until the table is done; see `Unfinished`."""
-        settings = {**self.json(), "data": dataset.fingerprint, "save": str(self.folder)}
-        networks = [*self.fronts, self.back]
-        return Unfinished.beside(table, settings, networks, self.settings.rows_per_cut, resume)
+        settings = {
+            **self.json(lambda path: seen_from(table, path)),
+            "data": dataset.fingerprint,
+            "save": self.folder and seen_from(table, self.folder),
+        }
+        networks, each = [*self.fronts, self.back], self.settings.rows_per_cut
+        return Unfinished.beside(table, settings, networks, each, resume, self.folder)
 
     def rows(
         self,

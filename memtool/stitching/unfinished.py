@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import takewhile
@@ -22,7 +23,8 @@ logger = logging.getLogger("memtool")
 
 class Unfinished:
     """`FILE.partial` beside the table FILE: the settings of the sweep, then its rows, each a line
-    of JSON.
+    of JSON. Files are known by their paths from the folder of the table: all may be moved together,
+    or be named by another way.
 
         with Unfinished.beside(table, settings, networks, rows_per_cut, resume) as unfinished:
             yield from unfinished.rows      # those that were done
@@ -52,10 +54,12 @@ class Unfinished:
         networks: Sequence[Checkpoint],
         rows_per_cut: int,
         resume: bool,
+        folder: Path | None = None,
     ) -> Iterator["Unfinished"]:
         """Begin a sweep or, with `resume`, go on with one that was stopped, unless a file of its
         networks is another by now: nobody could go on with that one. Nothing is kept if the table
-        is None, a pipe or a device, beside which there is no place.
+        is None, a pipe or a device, beside which there is no place. The stitched models are kept in
+        `folder`; paths in the `settings` are as `seen_from` the table.
 
         Raises MemtoolError if the file is of a sweep with other settings or networks of other
         names, and if another process writes the table.
@@ -64,12 +68,17 @@ class Unfinished:
             yield Unfinished()
             return
         path = table.with_name(f"{table.name}.partial")
-        digests = {str(network.path): _digest(network.path) for network in networks}
+        files = [network.path for network in networks]
+        typed = {seen_from(table, one): str(one) for one in [*files, *([folder] if folder else [])]}
+        digests = {seen_from(table, one): _digest(one) for one in files}
         header = {**settings, "networks": digests, "columns": list(columns(StitchingRow))}
         with claimed(table):  # or one that begins meanwhile would take the rows of this one away
-            rows = _rows_in(path, header, rows_per_cut) if resume and path.exists() else []
+            is_there = resume and path.exists()
+            rows = _rows_in(path, header, typed, rows_per_cut) if is_there else []
             with replacing(path) as temporary:
-                lines = [json.dumps(content) + "\n" for content in (header, *rows)]
+                lines = [
+                    json.dumps(content) + "\n" for content in ({**header, "typed": typed}, *rows)
+                ]
                 temporary.write_text("".join(lines), encoding="utf-8")
             with open(path, "a", encoding="utf-8") as file:
                 unfinished = Unfinished(rows, file)
@@ -81,17 +90,28 @@ class Unfinished:
                         path.unlink(missing_ok=True)
 
 
-def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[StitchingRow]:
-    """The rows of the cuts that were done, up to one whose stitched model is gone."""
+def seen_from(table: Path | None, path: Path) -> str:
+    """The path of a file from the folder of the table on, or from here if there is no table."""
+    return os.path.relpath(path, table.parent if table else None)
+
+
+def _rows_in(
+    path: Path, header: Mapping[str, Any], typed: Mapping[str, str], rows_per_cut: int
+) -> list[StitchingRow]:
+    """The rows of the cuts that were done, up to one whose stitched model is gone, with files as
+    they are `typed` now, which is given by their paths from the table."""
     lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]  # whole ones
     try:
         found, *rows = [json.loads(line) for line in lines]
         if replaced := _replaced(found["networks"], header["networks"]):
             logger.info(f"{path}: {replaced} is another network since; starts anew")
             return []
+        before = found.pop("typed")
         other = differences(found, header)
         if not other:
             _check(rows)
+            names = {before.get(one): now for one, now in typed.items()}
+            rows = [_renamed(row, names) for row in rows]
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise MemtoolError(
             f"{path}: is damaged; remove it, or leave out --resume, to start anew"
@@ -108,6 +128,16 @@ def _rows_in(path: Path, header: Mapping[str, Any], rows_per_cut: int) -> list[S
 def _replaced(digests: Mapping[str, Any], now: Mapping[str, str]) -> str | None:
     """A network whose file is not the one whose digest is on record; None if there is none."""
     return next((name for name in now if digests.get(name, now[name]) != now[name]), None)
+
+
+def _renamed(row: StitchingRow, names: Mapping[str, str]) -> StitchingRow:
+    """The row with new names of its networks, and of the folder of its stitched model."""
+    front, back = (names.get(name, name) for name in (row["front"], row["back"]))
+    stitched = row["stitched"]
+    if stitched:
+        folder = str(Path(stitched).parent)
+        stitched = str(Path(names.get(folder, folder), Path(stitched).name))
+    return {**row, "front": front, "back": back, "stitched": stitched}
 
 
 def _check(rows: Sequence[Any]) -> None:

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +126,39 @@ def test_the_rows_of_a_sweep_at_work_are_not_taken_away(tmp_path, networks):
         assert f"process {os.getpid()} on" in done.stdout
         lines = table.with_name("t.csv.partial").read_text().splitlines()
         assert json.loads(lines[-1]) == row(0)
+
+
+def test_a_sweep_goes_on_where_it_was_moved_to_and_by_other_paths(tmp_path, runs, monkeypatch):
+    def networks(folder):
+        return [Checkpoint.open(folder / name) for name in ("r50.safetensors", "r0.safetensors")]
+
+    def rows(folder):
+        front, back = (str(one.path) for one in networks(folder))
+        names = {"front": front, "back": back, "stitched": str(folder / "kept" / "x")}
+        return [row(0) | names, row(0) | names | {"stitched": None}]
+
+    monkeypatch.chdir(tmp_path)
+    here, moved = Path("here"), Path("moved")
+    (here / "kept").mkdir(parents=True)
+    (here / "kept" / "x").touch()
+    shutil.copy(runs.noisy, here / "r50.safetensors")
+    shutil.copy(runs.clean, here / "r0.safetensors")
+    table, resume = here / "t.csv", True
+    with pytest.raises(KeyboardInterrupt):
+        with Unfinished.beside(
+            table, SETTINGS, networks(here), 1, False, here / "kept"
+        ) as unfinished:
+            for one in rows(here):
+                unfinished.keep(one)
+            raise KeyboardInterrupt
+    here.rename(moved)
+    for folder in (moved, tmp_path / "moved", moved):
+        with pytest.raises(KeyboardInterrupt):
+            with Unfinished.beside(
+                folder / "t.csv", SETTINGS, networks(folder), 1, resume, folder / "kept"
+            ) as unfinished:
+                assert unfinished.rows == rows(folder)
+                raise KeyboardInterrupt
 
 
 def test_a_cut_whose_stitched_model_is_gone_is_done_again(tmp_path, networks):
