@@ -71,7 +71,8 @@ class Unfinished:
         files = [network.path for network in networks]
         typed = {seen_from(table, one): str(one) for one in [*files, *([folder] if folder else [])]}
         digests = {seen_from(table, one): _digest(one) for one in files}
-        header = {**settings, "networks": digests, "columns": list(columns(StitchingRow))}
+        names = list(columns(StitchingRow))
+        header = {**settings, "networks": digests, "order": list(digests), "columns": names}
         with claimed(table):  # or one that begins meanwhile would take the rows of this one away
             is_there = resume and path.exists()
             rows = _rows_in(path, header, typed, rows_per_cut) if is_there else []

@@ -66,7 +66,11 @@ def test_without_resume_a_sweep_begins_anew(tmp_path, networks):
 def test_other_settings_or_networks_are_refused(tmp_path, networks):
     table = tmp_path / "t.csv"
     partial = stopped(table, networks, 3)
-    for settings, some in (({"epochs": 2}, networks), (SETTINGS, networks[:1])):
+    for settings, some in (
+        ({"epochs": 2}, networks),
+        (SETTINGS, networks[:1]),
+        (SETTINGS, networks[::-1]),  # the cuts of the first one are done
+    ):
         with pytest.raises(MemtoolError, match="t.csv.partial: is of a sweep with other settings"):
             with Unfinished.beside(table, settings, some, 3, resume=True):
                 pass
