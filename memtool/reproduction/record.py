@@ -64,13 +64,13 @@ class Record:
 def commands_of(rows: Iterable[Row], folder: Path) -> dict[str, str]:
     """The command that made each file below the folder, with relative paths, by the rows of a
     record; empty where another file is by now, as `make` makes one, whose command nobody knows."""
-    return {
-        str(row["output"]): str(row["command"])
-        if _digest(folder / str(row["output"])) in (None, row.get("digest"))
-        else ""
-        for row in rows
-        if row.get("output") and row.get("command")
-    }
+    known = {}
+    for row in rows:
+        if row.get("output") and row.get("command"):
+            found, recorded = _digest(folder / str(row["output"])), row.get("digest")
+            is_another = recorded and found not in (None, recorded)
+            known[str(row["output"])] = "" if is_another else str(row["command"])
+    return known
 
 
 def _digest(path: Path) -> str | None:

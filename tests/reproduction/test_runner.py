@@ -387,6 +387,17 @@ def test_what_make_has_made_is_on_record_afterwards(tmp_path, record):
     assert not replace(made, words=("--epochs", "5", *made.words)).is_done(known)
 
 
+def test_a_record_without_digests_is_taken_as_it_is(tmp_path, record):
+    made = step(tmp_path / "x")
+    (tmp_path / "x").touch()
+    record.keep(made, seconds=1.0)
+    digest = str(record.rows["x"]["digest"])
+    text = record.path.read_text()
+    assert digest in text
+    record.path.write_text(text.replace(digest, ""))
+    assert Record(record.path).commands == record.commands
+
+
 def test_what_took_the_place_of_a_file_on_record_is_made_again(tmp_path, record):
     """By whatever options make made it."""
     a, b = steps = [step(tmp_path / "a"), step(tmp_path / "b")]
