@@ -419,7 +419,8 @@ class Checkpoint:
         if not self.is_small(self.image_shape):
             with suppress(Exception):  # whatever a model raises that needs real tensors
                 return footprint(self.skeleton(), self.image_shape)
-        return footprint(self.model(), self.image_shape)
+        with models.foreign_code(self.told):
+            return footprint(self.model(), self.image_shape)
 
     def _hint(self, image_shape: tuple[int, ...]) -> str:
         """What may help a model that does not take images of this shape, if it is known which it

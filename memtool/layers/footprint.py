@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from math import ceil, prod
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from memtool import MemtoolError
@@ -81,11 +82,12 @@ def footprint(model: nn.Module, shape: tuple[int, ...], gradients: bool = False)
     """
     weights = list(model.parameters())
     is_real = not any(weight.is_meta for weight in weights)
+    runs = is_real and is_small(sum(weight.numel() for weight in weights), shape)
     with evaluating(model) if not gradients else nullcontext():
-        with suppress(Exception):  # whatever a model raises that needs real tensors
-            runs = is_real and is_small(sum(weight.numel() for weight in weights), shape)
-            copied = copy.deepcopy(model) if runs else _on_meta(model)
-            return _measured(copied, shape, gradients)
+        ways: list[Callable[[nn.Module], nn.Module]] = [_on_meta]
+        for copied in [copy.deepcopy, *ways] if runs else ways:
+            with suppress(Exception):  # whatever a model raises that needs other tensors
+                return _measured(copied(model), shape, gradients)
         return _measured(model, shape, gradients)
 
 
@@ -100,7 +102,7 @@ def _on_meta(model: nn.Module) -> nn.Module:
 
 
 def _measured(model: nn.Module, shape: tuple[int, ...], gradients: bool) -> Footprint:
-    with unchanged(model):
+    with unchanged(model), _unfused_attention():
         two, four = (_history(model, shape, batch, gradients) for batch in (2, 4))
     if len(two) != len(four):  # operations for each example: the moments do not correspond
         two, four = [max(two)], [max(four)]
@@ -111,12 +113,25 @@ def _measured(model: nn.Module, shape: tuple[int, ...], gradients: bool) -> Foot
     return Footprint(max(fixed, 0), ceil(WORKSPACE * per_example))
 
 
+@contextmanager
+def _unfused_attention() -> Iterator[None]:
+    """Within the block, attention is made of operations whose tensors are seen. The fused ones of
+    some devices take less, but not everywhere, and nobody tells how much."""
+    is_fused = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.backends.mha.set_fastpath_enabled(False)
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(is_fused)
+
+
 def _history(model: nn.Module, shape: tuple[int, ...], batch: int, gradients: bool) -> list[int]:
     """The bytes that live after each operation of a pass."""
     device = next((tensor.device for tensor in model.state_dict().values()), None)
     live = LiveBytes()
     with live, torch.set_grad_enabled(gradients):
-        examples = torch.zeros(batch, *shape, device=device)
+        examples = torch.randn(batch, *shape, device=device)  # of zeros, some models make nothing
         weights: list[Tensor] = [one for one in model.parameters() if one.requires_grad]
         if gradients and not weights:
             weights.append(examples.requires_grad_())

@@ -52,6 +52,33 @@ class WideHead(nn.Module):
         return self.second(self.first(images.flatten(1)).sin().cos().exp())
 
 
+class Attending(nn.Module):
+    """In eval mode, PyTorch has one operation for all of each of these."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Conv2d(3, 16, 2, 2)
+        self.encoder = nn.TransformerEncoderLayer(16, 4, 32, 0.0, batch_first=True)
+        self.attention = nn.MultiheadAttention(16, 4, batch_first=True)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.encoder(self.embedding(images).flatten(2).transpose(1, 2))
+        return self.attention(x, x, x, need_weights=False)[0].mean(1)
+
+
+class Covariance(nn.Module):
+    """Images of zeros have none."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.conv(images).flatten(2)
+        x = x - x.mean(2, keepdim=True)
+        return torch.linalg.cholesky(x @ x.mT).flatten(1)
+
+
 MODELS = {
     "digits-cnn": (lambda: nets.digits_cnn(), (1, 8, 8)),
     "resnet18": (lambda: nets.resnet18(width=8), (3, 32, 32)),
@@ -126,6 +153,23 @@ def test_of_a_training_step_is_what_is_allocated(case, way, batch):
     # The ViT keeps all of its attention on the meta device, which has no kernel of its own for it.
     assert 0.93 * really <= live(found, batch) <= 1.5 * really
     assert really <= found.of(batch)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_model_that_makes_nothing_of_zeros_is_run_on_noise(way, gradients):
+    assert footprint(Covariance().train(gradients), (3, 16, 16), gradients).per_example > 0
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_attention_is_seen_where_it_is_fused(gradients, monkeypatch):
+    model = Attending().train(gradients)
+    found = [footprint(model, (3, 32, 32), gradients)]
+    assert torch.backends.mha.get_fastpath_enabled()
+    monkeypatch.setitem(footprint.__globals__, "SMALL_MODEL", 0)
+    found.append(footprint(model, (3, 32, 32), gradients))
+    small, on_meta = found
+    assert small.per_example == pytest.approx(on_meta.per_example, rel=0.1)
+    assert small.per_example > 4 * 4 * 256**2  # four heads, each with what each sees of each
 
 
 def test_gradients_of_frozen_weights_do_not_count(way):
