@@ -1,16 +1,29 @@
 """Cuts: where a network can be cut in two, and which cut of one network meets which of another."""
 
-from collections.abc import Collection, Sequence
+import logging
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, trace_all
 from memtool.data import told_shape
+from memtool.errors import told_names
 from memtool.layers import Layer, select
 from memtool.specs import matches
 
+logger = logging.getLogger("memtool")
+
 Cut = tuple[Layer, Layer]  # of the front and of the back
+
+
+class NoCut(MemtoolError):
+    """Two layers at which nothing can be stitched. `reason` is the part of the message that may
+    hold for others, too."""
+
+    def __init__(self, message: str, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -47,29 +60,47 @@ def matching_cuts(
 ) -> list[ChosenCut]:
     """The cuts that match `at`: globs on the front's layers, or FRONT=BACK for other names there.
 
-    Of the layers that are one tensor, the outermost alone is met by a glob. The paths say whose
+    Of the layers that are one tensor, the outermost alone is met by a glob. One for which the back
+    has no cut of its name is left out with a note, unless no other matches. The paths say whose
     layers they are. Raises MemtoolError for a layer that is no cut, with the reason and, where
     there is one, the innermost block around it that is a cut.
     """
     names = {layer.name for layer in back}
-    chosen: dict[Cut, bool] = {}
+    chosen, refused = dict[Cut, bool](), dict[str, MemtoolError]()
     for pattern in at:
         ours, theirs = _ends(pattern, [layer.name for layer in front], names)
         for layer in _matching(front, ours, path):
+            is_named = layer.name == ours
             other = layer.name if theirs is None else theirs
-            if theirs is None and other not in names:
-                raise MemtoolError(
-                    f"{back_path}: has no layer {other!r}; say which of its layers goes with that "
-                    f"of {path}: --at {other}=BACK_LAYER "
-                    f"(list them: memtool info --layers {back_path})"
-                )
-            cut = layer, _matching(back, other, back_path)[0]
-            chosen[cut] = chosen.get(cut, False) or layer.name == ours
+            try:
+                if theirs is None and other not in names:
+                    raise _has_no_such(back_path, other, path)
+                cut = layer, _matching(back, other, back_path)[0]
+            except MemtoolError as error:
+                if is_named or theirs is not None:
+                    raise
+                refused[layer.name] = error
+            else:
+                chosen[cut] = chosen.get(cut, False) or is_named
+    leave_out(path, refused, chosen)
     order = {layer.name: number for number, layer in enumerate(front)}
     return [
         ChosenCut(cut, is_named)
         for cut, is_named in sorted(chosen.items(), key=lambda item: order[item[0][0].name])
     ]
+
+
+def leave_out(path: Path, refused: Mapping[str, MemtoolError], found: Collection[Cut]) -> None:
+    """Note that cuts of the front in the file `path`, by the names of its layers, are left out, and
+    why: once for those with the same reason. Raises the first error if no others were `found`."""
+    if refused and not found:
+        raise next(iter(refused.values()))
+    reasons: dict[str, list[str]] = {}
+    for name, error in refused.items():
+        reason = error.reason if isinstance(error, NoCut) else str(error)
+        reasons.setdefault(reason, []).append(name)
+    for reason, names in reasons.items():
+        logger.info(f"{path}: {told_names(names)} left out: {reason}")
 
 
 def _ends(pattern: str, front: Collection[str], back: Collection[str]) -> tuple[str, str | None]:
@@ -127,6 +158,14 @@ def _matching(layers: Sequence[Layer], pattern: str, path: Path) -> list[Layer]:
             f"(list them: memtool info --layers {path})"
         )
     return result
+
+
+def _has_no_such(path: Path, layer: str, front: Path) -> NoCut:
+    return NoCut(
+        f"{path}: has no layer {layer!r}; say which of its layers goes with that of {front}: "
+        f"--at {layer}=BACK_LAYER (list them: memtool info --layers {path})",
+        f"{path} has no layer of such a name; --at FRONT_LAYER=BACK_LAYER says which goes with it",
+    )
 
 
 def not_a_cut(path: Path, layer: str, block: str | None) -> MemtoolError:

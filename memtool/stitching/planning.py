@@ -1,7 +1,6 @@
 """What a sweep does at each cut, and whether it can: settings, connectors, directions."""
 
 import json
-import logging
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -12,15 +11,13 @@ import torch
 
 from memtool import MemtoolError
 from memtool.device import MEMORY
-from memtool.errors import told_names, told_size
+from memtool.errors import told_size
 from memtool.layers import Layer
 from memtool.models import Connector, StitchingLayer
 from memtool.models.stitched import flattens, positions
-from memtool.stitching.cuts import ChosenCut, Cut
+from memtool.stitching.cuts import ChosenCut, Cut, NoCut, leave_out
 from memtool.stitching.settings import Direction, Init
 from memtool.training import TrainConfig
-
-logger = logging.getLogger("memtool")
 
 T = TypeVar("T")
 
@@ -29,16 +26,16 @@ BYTES_PER_WEIGHT = 16
 MOST_AXES = 4  # of an example's activation: channels, and positions in up to three dimensions
 
 
-class Unstitchable(MemtoolError):
+class Unstitchable(NoCut):
     """Two layers that no stitching layer joins. The message names them and has a `detail` of theirs
-    before the `reason`, which may hold for others, too."""
+    before the reason."""
 
     def __init__(self, front: Layer, back: Layer, reason: str, detail: str = "") -> None:
         super().__init__(
             f"cannot stitch {front.name!r} of shape {front.shape} to {back.name!r} of shape "
-            f"{back.shape}: {detail}{reason}"
+            f"{back.shape}: {detail}{reason}",
+            reason,
         )
-        self.reason = reason
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,7 @@ class StitchSettings:
         """The cuts, of the front in the file `path`, for which there is a stitching layer in all
         directions. Those for which there is none are left out, with a note for each reason, unless
         they were named. Raises Unstitchable then, and if no cut is left, as `layer` does."""
-        found, refused = list[Cut](), list[tuple[str, Unstitchable]]()
+        found, refused = list[Cut](), dict[str, MemtoolError]()
         for cut in chosen:
             try:
                 self.check([cut.layers])
@@ -119,12 +116,8 @@ class StitchSettings:
             except Unstitchable as error:
                 if cut.is_named:
                     raise
-                refused.append((cut.layers[0].name, error))
-        if refused and not found:
-            raise refused[0][1]
-        for reason in dict.fromkeys(error.reason for _, error in refused):
-            left_out = [name for name, error in refused if error.reason == reason]
-            logger.info(f"{path}: {told_names(left_out)} left out: {reason}")
+                refused[cut.layers[0].name] = error
+        leave_out(path, refused, found)
         return found
 
     def json(self) -> dict[str, object]:

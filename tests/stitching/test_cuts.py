@@ -1,5 +1,7 @@
 """Where networks can be cut, and which cuts meet."""
 
+import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,7 +46,26 @@ def test_layers_of_other_names_are_asked_for():
     found = matching_cuts(front, front, ["a", "all"], Path("front"), Path("back"))
     assert [cut.is_named for cut in found] == [True, False]
     with pytest.raises(MemtoolError, match="back: has no layer 'b'.*--at b=BACK_LAYER"):
-        matching_cuts(front, back, ["all"], Path("front"), Path("back"))
+        matching_cuts(front, back, ["all", "b"], Path("front"), Path("back"))
+
+
+def test_cuts_of_a_glob_that_the_back_does_not_have_are_left_out(caplog):
+    caplog.set_level("INFO")
+    no_cut = replace(layer("c", 3), is_cut=False)
+    front = [layer(name, 3) for name in ("a", "b", "c")]
+    back = [layer("a", 3), no_cut]
+    (cut,) = matching_cuts(front, back, ["?", "all"], Path("front"), Path("back"))
+    assert cut.layers == (front[0], back[0])
+    (note,) = caplog.messages
+    assert note.startswith("front: b, c left out: back: has no layer 'b'; say which of its layers")
+    for at, told in (
+        (["[bc]"], "back: has no layer 'b'"),
+        (["all", "c"], "back: 'c' is not a cut"),
+        (["all", "?=c"], "back: 'c' is not a cut"),
+        (["all", "a=d"], "back: no layer matches 'd'"),
+    ):
+        with pytest.raises(MemtoolError, match=re.escape(told)):
+            matching_cuts(front, back, at, Path("front"), Path("back"))
 
 
 def test_a_layer_with_its_images_along_another_axis_is_refused_for_that_reason():
