@@ -60,13 +60,13 @@ def matching_cuts(
 ) -> list[ChosenCut]:
     """The cuts that match `at`: globs on the front's layers, or FRONT=BACK for other names there.
 
-    Of the layers that are one tensor, the outermost alone is met by a glob. One for which the back
-    has no cut of its name is left out with a note, unless no other matches. The paths say whose
-    layers they are. Raises MemtoolError for a layer that is no cut, with the reason and, where
-    there is one, the innermost block around it that is a cut.
+    Of the layers that match and are one tensor, the outermost alone is met by a glob. One for which
+    the back has no cut of its name is left out with a note, unless no other matches. The paths say
+    whose layers they are. Raises MemtoolError for a layer that is no cut, with the reason and,
+    where there is one, the innermost block around it that is a cut.
     """
     names = {layer.name for layer in back}
-    chosen, refused = dict[Cut, bool](), dict[str, MemtoolError]()
+    chosen, refused = dict[Cut, bool](), dict[Layer, MemtoolError]()
     for pattern in at:
         ours, theirs = _ends(pattern, [layer.name for layer in front], names)
         for layer in _matching(front, ours, path):
@@ -75,19 +75,43 @@ def matching_cuts(
             try:
                 if theirs is None and other not in names:
                     raise _has_no_such(back_path, other, path)
-                cut = layer, _matching(back, other, back_path)[0]
+                cut = layer, _outermost(_matching(back, other, back_path))
             except MemtoolError as error:
                 if is_named or theirs is not None:
                     raise
-                refused[layer.name] = error
+                refused[layer] = error
             else:
                 chosen[cut] = chosen.get(cut, False) or is_named
-    leave_out(path, refused, chosen)
-    order = {layer.name: number for number, layer in enumerate(front)}
-    return [
-        ChosenCut(cut, is_named)
-        for cut, is_named in sorted(chosen.items(), key=lambda item: order[item[0][0].name])
+    order = {layer: number for number, layer in enumerate(front)}
+    cuts = sorted(chosen, key=lambda cut: order[cut[0]])
+    distinct = _distinct(cuts)
+    kept = [cut for cut in cuts if chosen[cut] or cut in distinct]
+    met = {layer.same_as for layer, _ in kept}
+    lacking = [(layer, layer) for layer in front if layer in refused and layer.same_as not in met]
+    leave_out(path, {layer.name: refused[layer] for layer, _ in _distinct(lacking)}, kept)
+    return [ChosenCut(cut, chosen[cut]) for cut in kept]
+
+
+def _distinct(cuts: Sequence[Cut]) -> list[Cut]:
+    """The cuts, in order of execution, but of those between the same tensors the outermost alone.
+    Where both layers have the same name, the tensor of the front decides."""
+    same: dict[tuple[str, str], dict[Layer, Cut]] = {}
+    for front, back in cuts:
+        theirs = "" if front.name == back.name else back.same_as
+        same.setdefault((front.same_as, theirs), {}).setdefault(front, (front, back))
+    return [group[_outermost(list(group))] for group in same.values()]
+
+
+def _outermost(layers: Sequence[Layer]) -> Layer:
+    """Of layers that are one tensor, in order of execution, the outermost block around the first,
+    which made it, else the first itself."""
+    first = layers[0]
+    around = [
+        layer
+        for layer in layers
+        if layer.name == layer.same_as or first.name.startswith(f"{layer.name}.")
     ]
+    return min(around, key=lambda layer: len(layer.name), default=first)
 
 
 def leave_out(path: Path, refused: Mapping[str, MemtoolError], found: Collection[Cut]) -> None:
@@ -147,17 +171,13 @@ def _matching(layers: Sequence[Layer], pattern: str, path: Path) -> list[Layer]:
             block.name for block in layers if block.is_cut and pattern.startswith(f"{block.name}.")
         ]
         raise not_a_cut(path, pattern, around[0] if around else None)
-    result = [
-        layer
-        for layer in found
-        if layer.is_cut and (layer.name == pattern or layer.same_as == layer.name)
-    ]
-    if not result:
+    cuts = [layer for layer in found if layer.is_cut]
+    if not cuts:
         raise MemtoolError(
             f"{path}: no layer that matches {pattern!r} is a cut "
             f"(list them: memtool info --layers {path})"
         )
-    return result
+    return cuts
 
 
 def _has_no_such(path: Path, layer: str, front: Path) -> NoCut:

@@ -49,6 +49,27 @@ def test_layers_of_other_names_are_asked_for():
         matching_cuts(front, back, ["all", "b"], Path("front"), Path("back"))
 
 
+def test_of_one_tensor_the_outermost_layer_that_matches_is_met_by_a_glob():
+    def block():
+        return torch.nn.Sequential(torch.nn.Linear(3, 3), torch.nn.ReLU())
+
+    stages = [torch.nn.Sequential(block(), block()) for _ in range(2)]
+    found = trace(torch.nn.Sequential(*stages, torch.nn.Linear(3, 2)).eval(), torch.zeros(2, 3))
+    for at, names in (
+        (["?.?"], "0.0 0.1 1.0 1.1"),
+        (["?.1"], "0.1 1.1"),
+        (["1.1.?"], "1.1.0 1.1.1"),
+        (["?.?", "1"], "0.0 0.1 1.0 1"),
+        (["0.?", "0.1.1"], "0.0 0.1.1 0.1"),
+        (["0.?", "0.1=0"], "0.0 0.1 0.1=0"),
+        (["0.1*=1.0", "0=1.1"], "0.1.0=1.0 0.1=1.0 0=1.1"),
+        (["all"], "0.0.0 0.0 0.1.0 0 1.0.0 1.0 1.1.0 1"),
+    ):
+        cuts = [cut.layers for cut in matching_cuts(found, found, at, Path("front"), Path("back"))]
+        told = ["=".join(dict.fromkeys(layer.name for layer in cut)) for cut in cuts]
+        assert " ".join(told) == names
+
+
 def test_cuts_of_a_glob_that_the_back_does_not_have_are_left_out(caplog):
     caplog.set_level("INFO")
     no_cut = replace(layer("c", 3), is_cut=False)
@@ -58,6 +79,9 @@ def test_cuts_of_a_glob_that_the_back_does_not_have_are_left_out(caplog):
     assert cut.layers == (front[0], back[0])
     (note,) = caplog.messages
     assert note.startswith("front: b, c left out: back: has no layer 'b'; say which of its layers")
+    a, b = replace(front[0], same_as="b"), front[1]  # b is around a, and not in the back
+    (cut,) = matching_cuts([a, b], back, ["all"], Path("front"), Path("back"))
+    assert cut.layers == (a, back[0]) and len(caplog.messages) == 1
     for at, told in (
         (["[bc]"], "back: has no layer 'b'"),
         (["all", "c"], "back: 'c' is not a cut"),
