@@ -75,7 +75,7 @@ def matching_cuts(
             try:
                 if theirs is None and other not in names:
                     raise _has_no_such(back_path, other, path)
-                cut = layer, _outermost(_matching(back, other, back_path))
+                cut = layer, _only(_matching(back, other, back_path), ours, other, back_path)
             except MemtoolError as error:
                 if is_named or theirs is not None:
                     raise
@@ -100,6 +100,20 @@ def _distinct(cuts: Sequence[Cut]) -> list[Cut]:
         theirs = "" if front.name == back.name else back.same_as
         same.setdefault((front.same_as, theirs), {}).setdefault(front, (front, back))
     return [group[_outermost(list(group))] for group in same.values()]
+
+
+def _only(layers: Sequence[Layer], front: str, back: str, path: Path) -> Layer:
+    """The outermost of the cuts that match the BACK of a pattern. Raises MemtoolError unless they
+    are one tensor."""
+    distinct = [layer for layer, _ in _distinct([(layer, layer) for layer in layers])]
+    if len(distinct) > 1:
+        names = [layer.name for layer in distinct]
+        raise MemtoolError(
+            f"{path}: {back!r} matches several layers: {told_names(names)}; name the one that is "
+            f"meant, as in --at '{front}={names[0]}', or leave it out, for layers of equal names: "
+            f"--at '{front}'"
+        )
+    return distinct[0]
 
 
 def _outermost(layers: Sequence[Layer]) -> Layer:

@@ -70,6 +70,19 @@ def test_of_one_tensor_the_outermost_layer_that_matches_is_met_by_a_glob():
         assert " ".join(told) == names
 
 
+@pytest.mark.parametrize("at", ["a?=b?", "a1=b?", "a?=all"])
+def test_a_glob_for_the_back_means_one_layer(at):
+    front = [layer(name, 3) for name in ("a1", "a2")]
+    back = [layer(name, 3) for name in ("b1", "b2")]
+    ours, theirs = at.split("=")
+    told = f"back: {theirs!r} matches several layers: b1, b2; name the one that is meant, as in "
+    with pytest.raises(MemtoolError, match=re.escape(f"{told}--at '{ours}=b1'")):
+        matching_cuts(front, back, [at], Path("front"), Path("back"))
+    one = [layer("b", 3), replace(layer("b.c", 3), same_as="b"), layer("d", 3)]
+    cuts = matching_cuts(front, one, ["a?=b*"], Path("front"), Path("back"))
+    assert [cut.layers for cut in cuts] == [(layer, one[0]) for layer in front]
+
+
 def test_cuts_of_a_glob_that_the_back_does_not_have_are_left_out(caplog):
     caplog.set_level("INFO")
     no_cut = replace(layer("c", 3), is_cut=False)
