@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.checkpoints.names import misfits, tied_names
+from memtool.checkpoints.names import UNCOUNTED, misfits, tied_names
 from memtool.data import normalize
 from memtool.errors import told_names
 from memtool.models import described, logits_of, shapes_of, takes_channels_last, unsaved
@@ -94,21 +94,23 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
     """Load `tensors`, by their names in the model, into `model`, converted to its types.
 
     Tensors that have the right type are taken as they are, not copied. Raises MemtoolError, which
-    names `path`, unless they are all the tensors of the model and no others; counts of batches may
-    be missing, as they are in old files.
+    names `path`, unless they are all the tensors of the model and no others, of types that can be
+    converted; counts of batches may be missing, as they are in old files, or left aside, since an
+    average of them, or one in half precision, need be no count.
     """
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     if problems := misfits(shapes_of(model), shapes):
         raise MemtoolError(f"{path}: its tensors do not fit the model: {problems}")
-    expected = model.state_dict()
+    expected, weights = model.state_dict(), dict[str, Tensor]()
     for name, tensor in tensors.items():
-        if _number_kind(tensor) != _number_kind(expected[name]):
+        dtype = expected[name].dtype
+        if _is_convertible(tensor, dtype):
+            weights[name] = tensor.to(dtype)
+        elif not name.endswith(UNCOUNTED):
             raise MemtoolError(
-                f"{path}: its tensor {name} is of type {tensor.dtype}, the model's is of "
-                f"{expected[name].dtype}"
+                f"{path}: its tensor {name} is of type {tensor.dtype}, the model's is of {dtype}"
             )
-    _check_shared(tied_names(model), tensors, path)
-    weights = {name: tensor.to(expected[name].dtype) for name, tensor in tensors.items()}
+    _check_shared(tied_names(model), weights, path)
     # In place: this dict also carries the versions of the modules' layouts, which mnasnet needs.
     expected.update(weights)
     model.load_state_dict(expected, assign=True)
@@ -137,9 +139,15 @@ def _warn_if_not_finite(weights: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
-def _number_kind(tensor: Tensor) -> tuple[bool, bool]:
-    """Floating point, complex, or neither: conversion must not change that."""
-    return tensor.is_floating_point(), tensor.is_complex()
+def _is_convertible(tensor: Tensor, dtype: torch.dtype) -> bool:
+    """Whether a tensor may be converted to a type: floating point to such, complex numbers to such,
+    others to others, and floating point to others if its numbers are of them, as the indices are of
+    a model that was converted to half precision as a whole."""
+    found, wanted = ((one.is_floating_point, one.is_complex) for one in (tensor.dtype, dtype))
+    if found == wanted or not tensor.is_floating_point() or dtype.is_complex:
+        return found == wanted
+    numbers = tensor.double()
+    return bool(numbers.isfinite().all()) and torch.equal(numbers.to(dtype).double(), numbers)
 
 
 def is_incomplete(model: nn.Module) -> bool:

@@ -45,6 +45,29 @@ def test_a_tensor_of_another_kind_is_no_weight():
         load_weights(nets.digits_cnn(2), tensors, Path("x"))
 
 
+@pytest.mark.parametrize("count, loaded", [(7.0, 7), (3.5, 0), (float("inf"), 0)])
+def test_whole_numbers_may_be_of_a_floating_type(count, loaded):
+    class Indexed(nn.BatchNorm1d):
+        def __init__(self):
+            super().__init__(2)
+            self.register_buffer("index", torch.zeros(2, dtype=torch.int64))
+            self.register_buffer("mask", torch.zeros(2, dtype=torch.bool))
+
+    model = nn.ModuleList([Indexed()])
+    tensors = {name: tensor.half() for name, tensor in model.state_dict().items()}
+    tensors["0.num_batches_tracked"] = torch.tensor(count).half()
+    tensors["0.index"] += torch.tensor([-3, 5])
+    tensors["0.mask"][1] = 1
+    load_weights(model, tensors, Path("x"))
+    found = model.state_dict()
+    assert found["0.num_batches_tracked"].item() == loaded
+    assert found["0.index"].tolist() == [-3, 5] and found["0.mask"].tolist() == [False, True]
+    for name, number in (("0.index", 0.5), ("0.mask", 2.0), ("0.index", float("nan"))):
+        wrong = {**tensors, name: torch.full((2,), number)}
+        with pytest.raises(MemtoolError, match=f"x: its tensor {name} is of type torch.float32"):
+            load_weights(model, wrong, Path("x"))
+
+
 def test_a_network_takes_images_with_channels_last_where_it_can_do_with_it():
     class Viewing(nn.Conv2d):
         def forward(self, x):
