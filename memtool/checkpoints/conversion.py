@@ -140,7 +140,7 @@ def _where(keys: list[str], content: Any) -> str:
 
 def _innermost(path: Path, content: Any) -> tuple[list[str], Any]:
     """The dict or module in `content` that has the weights, and the keys under which it is: the
-    usual ones or, where there are none, the only one with tensors."""
+    usual ones or, where none of them leads to tensors, the only one that does."""
     keys: list[str] = []
     while len(keys) < MAX_NESTED and (nested := _nested_keys(content)):
         if len(nested) > 1:
@@ -152,19 +152,38 @@ def _innermost(path: Path, content: Any) -> tuple[list[str], Any]:
     return keys, content
 
 
-def _nested_keys(content: Any, depth: int = 1) -> list[Any]:
-    """The usual keys under which `content` has a dict or a module; else the only key under which it
-    has one with tensors, or the only dict if that leads to some, unless it has tensors itself."""
-    named = entries(content) or {}
+def _nested_keys(content: Any, known: dict[int, bool] | None = None, depth: int = 1) -> list[Any]:
+    """The usual keys under which `content` has a dict or a module, those that lead to tensors
+    first. Where none does, the only key under which there are tensors, or that leads to some,
+    unless `content` has tensors itself. `known` says of which values that is known."""
     if is_module(content):
         return []
-    inner = {key: value for key, value in named.items() if entries(value) is not None}
-    if usual := [key for key in NESTED if key in inner]:
-        return usual
-    having = [key for key, value in inner.items() if _has_tensors(value)]
-    if not having and len(inner) == 1 and depth < MAX_NESTED:
-        having = [key for key, value in inner.items() if _nested_keys(value, depth + 1)]
-    return having if len(having) == 1 and not _has_tensors(content) else []
+    known = {id(content): False} if known is None else known
+    inner = _inner(content)
+    leading = [key for key, value in inner.items() if _leads(value, known, depth)]
+    usual = [key for key in NESTED if key in inner]
+    if first := [key for key in usual if key in leading]:
+        return list(dict.fromkeys([*first, *usual]))
+    if _has_tensors(content):
+        return []
+    having = [key for key in leading if _has_tensors(inner[key])] or leading
+    return having if len(having) == 1 else [] if having else usual
+
+
+def _inner(content: Any) -> dict[Any, Any]:
+    """What `content` holds that holds something itself."""
+    held = entries(content) or {}
+    return {key: value for key, value in held.items() if entries(value) is not None}
+
+
+def _leads(value: Any, known: dict[int, bool], depth: int) -> bool:
+    """Whether `value` has tensors by name, or something in it has, by the keys to be followed."""
+    if id(value) not in known and depth < MAX_NESTED:
+        known[id(value)] = False  # for as long as it is searched, since it may hold itself
+        nested = _nested_keys(value, known, depth + 1)[:1]
+        inner = _inner(value)
+        known[id(value)] = _has_tensors(value) or any(known.get(id(inner[key])) for key in nested)
+    return known.get(id(value), False)
 
 
 def _has_tensors(value: Any) -> bool:

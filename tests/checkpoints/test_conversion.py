@@ -12,6 +12,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from memtool import MemtoolError
+from memtool.checkpoints.conversion import unpickle
 from memtool.models import nets
 from memtool.tensors import read_metadata
 
@@ -223,6 +225,30 @@ def test_another_data_set_takes_the_place_of_that_on_record(run, tmp_path, weigh
     first, second = (read_metadata(tmp_path / f"{i}.safetensors")["data"] for i in (1, 2))
     assert second["name"] == f"{spec}?mean=0.5,0.5,0.5" and second["mean"] == [0.5] * 3
     assert second["std"] == first["std"] and second["fingerprint"] == first["fingerprint"]
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda weights: {"net": {"name": "resnet18"}, "model_ema": weights},
+        lambda weights: {"module": {}, "best": weights},
+        lambda weights: {"net": {"depth": [18]}, "run": {"epoch": 3, "found": {"x": weights}}},
+        lambda weights: {"model": {"model": {"lr": 0.1}}, **weights},
+        lambda weights: {"params": [0.1], "module": {"weights": {"lr": 0.1}, "last": weights}},
+    ],
+    ids=["usual", "unusual", "deeper", "beside", "within"],
+)
+def test_usual_keys_without_tensors_hide_none(tmp_path, weights, wrap):
+    content = wrap(weights)
+    content["self"] = [content]
+    torch.save(content, tmp_path / "x.pth")
+    assert unpickle(tmp_path / "x.pth").keys() == weights.keys()
+
+
+def test_weights_under_several_unusual_keys_are_named_beside_usual_ones(tmp_path, weights):
+    torch.save({"model": {"lr": 0.1}, "first": weights, "last": weights}, tmp_path / "x.pth")
+    with pytest.raises(MemtoolError, match="in it, but under 'first', 'last'; save a file of"):
+        unpickle(tmp_path / "x.pth")
 
 
 def test_weights_are_found_under_keys_that_are_alone(run, tmp_path, weights):
