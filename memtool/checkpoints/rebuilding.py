@@ -227,8 +227,16 @@ def is_module(value: Any) -> bool:
 
 
 def _attributes(value: Call) -> dict[Any, Any]:
-    """The state of an object: a dict, or two of which the second has its slots."""
+    """The state of an object: a dict, or two of which the second has its slots. Of the modules that
+    PyTorch pickles by the arguments of a call, what that would make of them."""
     parts = value.state if isinstance(value.state, tuple) else (value.state,)
+    match value:
+        case Call(function=Name(name="OptimizedModule"), arguments=(module, *_)):  # torch.compile
+            parts = ({"_parameters": {}, "_modules": {"_orig_mod": module}}, *parts)
+        case Call(
+            function=Name(name="reduce_graph_module"), arguments=(attributes, *_)
+        ):  # torch.fx
+            parts = (attributes, *parts)
     return {key: entry for part in parts if isinstance(part, dict) for key, entry in part.items()}
 
 

@@ -157,8 +157,19 @@ def test_a_whole_module_gives_what_its_state_dict_has(tmp_path, caplog, wrap, pr
     assert "Network" in caplog.text
 
 
-def test_a_wrapped_module(tmp_path):
-    model = nn.DataParallel(Network())
+def compiled(model: nn.Module) -> nn.Module:
+    return torch.compile(model, backend="eager")  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("wrap", [
+    lambda: nn.DataParallel(Network()),
+    lambda: compiled(Network()),
+    lambda: nn.Sequential(compiled(Network()), nn.Linear(2, 2)),
+    lambda: compiled(nn.Sequential(compiled(nn.Linear(2, 2)))),
+    lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))),
+], ids=["parallel", "compiled", "a compiled part", "compiled twice", "traced"])  # fmt: skip
+def test_a_wrapped_module(tmp_path, wrap):
+    model = wrap()
     torch.save(model, tmp_path / "whole.pth")
     assert same(unpickle(tmp_path / "whole.pth"), model.state_dict())
 
@@ -299,3 +310,6 @@ def test_entries():
     assert entries(3) is entries("text") is entries(Name("a", "b")) is None
     pairs = Call(Name("collections", "OrderedDict"), ([["a", 1], ("b", 2)],), [], {"c": 3})
     assert entries(pairs) == {"a": 1, "b": 2, "c": 3}
+    for arguments in ((), (3,), [3], None):
+        assert not entries(Call(Name("a", "OptimizedModule"), arguments))
+        assert not entries(Call(Name("a", "reduce_graph_module"), arguments))
