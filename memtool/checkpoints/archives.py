@@ -1,7 +1,8 @@
 """The files of `torch.save` and `pickle.dump`: a pickle, and the storages of its tensors.
 
-Since PyTorch 1.6 they are zip archives with a member for each storage; before, several pickles and
-then the storages, one after the other. A pickle alone has its storages within.
+Since PyTorch 1.6 they are zip archives with a member for each storage, in the order of bytes of the
+machine that wrote it; before, several pickles and then the storages, one after the other, whose
+numbers begin with their lowest byte on all machines. A pickle alone has its storages within.
 """
 
 import io
@@ -49,22 +50,26 @@ TYPES = {
 @dataclass(frozen=True)
 class Archive:
     """What a file holds, as `pickles.read` gives it. `read_bytes` returns the bytes of the storage
-    of a key; it raises KeyError if there is none."""
+    of a key; it raises KeyError if there is none. `is_big_endian` says that numbers in them begin
+    with their highest byte."""
 
     content: Any
     read_bytes: Callable[[str], bytearray]
-    _storages: dict[str, Tensor] = field(default_factory=dict)
+    is_big_endian: bool = False
+    _storages: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
-    def storage(self, reference: Any) -> Tensor:
-        """The numbers (n,) in the storage that a pickle refers to. Raises ValueError, with the rest
-        of a sentence about a tensor, if there is none, or it is smaller than the pickle says."""
+    def storage(self, reference: Any, of: torch.dtype | None = None) -> Tensor:
+        """The numbers (n,) in the storage that a pickle refers to; `of` is their type where they
+        are given as bytes. Raises ValueError, with the rest of a sentence about a tensor, if there
+        is none, or it is smaller than the pickle says."""
         key, dtype, size, view = _parsed(reference)
-        if key not in self._storages:
+        width = _width(of or dtype) if self.is_big_endian else 1
+        if (key, width) not in self._storages:
             try:
-                self._storages[key] = _tensor(self.read_bytes(key))
+                self._storages[key, width] = _tensor(self.read_bytes(key), width)
             except KeyError as error:
                 raise ValueError(f"lies in a storage that is not there ({key!r:.40})") from error
-        content = self._storages[key]
+        content = self._storages[key, width]
         if size * dtype.itemsize > len(content):
             raise ValueError(
                 f"lies in a storage of {len(content):,} bytes, not of {size:,} numbers of {dtype}"
@@ -88,9 +93,19 @@ def _parsed(reference: Any) -> tuple[str, torch.dtype, int, Any]:
     raise ValueError("has no storage as PyTorch writes them")
 
 
-def _tensor(content: bytearray) -> Tensor:
-    empty = torch.empty(0, dtype=torch.uint8)
-    return torch.frombuffer(content, dtype=torch.uint8) if content else empty
+def _width(dtype: torch.dtype) -> int:
+    """How many bytes have an order: those of a number, of a complex one those of each part."""
+    return dtype.itemsize // 2 if dtype.is_complex else dtype.itemsize
+
+
+def _tensor(content: bytearray, width: int) -> Tensor:
+    """The bytes of a storage, so many at a time in reverse."""
+    if not content:
+        return torch.empty(0, dtype=torch.uint8)
+    found = torch.frombuffer(content, dtype=torch.uint8)
+    if width == 1:
+        return found
+    return found[: len(found) // width * width].view(-1, width).flip(1).flatten()
 
 
 @contextmanager
@@ -120,11 +135,15 @@ def _zipped(archive: zipfile.ZipFile, size: int) -> Archive:
             del member.CRC
     name = next(name for name in members if re.search(r"(^|/)data\.pkl$", name))
     folder = name.removesuffix("data.pkl")
-    order = f"{folder}byteorder"
-    if order in members and archive.read(order) != b"little":
-        raise ValueError("it is of a machine with another order of bytes")
+    order = archive.read(f"{folder}byteorder") if f"{folder}byteorder" in members else b"little"
+    if order not in (b"little", b"big"):
+        raise ValueError(f"its order of bytes is {order!r:.40}")
     content, _ = read(io.BytesIO(archive.read(name)))
-    return Archive(content, lambda key: bytearray(archive.read(f"{folder}data/{key}")))
+
+    def read_bytes(key: str) -> bytearray:
+        return bytearray(archive.read(f"{folder}data/{key}"))
+
+    return Archive(content, read_bytes, order == b"big")
 
 
 def unzipped(file: IO[bytes]) -> Archive:
@@ -139,9 +158,9 @@ def unzipped(file: IO[bytes]) -> Archive:
 def _several_pickles(file: IO[bytes]) -> Archive:
     """What follows the magic number: a version, the machine, the content, the keys of storages,
     and each of these as the number of its elements (int64) and the elements."""
-    version, machine = read(file)[0], read(file)[0]
-    if version != VERSION or not isinstance(machine, dict) or not machine.get("little_endian"):
-        raise ValueError(f"it is of version {version!r:.40}, or of another order of bytes")
+    version, _ = read(file)[0], read(file)
+    if version != VERSION:
+        raise ValueError(f"it is of version {version!r:.40}")
     content, references = read(file)
     sizes = {key: dtype.itemsize for key, dtype, _, _ in map(_parsed, references)}
     places: dict[str, tuple[int, int]] = {}

@@ -91,7 +91,8 @@ def _strided_v3(value: Call, archive: Archive, depth: int) -> Tensor:
     """(..., requires_grad, hooks, dtype, metadata), with a storage of bytes."""
     storage, offset, shape, strides, _, _, dtype, *rest = value.arguments
     _check_plain(rest)
-    return _view(_storage(storage, archive).view(_dtype(dtype)), offset, shape, strides)
+    numbers = _storage(storage, archive, of=_dtype(dtype)).view(_dtype(dtype))
+    return _view(numbers, offset, shape, strides)
 
 
 def _check_plain(rest: Sequence[Any]) -> None:
@@ -115,13 +116,13 @@ def _view(storage: Tensor, offset: Any, shape: Any, strides: Any) -> Tensor:
     return storage.as_strided(shape, strides, offset) if size else storage.new_empty(shape)
 
 
-def _storage(value: Any, archive: Archive) -> Tensor:
+def _storage(value: Any, archive: Archive, of: torch.dtype | None = None) -> Tensor:
     """The numbers of a storage in the archive or, in a pickle alone, of one that is a file of
-    PyTorch's in the pickle."""
+    PyTorch's in the pickle; `of` is their type where they are given as bytes."""
     if called(value) == "torch.storage._load_from_bytes":
         archive = unzipped(BytesIO(_bytes(value.arguments[0])))
         value = archive.content
-    return archive.storage(value)
+    return archive.storage(value, of)
 
 
 def _dtype(value: Any) -> torch.dtype:
