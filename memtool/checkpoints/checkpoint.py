@@ -425,13 +425,25 @@ class Checkpoint:
     def _hint(self, image_shape: tuple[int, ...]) -> str:
         """What may help a model that does not take images of this shape, if it is known which it
         takes."""
+        options = self.helpful_options(image_shape)
+        if "channels" in options:
+            return f" (gray ones get 3 channels by --data '...?channels={options['channels']}')"
+        return f" (--image-size {options['image_size']} makes them fit)" if options else ""
+
+    def helpful_options(self, image_shape: tuple[int, ...]) -> dict[str, int]:
+        """The options of a data set with images of this shape, which the model does not take, that
+        may help, if it is known which it takes."""
+        spec = self.spec.parts[0] if self.spec.is_stitched else self.spec
+        if len(image_shape) != 3 or not (spec.name in models.OURS or spec.is_of_library):
+            return {}
         with suppress(MemtoolError):  # it is not known at all
-            spec = self.spec.parts[0] if self.spec.is_stitched else self.spec
-            is_known = spec.name in models.OURS or spec.is_of_library
-            is_gray = len(image_shape) == 3 and image_shape[0] == 1
-            if is_known and is_gray and models.image_shape(spec)[0] == 3:
-                return " (gray ones get 3 channels by --data '...?channels=3')"
-        return ""
+            wanted = channels, height, width = models.image_shape(spec)
+            if image_shape[0] == 1 and channels == 3:
+                return {"channels": 3}
+            is_other = image_shape[0] == channels and image_shape != wanted
+            if spec.is_of_library and is_other and height == width:
+                return {"image_size": height}
+        return {}
 
     def is_small(self, image_shape: tuple[int, ...], examples: int = 4) -> bool:
         """Whether running the model on so many images takes next to no time."""

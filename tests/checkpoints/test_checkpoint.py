@@ -208,7 +208,24 @@ def test_channels_are_hinted_at_only_where_a_model_is_known_to_take_others(tmp_p
     ):
         checkpoint = Checkpoint(Path("x"), {"data": DATA}, models.parse(name), {}, {})
         assert ("gray" in checkpoint._hint((1, 8, 8))) == is_hinted
-        assert not checkpoint._hint((3, 8, 8))
+        assert "gray" not in checkpoint._hint((3, 8, 8))
+
+
+def test_a_size_is_hinted_at_where_a_model_of_a_library_is_meant_for_another():
+    for name, shape, hint in (
+        ("timm:deit_tiny_patch16_224?depth=1", (3, 32, 32), "--image-size 224 makes them fit"),
+        ("timm:deit_tiny_patch16_224?img_size=48", (3, 32, 32), "--image-size 48 makes them fit"),
+        ("timm:deit_tiny_patch16_224?img_size=48", (1, 32, 32), "gray ones get 3 channels"),
+        ("torchvision:inception_v3", (3, 32, 32), "--image-size 299 "),
+        ("timm:deit_tiny_patch16_224?img_size=[32,48]", (3, 32, 32), ""),
+        ("timm:deit_tiny_patch16_224?img_size=32", (3, 32, 32), ""),
+        ("timm:deit_tiny_patch16_224", (32,), ""),
+        ("timm:deit_tiny_patch16_224?in_chans=1", (3, 32, 32), ""),
+        ("cnn?image_size=16", (3, 32, 32), ""),
+    ):
+        checkpoint = Checkpoint(Path("x"), {"data": DATA}, models.parse(name), {}, {})
+        found = checkpoint._hint(shape)
+        assert hint in found and bool(hint) == bool(found), (name, found)
 
 
 # --- Loading from Python --------------------------------------------------------------------------
