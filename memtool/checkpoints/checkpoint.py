@@ -97,7 +97,8 @@ class Checkpoint:
 
     @staticmethod
     def open(path: Path, model: ModelSpec | None = None, trust: bool = False) -> "Checkpoint":
-        """The checkpoint at `path`, of `model` if it is given, whatever its metadata say.
+        """The checkpoint at `path`, of `model` if it is given, whatever its metadata say; but a
+        stitched model, whose spec cannot be typed, stays one.
 
         With `trust`, the code that the metadata name may run, if it is the very file recorded; no
         other code runs that the user has not typed. Raises MemtoolError if `path` is not a
@@ -110,6 +111,9 @@ class Checkpoint:
             match = identify(path, shapes, model, shared_tensors(path))
             return Checkpoint.from_match(path, match)
         recorded = recorded_model(path, metadata)
+        if model and recorded.is_stitched:
+            logger.info(f"{path}: its model is the stitched one on record, not {model}")
+            model = None
         if model is None:
             names = {name: name for name in shapes}
             return Checkpoint(path, metadata, replace(recorded, trusted=trust), names, shapes)

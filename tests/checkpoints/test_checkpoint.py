@@ -228,6 +228,20 @@ def test_a_size_is_hinted_at_where_a_model_of_a_library_is_meant_for_another():
         assert hint in found and bool(hint) == bool(found), (name, found)
 
 
+def test_a_stitched_model_stays_one_whatever_model_is_typed_for_others(small, caplog):
+    caplog.set_level("INFO")
+    part = read_metadata(small)["model"]
+    layer = {"connector": "none", "front": [64], "back": [64], "batch_norm": False}
+    cut = {"front_layer": "block6", "back_layer": "block6", "stitching": layer}
+    spec = ModelSpec("stitched", {"front": part, "back": part, **cut})
+    path = written(small.with_name("stitched.safetensors"), models.build(spec), spec)
+    typed = models.parse("digits-cnn?num_classes=3")
+    assert Checkpoint.open(path, typed).spec == spec
+    assert caplog.messages == [f"{path}: its model is the stitched one on record, not {typed}"]
+    with pytest.raises(MemtoolError, match="do not fit the model digits-cnn"):
+        Checkpoint.open(small, typed)
+
+
 # --- Loading from Python --------------------------------------------------------------------------
 
 
