@@ -319,12 +319,15 @@ class Checkpoint:
         Raises MemtoolError that names the first tensors that are missing, unexpected or of another
         shape, and for what `skeleton` does.
         """
+        return self.model_of(self.tensors())
+
+    def model_of(self, tensors: "Mapping[str, torch.Tensor]") -> "nn.Module":
+        """The `model` with these weights, by their names in it."""
         import torch
 
         from memtool.checkpoints.network import is_incomplete, load_weights
 
         model = self.skeleton()
-        tensors = self.tensors()
         load_weights(model, tensors, self.path)
         if is_incomplete(model):
             with torch.random.fork_rng(devices=[]):
@@ -346,13 +349,18 @@ class Checkpoint:
 
         Raises MemtoolError as `model` does, and if the normalization is not on record.
         """
-        from memtool.checkpoints.network import Network
-
         if not {"mean", "std"} <= self.data.keys():
             raise MemtoolError(
                 f"{self.path}: does not say how its images are normalized; name a data set (--data)"
             )
-        return Network(self.model().to(device), self.data["mean"], self.data["std"], self.classes)
+        return self.network_of(self.model().to(device))
+
+    def network_of(self, model: "nn.Module") -> "Network":
+        """The `network` that has this model, which has its weights; the normalization is on
+        record."""
+        from memtool.checkpoints.network import Network
+
+        return Network(model, self.data["mean"], self.data["std"], self.classes)
 
     def warn_of_other_influences(self, network: "Network", images: "torch.Tensor") -> None:
         """Warn if what the network, which is that of this checkpoint, gives for an image depends on

@@ -6,19 +6,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.checkpoints import archives
 from memtool.checkpoints.archives import Archive
 from memtool.checkpoints.checkpoint import Checkpoint
-from memtool.checkpoints.network import load_weights
+from memtool.checkpoints.network import Network
 from memtool.checkpoints.rebuilding import called, entries, is_array, is_module, is_tensor, tensor
 from memtool.checkpoints.recognition import identify
 from memtool.contents import is_pickle
-from memtool.data import Dataset
+from memtool.data import Dataset, told_shape, with_options
 from memtool.errors import one_line, some
-from memtool.models import ModelSpec
+from memtool.models import ModelSpec, foreign_code, logits_of
 from memtool.shards import check_shard, check_whole, is_index, shards_of
 from memtool.tensors import save_tensors
 
@@ -45,18 +46,39 @@ def convert(
     They are of `model` if it is given, else of the model that is recognized or, for a checkpoint,
     on record. The metadata record the data set that `dataset_for` gives as what the network was
     trained on. With `trust`, the code that the metadata of a checkpoint name may run. Raises
-    MemtoolError unless the weights are exactly those of the model.
+    MemtoolError unless the weights are exactly those of the model, and if that does not take the
+    images of the data set, or tells another number of classes apart.
     """
     checkpoint, tensors = _read(path, model, trust)
-    if dataset_for:
-        dataset = dataset_for(checkpoint)
+    dataset = dataset_for(checkpoint) if dataset_for else None
+    if dataset:
         # What is known of the normalization is kept; what else is on record is replaced.
         data = {key: checkpoint.data[key] for key in PREPARATION if key in checkpoint.data}
         checkpoint = replace(checkpoint, metadata={**checkpoint.metadata, "data": data})
         checkpoint = checkpoint.with_dataset(dataset)
-    network = checkpoint.skeleton()
-    load_weights(network, tensors, path)
+    network = checkpoint.model_of(tensors)
+    if dataset:
+        _check_dataset(checkpoint, checkpoint.network_of(network), dataset)
     save_tensors(output, "checkpoint", network.state_dict(), checkpoint.metadata)
+
+
+@torch.no_grad()
+def _check_dataset(checkpoint: Checkpoint, network: Network, dataset: Dataset) -> None:
+    """Raise MemtoolError if the network cannot have been trained on the data set, by what it gives
+    for two of its images. One that gives no logits may have been, in a way of its own."""
+    shape, classes = dataset.image_shape, len(dataset.classes)
+    told = f"{checkpoint.told} does not take {told_shape(shape)}"
+    if options := checkpoint.helpful_options(shape):
+        told += f" (--data {with_options(dataset.name, **options)!r} makes them fit)"
+    with foreign_code(told):
+        result = network.run(torch.from_numpy(dataset.test.images[[0, -1]]))
+    known = (logits_of(result, number) for number in (classes, None))
+    logits = next((one for one in known if one is not None), None)
+    if logits is not None and logits.shape[1] != classes:
+        raise MemtoolError(
+            f"{checkpoint.path}: gives {logits.shape[1]} logits, {dataset.name} has {classes} "
+            "classes; name the data set that it was trained on (--data)"
+        )
 
 
 def _read(path: Path, model: ModelSpec | None, trust: bool) -> tuple[Checkpoint, dict[str, Tensor]]:

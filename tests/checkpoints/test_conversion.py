@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from safetensors.torch import load_file, save_file
 
 from memtool import MemtoolError
@@ -75,14 +76,47 @@ def test_safetensors_in_another_layout(run, tmp_path, weights):
     assert torch.equal(found["conv1.weight"], half["conv1.weight"].float())
 
 
-def test_the_data_set_is_recorded(run, tmp_path, folder, weights):
+@pytest.fixture(scope="module")
+def weights_of_four() -> dict[str, torch.Tensor]:
+    """Those of a network that tells apart as many classes as `folder` has."""
+    torch.manual_seed(0)
+    return nets.resnet18(num_classes=4, width=4).state_dict()
+
+
+def test_the_data_set_is_recorded(run, tmp_path, folder, weights_of_four):
     source, target = tmp_path / "old.pt", tmp_path / "new.safetensors"
-    torch.save(weights, source)
+    torch.save(weights_of_four, source)
     assert run("convert", source, "-o", target, "--data", f"folder:{folder}", "-q").code == 0
     data = read_metadata(target)["data"]
     assert data["name"] == f"folder:{folder}" and len(data["mean"]) == 3
     result = run("cka", target, target, "--layers", "fc")
     assert result.code == 0 and result.stdout.count("\n") == 2
+
+
+def test_a_data_set_of_other_classes_or_images_is_refused(run, tmp_path, folder, weights):
+    source, target = tmp_path / "old.pt", tmp_path / "new.safetensors"
+    torch.manual_seed(0)
+    large, other = torchvision.models.squeezenet1_1(num_classes=4), torch.nn.Linear(63, 4)
+    code = tmp_path / "net.py"
+    code.write_text("from torch import nn\ndef make(): return nn.Linear(63, 4)")
+    for model, saved, data, told in (
+        (SPEC, weights, f"folder:{folder}", f"gives 10 logits, folder:{folder} has 4 classes"),
+        (SPEC, weights, "digits", "channels=3' makes them fit): RuntimeError"),
+        ("torchvision:squeezenet1_1", large.state_dict(), f"folder:{folder}", "image_size=224' ma"),
+        (f"{code}:make", other.state_dict(), "digits", "= (1, 8, 8): RuntimeError"),
+    ):
+        torch.save(saved, source)
+        result = run("convert", source, "--model", model, "-o", target, "--data", data)
+        assert result.code == 1 and f"error: {source}: " in result.stderr, result.stderr
+        assert told in result.stderr and not target.exists(), result.stderr
+
+
+def test_a_network_without_logits_may_be_of_any_data_set(run, tmp_path, folder, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text("from torch import nn\ndef make(): return nn.Conv2d(3, 3, 1)")
+    torch.save(torch.nn.Conv2d(3, 3, 1).state_dict(), "w.pt")
+    convert = ("convert", "w.pt", "--model", "net.py:make", "-o", "w.safetensors")
+    assert run(*convert, "--data", f"folder:{folder}").code == 0
 
 
 def test_equal_weights_give_equal_bytes(run, tmp_path, weights):
@@ -215,8 +249,8 @@ def test_what_is_ignored_in_a_pickle_is_said(run, tmp_path, weights):
     assert f"{source}: ignored best, not tensors\n" in result.stderr
 
 
-def test_another_data_set_takes_the_place_of_that_on_record(run, tmp_path, weights, folder):
-    torch.save(weights, tmp_path / "old.pt")
+def test_another_data_set_takes_the_place_of_that_on_record(run, tmp_path, weights_of_four, folder):
+    torch.save(weights_of_four, tmp_path / "old.pt")
     spec = f"folder:{folder}"
     for source, data in (("old.pt", spec), ("1.safetensors", f"{spec}?mean=0.5,0.5,0.5")):
         target = tmp_path / f"{1 + (source != 'old.pt')}.safetensors"

@@ -159,11 +159,11 @@ def test_a_normalization_of_its_own_is_told(changed: dict[str, object]) -> None:
 # --- In use ---------------------------------------------------------------------------------------
 
 
-def network() -> nn.Module:
+def network(classes: int = 2) -> nn.Module:
     timm = pytest.importorskip("timm")
     torch.manual_seed(0)
     model: nn.Module = timm.create_model(
-        "vit_tiny_patch16_224", img_size=32, depth=1, num_classes=2
+        "vit_tiny_patch16_224", img_size=32, depth=1, num_classes=classes
     )
     return model.eval()
 
@@ -288,6 +288,8 @@ def test_gray_images_for_statistics_of_three_channels_are_refused(vit: Path, run
         result = run(*command, "--data", "digits")
         assert result.code == 1 and told in result.stderr and "channels=3" in result.stderr
     assert not output.exists()
+    vit.with_name("config.json").write_text(json.dumps({**CONFIG, "num_classes": 10}))
+    save_file(network(classes=10).state_dict(), vit)
     result = run("convert", vit, "-o", output, "--data", "digits?channels=3")
     assert result.code == 0, result.stderr
     assert Checkpoint.open(output).data["image_shape"] == [3, 32, 32]
