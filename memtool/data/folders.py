@@ -60,7 +60,8 @@ def listed(path: str) -> Listing:
 
     As in torchvision's ImageFolder, the files in all folders within that of a class belong to it,
     and are sorted by folder and name, as the classes are. Instead of folders, a test split may have
-    Tiny ImageNet's `val_annotations.txt`; one without labels does not count. What else is skipped
+    Tiny ImageNet's `val_annotations.txt`; one without labels does not count. A folder train/ that
+    holds no folders, and has no test split beside it, is a class of that name. What else is skipped
     (hidden files, other suffixes) is told in a note. Raises MemtoolError if the folder is of
     another form, or if a class has no images; in test/ some classes may have none.
     """
@@ -68,7 +69,10 @@ def listed(path: str) -> Listing:
     if not root.is_dir():
         raise MemtoolError(f"{root}: no such folder (from data set {'folder:' + path!r})")
     skipped = Skipped()
-    listing = _split(root, skipped) if (root / "train").is_dir() else _unsplit(root, skipped)
+    tests = [root / name for name in TESTS if (root / name).is_dir()]
+    train = root / "train"
+    is_split = train.is_dir() and (tests or _folders(train))
+    listing = _split(root, tests, skipped) if is_split else _unsplit(root, skipped)
     skipped.tell(root)
     return listing
 
@@ -97,17 +101,19 @@ def _check_no_splits(root: Path, names: Sequence[str]) -> None:
     words = {name: _words(name) for name in names}
     splits = [name for name in names if words[name][0]]
     if pair := _train_and_test(root, names, words):
-        train, test = (_unpacked(root, name)[0] for name in pair)
+        (train, classes), (test, _) = (_unpacked(root, name) for name in pair)
+        divided = f", or divide {train} (folder:{root / train} with --split-at 80%)"
         raise MemtoolError(
             f"{root}: {told_names(splits)} look like splits, not classes; rename {train} to train "
-            f"and {test} to test, or divide {train} (folder:{root / train} with --split-at 80%); "
+            f"and {test} to test{divided if classes else ''}; "
             "if they are classes, rename them without such words as train and test"
         )
     if all(part and not others for part, others in words.values()):
         lacks = "test" if words[names[0]][0] == "train" else "train"
+        path, classes = _unpacked(root, names[0])
+        named = f"name it itself (folder:{root / path}), or, " if classes else ""
         raise MemtoolError(
-            f"{root}: has {names[0]} but no {lacks}; name it itself "
-            f"(folder:{root / _unpacked(root, names[0])[0]}), or, if it is a class, rename it"
+            f"{root}: has {names[0]} but no {lacks}; {named}if it is a class, rename it"
         )
 
 
@@ -156,15 +162,20 @@ def _folders(folder: Path) -> set[str]:
     return {entry.name for entry in _entries(folder) if os.path.isdir(entry)}
 
 
-def _split(root: Path, skipped: Skipped) -> Listing:
+def _split(root: Path, tests: Sequence[Path], skipped: Skipped) -> Listing:
+    """Of train/ and of the first of `tests` that has labels."""
     train = root / "train"
-    classes = _class_names(train, skipped)
-    tests = [root / name for name in TESTS if (root / name).is_dir()]
     if not tests:
         raise MemtoolError(
             f"{root}: has train but none of {', '.join(TESTS)}; divide train itself "
             f"(folder:{train} with --split-at 80%), or, if it is a class, rename it"
         )
+    if not _folders(train):
+        raise MemtoolError(
+            f"{train}: should hold one folder for each class, and holds none; if it and "
+            f"{tests[0].name} are classes, rename them"
+        )
+    classes = _class_names(train, skipped)
     chosen = next((test for test in tests if _has_labels(test, classes)), None)
     if chosen is None:
         raise MemtoolError(

@@ -274,6 +274,40 @@ def test_a_class_called_train_is_told_the_way_out(tmp_path: Path, write, refused
     assert folders.listed(str(tmp_path)).classes == ("bus", "trains")
 
 
+@pytest.mark.parametrize("others", [["bus", "tram"], ["tramway", "test_tube"]])
+def test_a_class_called_train_that_holds_images_alone_is_one(
+    tmp_path: Path, picture, others: list[str]
+) -> None:
+    write_flat(tmp_path, picture, "train", *others)
+    found = data.load(f"folder:{tmp_path}?split_at=50%", training=True)
+    assert list(found.classes) == sorted(["train", *others])
+    assert len(found.train) == len(found.test) == 3
+
+
+@pytest.mark.parametrize(
+    ("names", "told"),
+    [
+        (["train", "valid", "bus"], "holds none; if it and valid are classes, rename them"),
+        (["train", "Testing"], "rename train to train and Testing to test; if they are"),
+        (["train"], "has train but no test; if it is a class, rename it"),
+        (["Evaluation"], "has Evaluation but no train; if it is a class, rename it"),
+    ],
+)
+def test_what_holds_no_folders_is_not_to_be_divided(
+    tmp_path: Path, picture, refused, names: list[str], told: str
+) -> None:
+    write_flat(tmp_path, picture, *names)
+    assert told in refused(f"folder:{tmp_path}")
+
+
+def write_flat(root: Path, picture, *names: str) -> None:
+    """Two images in each of these folders."""
+    for name in names:
+        (root / name).mkdir()
+        for number in range(2):
+            picture(4, 4, number).save(root / name / f"{number}.png")
+
+
 def test_a_single_split_of_another_name_is_named_itself(tmp_path: Path, write, refused) -> None:
     write(tmp_path, "all/Training", 2)
     told = refused(f"folder:{tmp_path / 'all'}")
