@@ -4,7 +4,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -85,14 +85,27 @@ def _unsplit(root: Path, skipped: Skipped) -> Listing:
     classes = _class_names(root, skipped)
     _check_no_splits(root, classes)
     listing = Listing(tuple(classes), None, _files_of(root, classes, skipped))
-    if len(classes) == 1 and all(
-        os.path.dirname(file) != str(root / classes[0]) for file in listing.test.items
-    ):
-        logger.warning(
-            f"{root}: has one class only, {classes[0]!r}, whose images are in folders of their "
-            f"own; if these are the classes, say folder:{root / classes[0]}"
-        )
+    _warn_of_classes_within(root, classes, listing.test.items)
     return listing
+
+
+def _warn_of_classes_within(root: Path, names: Sequence[str], files: Iterable[str]) -> None:
+    """Warn if the classes hold their images in folders of their own, which may be the classes: of a
+    single one, or by the same names in all, as in splits whose names are not known as such."""
+    holders = {str(root / name) for name in names}
+    if any(os.path.dirname(file) in holders for file in files):
+        return
+    shared = set.intersection(*(_unpacked(root, name)[1] for name in names))
+    if len(names) == 1:
+        logger.warning(
+            f"{root}: has one class only, {names[0]!r}, whose images are in folders of their "
+            f"own; if these are the classes, say folder:{root / names[0]}"
+        )
+    elif len(shared) > 1:
+        logger.warning(
+            f"{root}: has folders of the same names ({told_names(sorted(shared))}) in all classes, "
+            f"{told_names(names)}; if these are splits, rename them to train and test"
+        )
 
 
 def _check_no_splits(root: Path, names: Sequence[str]) -> None:

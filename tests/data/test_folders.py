@@ -122,6 +122,38 @@ def test_a_folder_one_level_too_high_is_told(tmp_path: Path, write, refused, cap
     )
 
 
+@pytest.mark.parametrize(
+    ("parts", "is_told"),
+    [
+        (["apprentissage", "essai"], True),
+        (["learn_set", "check_set/check_set", "train_small"], True),
+        (["apprentissage"], False),  # of which is said that it is one class
+    ],
+)
+def test_splits_whose_names_are_not_known_are_told_by_what_they_hold(
+    tmp_path: Path, write, caplog, parts: list[str], is_told: bool
+) -> None:
+    for part in parts:
+        write(tmp_path, part, 1)
+    classes = [part.partition("/")[0] for part in sorted(parts)]
+    assert list(folders.listed(str(tmp_path)).classes) == classes
+    (told,) = caplog.messages
+    assert (f"{', '.join(classes)}; if these are splits, rename them to" in told) == is_told
+    assert ("(ant, bee)" in told) == is_told
+
+
+@pytest.mark.parametrize("own", ["cat/0.png", "cat/day/0.png", "cat/ant/0.png"])
+def test_classes_that_do_not_all_hold_the_same_folders_are_taken_as_they_are(
+    tmp_path: Path, write, picture, caplog, own: str
+) -> None:
+    for part in ("dog", "emu"):
+        write(tmp_path, part, 1)
+    (tmp_path / own).parent.mkdir(parents=True)
+    picture(4, 4, 0).save(tmp_path / own)
+    assert folders.listed(str(tmp_path)).classes == ("cat", "dog", "emu")
+    assert not caplog.messages
+
+
 def test_a_class_without_images_is_an_error_in_training_only(
     tmp_path: Path, write, refused
 ) -> None:
