@@ -30,8 +30,10 @@ TROUBLE = {
     "({}); install the same PyTorch for all of them",
     r"timed? ?out": "another process of this torchrun has not answered in time ({}); see what "
     "keeps it",
-    r"": "the processes of this torchrun cannot work together ({}); NCCL_DEBUG=INFO in the "
+    r"nccl": "the processes of this torchrun cannot work together ({}); NCCL_DEBUG=INFO in the "
     "environment tells more",
+    r"": "the processes of this torchrun cannot work together ({}); TORCH_CPP_LOG_LEVEL=INFO in "
+    "the environment tells more",
 }
 
 if TYPE_CHECKING:  # the command line offers Precision, and torch is slow to import

@@ -102,6 +102,7 @@ MEMORY = NCCL.format(
     "ncclUnhandledCudaError: Call to CUDA function failed.\nLast error:\n"
     "Cuda failure 2 'out of memory'",
 )
+GLOO = "[/src/gloo/transport/tcp/unbound_buffer.cc:81] Cannot lock pointer to buffer"
 REMOTE = NCCL.format(
     "remote process exited or there was a network error",
     "Last error:\nsocketProgress: Connection closed by remote peer node2<42830>",
@@ -128,6 +129,7 @@ def of_two(monkeypatch):
             UNKNOWN,
             r"cannot work together \(ncclInternalError: Internal check failed.\); NCCL_DEBUG",
         ),
+        (GLOO, r"cannot work together \(.*Cannot lock .* buffer\); TORCH_CPP_LOG_LEVEL=INFO"),
         (REMOTE, "has ended or cannot be reached"),
     ],
 )
