@@ -24,6 +24,8 @@ MEMORY = 4 * 2**30  # bytes that images, or passes and results, may take unless 
 LOST = r"remote process exited|connection.*(closed|reset|refused|aborted)|broken pipe"
 # What they say of other trouble between processes, and what is told of it, with their words.
 TROUBLE = {
+    r"(client|server) socket|waiting for clients": "the other processes of this torchrun cannot be "
+    "found ({}); start them all by torchrun, or unset WORLD_SIZE",
     r"duplicate gpu": "two processes of this torchrun have one GPU ({}); leave --device out, and "
     "each takes its own",
     r"mismatched nccl version": "the processes of this torchrun have different versions of NCCL "
@@ -35,6 +37,9 @@ TROUBLE = {
     r"": "the processes of this torchrun cannot work together ({}); TORCH_CPP_LOG_LEVEL=INFO in "
     "the environment tells more",
 }
+
+# Where in the source of PyTorch, or of a library of its own, an error comes from.
+PLACE = re.compile(r"\[enforce fail at [^]]*\] ?|\[?[^\s[]*\.(?:cc|cpp|cu|cuh|h|hpp):\d+\]?[,:]? ?")
 
 if TYPE_CHECKING:  # the command line offers Precision, and torch is slow to import
     import torch
@@ -239,6 +244,8 @@ def processes(device: "torch.device") -> Iterator[Processes]:
             "nccl" if device.type == "cuda" else "gloo", timeout=LONGEST_WAIT
         )
     except (ValueError, RuntimeError) as error:
+        if is_trouble_of_processes(error):
+            raise _trouble(error) from error
         raise MemtoolError(
             f"WORLD_SIZE is {size}, and the other processes cannot be found ({last_line(error)}); "
             "start them all by torchrun, or unset WORLD_SIZE"
@@ -248,12 +255,7 @@ def processes(device: "torch.device") -> Iterator[Processes]:
     except RuntimeError as error:
         if is_lack_of_memory(error) or not is_trouble_of_processes(error):
             raise
-        if is_loss_of_process(error):
-            raise LostProcess(
-                "another process of this torchrun has ended or cannot be reached; what it did last "
-                "is told above, or by torchrun below"
-            ) from error
-        raise MemtoolError(_told_trouble(error)) from error
+        raise _trouble(error) from error
     finally:
         distributed.destroy_process_group()
 
@@ -272,14 +274,19 @@ def is_loss_of_process(error: Exception) -> bool:
     return is_trouble_of_processes(error) and bool(re.search(LOST, str(error), re.IGNORECASE))
 
 
-def _told_trouble(error: Exception) -> str:
+def _trouble(error: Exception) -> MemtoolError:
     """What is wrong between processes, in one line with the words of NCCL or Gloo: the last ones
-    before C++'s stack, unless NCCL has none."""
-    said = str(error).partition("Exception raised from")[0].splitlines()
+    before C++'s stack, unless NCCL has none, without places in the source."""
+    if is_loss_of_process(error):
+        return LostProcess(
+            "another process of this torchrun has ended or cannot be reached; what it did last "
+            "is told above, or by torchrun below"
+        )
+    said = PLACE.sub("", str(error)).partition("Exception raised from")[0].splitlines()
     words = [line.strip() for line in said if not line.strip().startswith("Last error:")]
     last = next((line for line in reversed(words) if line), type(error).__name__)
     found = (key for key in TROUBLE if re.search(key, str(error), re.IGNORECASE))
-    return TROUBLE[next(found)].format(shortened(last, 200))
+    return MemtoolError(TROUBLE[next(found)].format(shortened(last, 200)))
 
 
 class LostProcess(MemtoolError):

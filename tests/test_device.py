@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def of_two(monkeypatch):
             UNKNOWN,
             r"cannot work together \(ncclInternalError: Internal check failed.\); NCCL_DEBUG",
         ),
-        (GLOO, r"cannot work together \(.*Cannot lock .* buffer\); TORCH_CPP_LOG_LEVEL=INFO"),
+        (GLOO, r"cannot work together \(Cannot lock .* buffer\); TORCH_CPP_LOG_LEVEL=INFO"),
         (REMOTE, "has ended or cannot be reached"),
     ],
 )
@@ -139,6 +140,32 @@ def test_what_is_wrong_between_processes_is_told(of_two, said, told):
             raise torch.distributed.DistBackendError(said)
     assert "\n" not in str(caught.value)
     assert isinstance(caught.value, LostProcess) == (said is REMOTE)
+
+
+DEVICE = "[enforce fail at /src/my gloo/tcp/device.cc:84] rv != -1. Unable to resolve: eth7"
+MESH = "Gloo connectFullMesh failed with [../gloo/transport/tcp/pair.cc:144] no error"
+NOBODY = "The client socket has timed out after 60000ms while trying to connect to (node9, 29500)."
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError(DEVICE),
+            r"cannot work together \(rv != -1. Unable to resolve: eth7\); TORCH",
+        ),
+        (RuntimeError(MESH), r"cannot work together \(Gloo connectFullMesh failed with no error\)"),
+        (torch.distributed.DistBackendError(MISMATCHED), r"versions of NCCL \(Mismatched"),
+        (torch.distributed.DistNetworkError(NOBODY), r"cannot be found \(.*\); start them all by"),
+        (torch.distributed.DistBackendError(REMOTE), "has ended or cannot be reached"),
+    ],
+)
+def test_what_is_wrong_when_processes_meet_is_told_alike(of_two, monkeypatch, error, told):
+    monkeypatch.setattr(torch.distributed, "init_process_group", Mock(side_effect=error))
+    with pytest.raises(MemtoolError, match=told) as caught:
+        with processes(torch.device("cpu")):
+            pass
+    assert ".cc" not in str(caught.value) and "WORLD_SIZE is" not in str(caught.value)
 
 
 def test_memory_that_nccl_lacks_is_memory(of_two):
