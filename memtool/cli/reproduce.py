@@ -3,7 +3,7 @@
 import os
 import shlex
 from collections.abc import Iterable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +20,16 @@ from memtool.reproduction.recipes import MOST_EPOCHS, MOST_SEEDS
 MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
 
-def _are_on_a_gpu() -> bool:
-    """Whether steps compute on a GPU: several would share its memory, and be no faster together."""
+def _are_on_a_gpu(devices: Iterable[str]) -> bool:
+    """Whether steps on these devices compute on a GPU: several would share its memory, and be no
+    faster together. Of a device that is not available, the step is to tell."""
     from memtool.device import choose
 
-    return choose().type != "cpu"
+    for name in devices:
+        with suppress(MemtoolError):
+            if choose(name).type != "cpu":
+                return True
+    return False
 
 
 def _percent(typed: list[str] | None, option: str) -> list[float] | None:
@@ -267,8 +272,9 @@ def reproduce(
         from memtool.reproduction import read_results, write_report
 
         if not jobs and not is_done:
+            devices = recipe.devices(os.environ.get("MEMTOOL_DEVICE") or "auto")
             with workers(1) as pool:  # where torch is
-                steps_at_once = 1 if pool.submit(_are_on_a_gpu).result() else at_once
+                steps_at_once = 1 if pool.submit(_are_on_a_gpu, devices).result() else at_once
 
         with progress(f"reproducing {recipe.data}", len(steps)) as advance:
             advance(done)

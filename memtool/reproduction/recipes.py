@@ -124,6 +124,17 @@ class Recipe:
             for study in RECIPES.values()
         )
 
+    def devices(self, default: str) -> set[str]:
+        """The devices that its steps compute on: those that the options of each command name last,
+        and the default of a command whose options name none.
+
+        >>> sorted(replace(RECIPES[Study.digits], train="--device=cpu").devices("auto"))
+        ['auto', 'cpu']
+        """
+        typed = [pairwise(_words(command, getattr(self, command))) for command in GIVEN]
+        named = [[value for option, value in pairs if option == "--device"] for pairs in typed]
+        return {names[-1] if names else default for names in named}
+
     def small(self) -> "Recipe":
         """For two processor cores: three noise ratios, 5,000 training images, 2,000 test images in
         CKA, the blocks of ResNets alone, and a width of 16 for the networks that have one."""

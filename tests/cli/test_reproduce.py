@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from memtool import MemtoolError
 from memtool.cli import main
 from memtool.files import claimed
 from memtool.reproduction import (
@@ -97,7 +98,7 @@ def test_without_a_study_or_with_an_epoch_too_late_there_is_a_way_out(run, tmp_p
 @contextmanager
 def in_this_process(jobs):
     """In place of `workers`."""
-    yield SimpleNamespace(map=map, submit=lambda function: SimpleNamespace(result=function))
+    yield SimpleNamespace(map=map, submit=lambda f, *x: SimpleNamespace(result=lambda: f(*x)))
 
 
 @pytest.fixture
@@ -134,7 +135,39 @@ def test_steps_do_not_share_a_gpu_unless_told(
     run, tmp_path, one_step, monkeypatch, device, typed, jobs
 ):
     at_once = []
-    monkeypatch.setattr("memtool.device.choose", lambda: torch.device(device))
+    monkeypatch.delenv("MEMTOOL_DEVICE", raising=False)
+    monkeypatch.setattr("memtool.device.choose", lambda name: torch.device(device))
+    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr(
+        "memtool.reproduction.run_steps", lambda steps, jobs, *_: iter(at_once.append(jobs) or ())
+    )
+    assert run("reproduce", "digits", "-o", tmp_path, *typed).code == 0
+    assert at_once == [jobs]
+
+
+@pytest.mark.parametrize(
+    ("variable", "typed", "jobs"),
+    [
+        ("cpu", (), 6),
+        ("", (), 1),
+        ("cuda:7", (), 6),  # not there, as the step is to tell
+        ("", ("--train", "--device cpu"), 1),
+        ("", [w for o in ("--train", "--cka", "--stitch") for w in (o, "--device=cpu")], 6),
+        ("cpu", ("--stitch", "--device cpu --device mps"), 1),
+    ],
+)
+def test_steps_are_on_the_device_that_is_chosen_for_them(
+    run, tmp_path, one_step, monkeypatch, variable, typed, jobs
+):
+    def choose(name):
+        if name == "cuda:7":
+            raise MemtoolError(f"device {name!r} is not available")
+        return torch.device({"auto": "cuda"}.get(name, name))
+
+    at_once = []
+    monkeypatch.setenv("MEMTOOL_DEVICE", variable)
+    monkeypatch.setattr("memtool.device.choose", choose)
+    monkeypatch.setattr("memtool.reproduction.rehearse", lambda *_: None)
     monkeypatch.setattr("os.cpu_count", lambda: 6)
     monkeypatch.setattr(
         "memtool.reproduction.run_steps", lambda steps, jobs, *_: iter(at_once.append(jobs) or ())
