@@ -78,14 +78,14 @@ class CKA:
                 f"the layers of this batch have {widths} features, those of the first "
                 f"{self._widths}; give the same layers in each"
             )
+        if not n:
+            return
         is_minibatch = self.estimator is Estimator.minibatch
         if is_minibatch and n < MINIMUM:
             raise MemtoolError(
                 f"CKA with estimator minibatch needs {MINIMUM} examples or more in each batch, not "
                 f"{n}; add them to another batch"
             )
-        if not n:
-            return
         if is_minibatch and self.kernel is Kernel.linear and self._sums is None:
             self._sums = _minibatch_sums(xs, ys)
         if self._sums:
