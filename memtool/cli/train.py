@@ -318,12 +318,14 @@ def train(
         with ExitStack() as shown:
             # The bar comes first: on a terminal, the rows then stand above it.
             advance = shown.enter_context(progress(f"training {output}", run.steps(config.epochs)))
+            # What it refuses is told before a table begins.
+            rows = run.train(where, resume, advance)
             targets = [(None, table_format), *([(rows_to, None)] if rows_to else [])]
             writers = [
                 shown.enter_context(tables.writer(tables.TrainingRow, path, chosen, byproduct=True))
                 for path, chosen in targets
             ]
-            for row in run.train(where, resume, advance):
+            for row in rows:
                 if row is None:  # an epoch that is not evaluated
                     continue
                 for write in writers:

@@ -137,14 +137,13 @@ class Run:
         With `resume`, a stopped run continues from its state, and the rows of the epochs that it
         has done come first: all rows together are those of a run that was never stopped. `advance`
         is told of each step of the optimizer, and at once of all those that are done. Raises
-        MemtoolError if the state belongs to a run with other settings, if the loss is not finite,
-        for a single training image, whose statistics batch norm cannot compute, if the memory is
-        not enough, and for vectors that are to be augmented.
+        MemtoolError if the loss is not finite and, before a row is asked for, if the state belongs
+        to a run with other settings, for a single training image, whose statistics batch norm
+        cannot compute, if the memory is not enough, and for vectors that are to be augmented.
         """
         if (rows_on_record := self.finished()) is not None:
             advance(self.steps(self.config.epochs))
-            yield from rows_on_record
-            return
+            return iter(rows_on_record)
         if len(self.dataset.train) < 2:
             raise MemtoolError(f"{self.dataset.name}: one training image is not enough to train on")
         if self.config.augment is Augment.crop_flip and len(self.dataset.image_shape) != 3:
@@ -156,6 +155,18 @@ class Run:
             logger.info(f"{self._state.path}: a stopped run, which --resume continues; starts anew")
         progress = self._state.load(model, optimizer) if resume else Trained()
         advance(self.steps(progress.epoch))
+        return self._rows(model, optimizer, task, progress, device, advance)
+
+    def _rows(
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        task: Task,
+        progress: Trained,
+        device: torch.device,
+        advance: Advance,
+    ) -> Iterator[TrainingRow | None]:
+        """Those that `train` yields, from `progress` on."""
         rows = {metrics["epoch"]: self._row(metrics) for metrics in progress.history}
         yield from (rows.get(epoch) for epoch in range(1, progress.epoch + 1))
         if not progress.epoch:
@@ -228,8 +239,10 @@ class Run:
         they want."""
         task = self._task(device)  # first, as the images leave less memory for all else
         trial = self._initial_model().to(device)
+        most = min(self.config.batch_size, len(self.dataset.train))
+        config = replace(self.config, batch_size=most)  # no step has more images than there are
         with foreign_code(f"model {self.spec}"):
-            batch = evaluation_batch(trial, self.dataset.image_shape, self.config, self.processes)
+            batch = evaluation_batch(trial, self.dataset.image_shape, config, self.processes)
         task = replace(task, batch_size=batch)
         convolves = any(isinstance(layer, nn.Conv2d) for layer in trial.modules())
         channels_last = convolves and put_channels_last(trial, task.normalize(task.images[:2]))

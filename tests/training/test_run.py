@@ -469,7 +469,13 @@ def test_a_training_step_has_to_fit_beside_the_images(train, tmp_path, monkeypat
     monkeypatch.setattr(memory_module, "memory_of", lambda device: 1000 if taken else 2**30)
     told = train(tmp_path)
     assert told.code == 1 and "a training step with 16 images takes" in told.stderr
+    assert not told.stdout  # no table without rows
     assert len(taken) == 2 and not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_step_takes_no_more_than_the_training_images(train, tmp_path):
+    done = train(tmp_path, "--batch-size", 10**9)
+    assert done.code == 0, done.stderr
 
 
 def test_a_compiled_model_is_saved_under_its_own_names(train, tmp_path, uninterrupted, monkeypatch):
