@@ -206,6 +206,8 @@ def _tensor(layer: Activations) -> Tensor:
         raise MemtoolError(f"a layer cannot be read as numbers ({told}); {wanted}") from error
     if tensor.is_meta or not is_usual:
         kind = f"shape {tuple(tensor.shape)}, {tensor.layout}, on {tensor.device}"
+        if tensor.layout not in (torch.strided, torch.jagged):  # jagged are nested ones
+            wanted = "give its .to_dense()"
         raise MemtoolError(f"a layer is a tensor of {kind}; {wanted}")
     return tensor
 
@@ -222,8 +224,13 @@ def _is_masked(layer: object) -> bool:
 
 def _from_array(array: NDArray[Any]) -> Tensor:
     """An array as a tensor: of strides, an order of bytes and a leave to write that PyTorch takes,
-    copied if need be."""
-    return torch.from_numpy(np.require(array, array.dtype.newbyteorder("="), ("C", "W")))
+    copied if need be. Raises TypeError for a dtype that PyTorch lacks."""
+    usual = np.require(array, array.dtype.newbyteorder("="), ("C", "W"))
+    try:
+        return torch.from_numpy(usual)
+    except TypeError as error:  # which lists all that PyTorch has
+        hint = ", so give its .astype(float) if these are numbers" if array.ndim else ""
+        raise TypeError(f"PyTorch lacks dtype {array.dtype}{hint}") from error
 
 
 def _examples(layers: Sequence[Tensor]) -> int:

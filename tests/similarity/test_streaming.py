@@ -608,7 +608,9 @@ def test_no_number_in_a_list_is_asked_for_a_mask(monkeypatch):
         ([[1.0, 2.0], (3.0, np.ma.masked), [5.0, 6.0], [7.0, 8.0]], "masked values"),
         (3.0, r"tensor of shape \(\)"),
         (torch.tensor(3.0), r"tensor of shape \(\)"),
-        (torch.eye(4).to_sparse(), "torch.sparse_coo"),
+        (torch.eye(4).to_sparse(), r"torch.sparse_coo, on cpu; give its .to_dense\(\)"),
+        (np.eye(4, dtype=np.longdouble), r"lacks dtype \w+\d+, so give its .astype\(float\) if"),
+        (np.eye(4)[:, :2].astype(object), r"lacks dtype object, so give its .astype\(float\) if"),
         (torch.ones(4, 2, device="meta"), "on meta"),
     ],
 )
