@@ -1,6 +1,7 @@
 """Options that several commands share, declared once, and the parsing of their values."""
 
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated
@@ -214,15 +215,15 @@ def ratios(values: list[str], option: str) -> list[float]:
 
 def size(text: str) -> int:
     """'4GiB', '4G' or '4GB' in bytes, the last of which is 4 * 10^9; a usage error for anything but
-    a number with a unit, B to TiB."""
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([KMGT]i?B?|B)", text)
+    a number with a unit, B to TiB, in capital or small letters."""
+    found = re.fullmatch(r"(?ai)(\d*\.?\d+) *([KMGT]I?B?|B)", text.strip())
     if not found:
         raise typer.BadParameter(
             f"{text!r} is not a size, such as 512MiB or 4GiB", param_hint="--memory"
         )
-    number, unit = found.groups()
-    base = 1000 if unit.endswith("B") and "i" not in unit else 1024
-    return int(float(number) * base ** "BKMGT".index(unit[0]))
+    number, unit = found[1], found[2].upper()
+    base = 1000 if unit.endswith("B") and "I" not in unit else 1024
+    return int(min(float(number) * base ** "BKMGT".index(unit[0]), sys.maxsize))
 
 
 def epochs(text: str, option: str) -> list[int]:

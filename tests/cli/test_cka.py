@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import sys
 
 import pytest
 
@@ -61,7 +62,9 @@ def test_a_dry_run_checks_the_settings_and_writes_nothing(run, runs, tmp_path, m
     assert run("cka", runs.noisy, runs.clean, "--layers", "fcc", "--dry-run").code == 1
 
 
-@pytest.mark.parametrize("size", ["4", "GiB", "-1GiB", "4XiB"])
+@pytest.mark.parametrize(
+    "size", ["4", "GiB", "-1GiB", "4XiB", "\u0664GiB", "4.GiB", ".G", "4i", "4G\u0131B"]
+)
 def test_sizes_that_are_none(run, runs, size):
     assert run("cka", runs.noisy, runs.clean, f"--memory={size}").code == 2
 
@@ -76,6 +79,12 @@ def test_sizes_that_are_none(run, runs, size):
         ("1.5G", 3 * 2**29),
         ("2Gi", 2**31),
         ("1TB", 10**12),
+        ("5gib", 5 * 2**30),
+        ("6kb", 6000),
+        ("7m", 7 * 2**20),
+        (".25K", 256),
+        (" 8  MiB ", 2**23),
+        ("9" * 400 + "T", sys.maxsize),
     ],
 )
 def test_sizes_are_in_powers_of_1000_or_1024_as_their_units_say(text, size):
