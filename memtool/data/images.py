@@ -19,7 +19,7 @@ from memtool.data.pictures import Picture, Remark, read
 from memtool.data.resizing import fitted
 from memtool.data.spec import Options, with_options
 from memtool.device import machine_memory
-from memtool.errors import told_names, told_size
+from memtool.errors import counted, told_names, told_size
 from memtool.progress import Advance
 
 Item = TypeVar("Item")
@@ -45,14 +45,14 @@ def check_memory(size: int, what: str, memory: int | None = None) -> None:
     user has allowed, or than this machine has."""
     if memory is not None and size > memory:
         raise MemtoolError(
-            f"{what}: take {told_size(size)}, more than --memory ({told_size(memory)}); "
+            f"{what}: would take {told_size(size)}, more than --memory ({told_size(memory)}); "
             f"allow more (--memory {math.ceil(size / 2**30)}GiB), or take smaller images or "
             "fewer of them"
         )
     machine = machine_memory()
     if size > machine:
         raise MemtoolError(
-            f"{what}: take {told_size(size)}, this machine has {told_size(machine)}; take "
+            f"{what}: would take {told_size(size)}, this machine has {told_size(machine)}; take "
             "smaller images or fewer of them (--image-size, --samples), or allow image files less "
             "(--memory), so that they are decoded into a file"
         )
@@ -92,7 +92,7 @@ def shape_of(paths: Sequence[str], options: Options) -> Shape | None:
 def allocated(shape: Shape, memory: int | None = None) -> Images:
     """An array for images, in memory. Raises MemtoolError as `check_memory` does."""
     images, _, height, width = shape
-    check_memory(math.prod(shape), f"{images} images of {width}x{height} pixels", memory)
+    check_memory(math.prod(shape), f"{counted(images, 'image')} of {width}x{height} pixels", memory)
     return np.empty(shape, dtype=np.uint8)
 
 
@@ -181,7 +181,9 @@ class _Album:
             self.images = self._in_color(self.images, index)
         if picture.peak is not None and not self.deep and self.is_in_memory:
             # Until the largest value is known, they are kept with 16 bits.
-            check_memory(3 * self.images.size, f"{len(self.paths)} images with 16 bits per value")
+            check_memory(
+                3 * self.images.size, f"{counted(len(self.paths), 'image')} with 16 bits per value"
+            )
 
     def _in_color(self, gray: Images, count: int) -> Images:
         """Room for three channels, with the first `count` images, which are gray, in place."""

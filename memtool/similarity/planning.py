@@ -165,9 +165,10 @@ class Plan:
     def __str__(self) -> str:
         start, stop = self.batches[-1]
         passes = f"{self.passes:.3g} forward pass{'es' if self.passes > 1 else ''}"
+        batches = f"{len(self.batches)} batch{'es' if len(self.batches) > 1 else ''}"
         text = (
-            f"{self.estimator} CKA of {stop:,} examples, {len(self.batches)} batches of "
-            f"{stop - start}: {passes} of each network"
+            f"{self.estimator} CKA of {stop:,} examples, {batches} of {stop - start}: "
+            f"{passes} of each network"
         )
         if len(self.blocks) > 1:
             text += f" ({len(self.blocks)} blocks of examples)"

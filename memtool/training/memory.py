@@ -8,7 +8,7 @@ from torch import nn
 
 from memtool import MemtoolError
 from memtool.device import Precision, Processes, memory_of
-from memtool.errors import told_size
+from memtool.errors import counted, told_size
 from memtool.layers import footprint
 from memtool.training.settings import TrainConfig
 
@@ -50,6 +50,7 @@ def check_step(
         needed //= 2
     if needed > (available := memory_of(device) - images):
         raise MemtoolError(
-            f"a training step with {batch} images takes {told_size(needed)} of memory, {device} "
-            f"has {told_size(available, up=False)}; choose a smaller --batch-size or smaller images"
+            f"a training step with {counted(batch, 'image')} takes {told_size(needed)} of memory, "
+            f"{device} has {told_size(available, up=False)}; choose a smaller --batch-size or "
+            "smaller images"
         )

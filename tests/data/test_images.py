@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from memtool import data
+from memtool import MemtoolError, data
 from memtool.data import images, pictures
 
 
@@ -107,3 +107,9 @@ def test_more_than_the_memory_is_refused_before_it_is_taken(
     write(tmp_path, "", 1)
     monkeypatch.setattr(os, "sysconf", lambda name: 8)
     assert "this machine has" in refused(f"folder:{tmp_path}")
+
+
+@pytest.mark.parametrize(("count", "told"), [(1, "1 image of 3x2"), (5, "5 images of 3x2")])
+def test_room_that_is_not_allowed_is_told(count: int, told: str) -> None:
+    with pytest.raises(MemtoolError, match=f"^{told} pixels: would take .* than --memory"):
+        images.allocated((count, 3, 2, 3), memory=17)

@@ -100,6 +100,13 @@ def test_biased_is_another_name_of_exact(runs):
     assert plans[0] == plans[1] and str(plans[0]).startswith("exact CKA")
 
 
+@pytest.mark.parametrize(("n", "told"), [(40, "1 batch of 40: "), (80, "2 batches of 40: ")])
+def test_the_plan_is_told_in_good_english(runs, n, told):
+    others, reference = selected(runs)
+    settings = CkaSettings(estimator=Estimator.minibatch, batch_size=40)
+    assert f" {n} examples, {told}" in str(make_plan(others, [reference], n, settings))
+
+
 def test_the_plan_keeps_within_its_budget(runs):
     others, reference = selected(runs)
     settings = CkaSettings(estimator=Estimator.exact)

@@ -43,6 +43,7 @@ def test_small_networks_are_evaluated_in_large_batches():
         (TrainConfig(batch_size=64), 1, "64 images"),
         (TrainConfig(batch_size=64, precision=Precision.bf16), 1, "64 images"),
         (TrainConfig(batch_size=64), 4, "16 images"),
+        (TrainConfig(batch_size=64), 64, "1 image"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_its_size(model, monkeypatch, config, processes, told):
