@@ -346,8 +346,11 @@ def type_of_mean(x: Tensor) -> torch.dtype:
 
 
 def mean_of(x: Tensor) -> Tensor:
-    """The mean of features (n, p) over the examples."""
-    return x.mean(0, dtype=type_of_mean(x))
+    """The mean (p,) of features (n, p) over the examples, which lies between the smallest and the
+    largest value of each: rounding, or a sum beyond the type, would leave of a constant feature
+    such as a mask of -1e9 more than others vary by."""
+    mean = x.mean(0, dtype=type_of_mean(x))
+    return mean.clamp(x.amin(0), x.amax(0)) if len(x) else mean
 
 
 def scale_of(parts: Iterable[Tensor]) -> float:

@@ -11,7 +11,7 @@ from memtool import MemtoolError
 from memtool.similarity import Estimator, even_batches
 from memtool.similarity.feature_space import FeatureRecorder
 from memtool.similarity.minibatch import MinibatchRecorder
-from memtool.similarity.recorder import Visit, add_up, features, varies
+from memtool.similarity.recorder import Visit, add_up, features, mean_of, varies
 from memtool.similarity.tiles import TileRecorder
 
 CPU = torch.device("cpu")
@@ -194,6 +194,21 @@ def test_one_feature_that_varies_beside_a_hundred_thousand_that_do_not(kind):
             batch.record("all", constant)
             batch.record("but one", x)
         assert one.constant().tolist() == [True, False]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.1, -1e9, "min", "max"])
+def test_the_mean_of_a_constant_feature_is_its_value(dtype, value):
+    limits = torch.finfo(dtype)
+    x = torch.full((53, 3), limits.min, dtype=dtype)
+    if isinstance(value, float):
+        x.fill_(max(value, limits.min))
+    elif value == "max":
+        x.fill_(limits.max)
+    assert torch.equal(mean_of(x), x[0].to(mean_of(x)))
+    assert mean_of(x[:0]).shape == (3,)
+    x[7, 1] = math.nan
+    assert mean_of(x).isnan().tolist() == [False, True, False]
 
 
 def test_what_varies():

@@ -352,6 +352,23 @@ def test_a_constant_layer_has_no_cka(estimator, kernel, constant):
     assert math.isnan(none)
 
 
+@pytest.mark.parametrize("is_cheaper", [True, False], ids=["features", "grams"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("mask", [-1e9, 1e15, torch.finfo(torch.float32).min])
+def test_features_that_are_masked_for_all_examples_do_not_count(
+    mask, kernel, estimator, is_cheaper, monkeypatch
+):
+    monkeypatch.setattr("memtool.similarity.streaming.is_cheaper", lambda *_: is_cheaper)
+    x, y = pair(90, 20, 20)
+    masked = torch.full((2, 90, 300), mask)
+    for side, features in zip(masked, (x, y), strict=True):
+        side[:, ::15] = features
+    expected = cka(x, y, estimator, kernel, batch_size=30)
+    found = cka(*masked, estimator, kernel, batch_size=30)
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+
+
 def test_small_differences_on_a_large_offset_are_no_constant():
     x, y = pair(64)
     assert cka(x.double() * 1e-9 + 1, y.double()).item() == pytest.approx(
