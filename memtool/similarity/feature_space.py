@@ -33,6 +33,7 @@ from memtool.similarity.recorder import (
     OffsetSums,
     Recorder,
     Visit,
+    magnitude,
     scale_of,
     scaled,
 )
@@ -85,7 +86,8 @@ class FeatureRecorder(OffsetRecorder):
         """The features of layer i, once all are there."""
         if i not in self._layers:
             features = self.state[f"features {i}"]
-            features = scaled(features, scale_of(features[slice(*part)] for part in self.batches))
+            largest = magnitude(features[slice(*part)] for part in self.batches)
+            features = scaled(features, scale_of(largest))
             norms = torch.linalg.vector_norm(features, dim=1).square()
             self._layers[i] = LayerFeatures(features, norms, self.batches, self.estimator)
         return self._layers[i]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from memtool.layers import evenly_spaced
 from memtool.similarity.hsic import wide
-from memtool.similarity.recorder import mean_of, scale_of, scaled, type_of_mean
+from memtool.similarity.recorder import magnitude, mean_of, scale_of, scaled, type_of_mean
 
 SAMPLE = 512  # examples whose distances set sigma
 
@@ -39,7 +39,7 @@ def median_distance(x: Tensor) -> Tensor:
     n = len(x)
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(type_of_mean(x)) - mean_of(x)
-        x = scaled(x, scale := scale_of([x]))
+        x = scaled(x, scale := scale_of(magnitude([x])))
         norms = torch.linalg.vector_norm(x, dim=1).square()
         squared = squared_distances(x @ x.T, norms, norms)
     apart = squared.flatten()[1:].view(n - 1, n + 1)[:, :-1]  # all but the diagonal

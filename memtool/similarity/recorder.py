@@ -73,9 +73,9 @@ class Recorder(ABC):
     `state` is what processes add up. Its entry `varying` is 0 for a layer none of whose features
     varies, and more for any other layer; `unaligned` is 0 for a layer whose rows are those of the
     images, and more for any other. `scales`, by layer, are what its features are multiplied
-    by, as the first batch asks in which they vary: no CKA depends on that, but squares might
-    overflow or vanish. Each process has its own; `state` is in the `unit` of a scale, which is 1
-    unless features are float64 beyond all float32.
+    by, as the first batch asks in which they differ from their mean: no CKA depends on that, but
+    squares might overflow or vanish. Each process has its own; `state` is in the `unit` of a scale,
+    which is 1 unless features are float64 beyond all float32.
     `sigma`, (layers,), is that of the rbf kernel, None if the kernel is linear.
     """
 
@@ -155,16 +155,15 @@ class Recorder(ABC):
 
     def set_scale(self, i: int, centered: Iterable[Tensor]) -> None:
         """Set the scale of layer i, unless it is set, by the features of a batch relative to their
-        mean, in parts that are judged. Those of a layer that has not varied yet tell nothing."""
-        if i not in self.scales:
-            scale = scale_of(centered)
-            if self.state["varying"][i]:
-                self.scales[i], self._factors = scale, None
+        mean, in parts. Zeros tell nothing."""
+        if i not in self.scales and (largest := magnitude(centered)):
+            self.scales[i], self._factors = scale_of(largest), None
 
     def to_scale(self, i: int, centered: Tensor) -> Tensor:
-        """The features of layer i relative to their mean, multiplied in place by its scale; zeros
-        as long as they have not varied, since what differs from these is rounding."""
-        return scaled(centered, self.scales[i]) if i in self.scales else centered.zero_()
+        """The features of layer i relative to their mean, multiplied in place by its scale. Those
+        of a batch that differ by no more than rounding count as well: whether the layer is constant
+        is known after all batches."""
+        return scaled(centered, self.scale(i))
 
     def scale(self, i: int) -> float:
         return self.scales.get(i, 1.0)
@@ -353,27 +352,32 @@ def mean_of(x: Tensor) -> Tensor:
     return mean.clamp(x.amin(0), x.amax(0)) if len(x) else mean
 
 
-def scale_of(parts: Iterable[Tensor]) -> float:
-    """The power of two that brings the largest of some numbers, in parts, to about 1e-9 if they are
-    small, to about 1 if they are large; 1 where it is between 1e-9 and 1e9 anyhow, 0 or not finite,
-    or where there are no numbers.
+def magnitude(parts: Iterable[Tensor]) -> float:
+    """The largest absolute value of some numbers, in parts: 0 if all are 0, or there are none, and
+    otherwise at least the smallest normal number of their type, as the scale is to be of it."""
+    largest = 0.0
+    for part in parts:
+        if part.numel():
+            extremes = torch.stack(part.aminmax())  # abs() would take as much memory again
+            if value := float(extremes.abs().max()):
+                largest = max(value, largest, torch.finfo(part.dtype).tiny)
+    return largest
+
+
+def scale_of(magnitude: float) -> float:
+    """The power of two that brings the largest of some numbers to about 1e-9 if they are small, to
+    about 1 if they are large; 1 where it is between 1e-9 and 1e9 anyhow, 0 or not finite.
 
     The squares of numbers below 1e-19, or above 1e19, are no float32. Small ones leave room above,
     as larger ones may come later.
 
-    >>> scale_of([torch.tensor([3.0, -1e-9])]), scale_of([torch.tensor([1e-30])]) == 2**69
+    >>> scale_of(3.0), scale_of(1e-30) == 2**69
     (1.0, True)
     """
-    largest, smallest = 0.0, 0.0
-    for part in parts:
-        smallest = torch.finfo(part.dtype).tiny  # the scale is to be a number of that type
-        if part.numel():
-            extremes = torch.stack(part.aminmax())  # abs() would take as much memory again
-            largest = max(largest, float(extremes.abs().max()))
-    if not 0 < largest < math.inf or 1e-9 < largest < 1e9:
+    if not 0 < magnitude < math.inf or 1e-9 < magnitude < 1e9:
         return 1.0
-    room = 30 if largest < 1 else 0
-    return math.ldexp(1, -room - math.frexp(max(largest, smallest))[1])
+    room = 30 if magnitude < 1 else 0
+    return math.ldexp(1, -room - math.frexp(magnitude)[1])
 
 
 def unit(scale: float) -> float:

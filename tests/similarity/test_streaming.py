@@ -376,6 +376,36 @@ def test_small_differences_on_a_large_offset_are_no_constant():
     )
 
 
+@pytest.mark.parametrize("is_cheaper", [True, False], ids=["features", "grams"])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize("unit", [1.0, 2.0**-70, 2.0**40])
+def test_batches_that_vary_less_than_others_on_a_large_offset_count(
+    unit, kernel, estimator, is_cheaper, monkeypatch
+):
+    """By no more than rounding can make of a constant, each for itself."""
+    monkeypatch.setattr("memtool.similarity.streaming.is_cheaper", lambda *_: is_cheaper)
+    common = torch.randn(60, 1, generator=torch.Generator().manual_seed(0)).clamp(-1.5, 1.5)
+    x = 1e5 + 0.2 * common.expand(-1, 90)
+    x[20:40, 0] += 0.4 * (-1) ** torch.arange(20)
+    y = pair(60)[1] + common
+    gram = linear if kernel == "linear" else rbf
+    expected = reference(x.double() - 1e5, y, estimator, [20] * 3, gram)
+    if kernel == "rbf" and estimator == "minibatch":  # sigma is that of all examples
+        expected = cka(x.double() - 1e5, y.double(), estimator, kernel, batch_size=20).item()
+    found = cka(x * unit, y, estimator, kernel, batch_size=20)
+    assert found.item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
+def test_a_layer_that_differs_by_rounding_alone_has_no_cka(estimator, kernel):
+    x, _ = pair(60)
+    rounded = 1e5 + 0.05 * x.clamp(-2, 2)
+    assert len(rounded.unique()) > 9
+    assert cka(rounded, x, estimator, kernel, batch_size=20).isnan()
+
+
 @pytest.mark.parametrize("estimator", ["exact", "unbiased"])
 def test_standard_error_leaves_out_batches_one_at_a_time(estimator):
     x, y = pair(55)
