@@ -26,7 +26,14 @@ import torch
 from torch import Tensor
 
 from memtool.progress import Advance, unseen
-from memtool.similarity.hsic import GROUPS, Hsic, hsic_from_sums, replicate_groups, wide
+from memtool.similarity.hsic import (
+    GROUPS,
+    Hsic,
+    beyond_rounding,
+    hsic_from_sums,
+    replicate_groups,
+    wide,
+)
 from memtool.similarity.recorder import (
     Batch,
     OffsetRecorder,
@@ -197,16 +204,19 @@ class LayerFeatures:
     @cached_property
     def own_hsic(self) -> Tensor:
         """HSIC of the layer with itself, (r,)."""
-        return self._hsic(self)
+        own, biased = self._hsic(self, self.estimator, Estimator.exact)
+        return beyond_rounding(own, biased, self.x.dtype)
 
     def hsic(self, other: "LayerFeatures") -> Tensor:
         """HSIC with another layer, (r,)."""
         if other is self:
             return self.own_hsic
+        # In this order whichever network the narrow layer is of.
         narrow, broad = sorted((self, other), key=lambda layer: layer.width)
-        return narrow._hsic(broad)  # in this order whichever network the narrow layer is of
+        return narrow._hsic(broad, self.estimator)[0]
 
-    def _hsic(self, other: "LayerFeatures") -> Tensor:
+    def _hsic(self, other: "LayerFeatures", *estimators: Estimator) -> Tensor:
+        """By each of the estimators, (estimators, r)."""
         sizes, counted = self.counts
         n = counted @ sizes
         (m, d), (w, e) = self.centering, other.centering
@@ -219,9 +229,12 @@ class LayerFeatures:
         squares = (n * m.norm(dim=1) * w.norm(dim=1)).square()
         both = (counted * (counted @ inner - 2 * n[:, None] * bilinear)).sum(1) + squares
         diagonal, traces = (d * e).sum(0), d.sum(0) * e.sum(0)
-        sums = zip(both - diagonal, diagonal, traces, n.tolist(), strict=True)
+        sums = list(zip(both - diagonal, diagonal, traces, map(int, n.tolist()), strict=True))
         return torch.stack(
-            [hsic_from_sums(self.estimator, s, d, t, int(size)) for s, d, t, size in sums]
+            [
+                torch.stack([hsic_from_sums(estimator, *replicate) for replicate in sums])
+                for estimator in estimators
+            ]
         )
 
     def _covariances(self, other: "LayerFeatures") -> Iterator[tuple[slice, slice, int, Tensor]]:

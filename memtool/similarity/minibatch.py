@@ -7,7 +7,7 @@ process has its own, from the first batch that it sees in which the layer varies
 """
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import torch
@@ -17,6 +17,7 @@ from memtool.progress import Advance, unseen
 from memtool.similarity.hsic import (
     GROUPS,
     Hsic,
+    beyond_rounding,
     hsic_from_sums,
     row_products,
     wide,
@@ -38,7 +39,8 @@ CHUNK = 2048  # features at a time: what is centered is multiplied while it is i
 
 class MinibatchRecorder(Recorder):
     """State: `sums`, (1 + groups, layers), of each layer's HSIC with itself times the size of the
-    batch, over all batches and over those of each group; `batches`, (groups,), how many there are.
+    batch, over all batches and over those of each group; `biased`, the same by `exact`, with which
+    rounding is compared; `batches`, (groups,), how many there are.
 
     With `sigma`, (layers,), the kernel is rbf.
     """
@@ -48,7 +50,8 @@ class MinibatchRecorder(Recorder):
     ) -> None:
         super().__init__(layers, device)
         self.sigma = sigma
-        self.state["sums"] = self.zeros(1 + GROUPS, len(layers))
+        for name in ("sums", "biased"):
+            self.state[name] = self.zeros(1 + GROUPS, len(layers))
         self.state["batches"] = self.zeros(GROUPS)
 
     def _opened(self, visit: Visit) -> "GramBatch":
@@ -128,8 +131,10 @@ class GramBatch(Batch):
         else:
             self.row_sums = entries.view(-1, n, n).sum(2)
             self.vectors = entries
-        _add(self.recorder.state["sums"], self, self, row_products)
-        self.recorder.state["batches"][self.visit.group] += 1
+        state = self.recorder.state
+        sums = {Estimator.unbiased: state["sums"], Estimator.exact: state["biased"]}
+        _add(sums, self, self, row_products)
+        state["batches"][self.visit.group] += 1
 
 
 class MinibatchSums(PairSums):
@@ -143,15 +148,20 @@ class MinibatchSums(PairSums):
 
     def add(self, x: Batch, y: Batch) -> None:
         assert isinstance(x, GramBatch) and isinstance(y, GramBatch)
-        _add(self.state["sums"], x, y, self.products)
+        _add({Estimator.unbiased: self.state["sums"]}, x, y, self.products)
 
     def hsic(self, advance: Advance = unseen) -> Hsic:
-        xy, xx, yy = (self._replicates(one.state["sums"]) for one in (self, self.x, self.y))
+        xx, yy = (self._own(side.state) for side in (self.x, self.y))
         advance(len(self.pairs))
-        return self.table(xy, xx, yy)
+        return self.table(self._replicates(self.state["sums"]), xx, yy)
 
     def permuted(self) -> Tensor:
         return self.x.zeros(len(self.pairs))  # in each batch, as the formula is that of `unbiased`
+
+    def _own(self, state: dict[str, Tensor]) -> Tensor:
+        """HSIC of a recorder's layers with themselves, (replicates, layers)."""
+        own, biased = (self._replicates(state[name]) for name in ("sums", "biased"))
+        return beyond_rounding(own, biased, own.dtype)
 
     def _replicates(self, sums: Tensor) -> Tensor:
         """The sums over all batches, then over those without each group that there is."""
@@ -161,15 +171,20 @@ class MinibatchSums(PairSums):
 
 
 def _add(
-    sums: Tensor, x: GramBatch, y: GramBatch, products: Callable[[Tensor, Tensor], Tensor]
+    sums: Mapping[Estimator, Tensor],
+    x: GramBatch,
+    y: GramBatch,
+    products: Callable[[Tensor, Tensor], Tensor],
 ) -> None:
-    """Add the HSIC of a batch, times its size, to the sums over all batches and over its group."""
+    """Add the HSIC of a batch by each estimator, times its size, to the sums over all batches and
+    over its group."""
     s = products(x.vectors, y.vectors)
     d = products(x.row_sums, y.row_sums)
     t = products(x.row_sums.sum(1, keepdim=True), y.row_sums.sum(1, keepdim=True))
-    value = x.visit.size * hsic_from_sums(Estimator.unbiased, s, d, t, x.visit.size)
-    sums[0] += value
-    sums[1 + x.visit.group] += value
+    for estimator, total in sums.items():
+        value = x.visit.size * hsic_from_sums(estimator, s, d, t, x.visit.size)
+        total[0] += value
+        total[1 + x.visit.group] += value
 
 
 class _Strips:

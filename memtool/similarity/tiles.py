@@ -23,6 +23,7 @@ from memtool.progress import Advance, unseen
 from memtool.similarity.hsic import (
     GROUPS,
     Hsic,
+    beyond_rounding,
     hsic_from_sums,
     replicate_groups,
     row_products,
@@ -72,7 +73,11 @@ class TileRecorder(OffsetRecorder):
     def own_hsic(self) -> Tensor:
         """HSIC of each layer with itself, (replicates, layers), once the state is that of all
         examples."""
-        return _replicates(self, self, row_products, self.state)
+        own, biased = (
+            _replicates(self, self, row_products, self.state, estimator)
+            for estimator in (self.estimator, Estimator.exact)
+        )
+        return beyond_rounding(own, biased, own.dtype)
 
     def traces(self) -> Tensor:
         diagonal, rows = self.rows_without(None)
@@ -207,17 +212,22 @@ class TileSums(OffsetSums):
             _add(self.state["products"], ours, theirs, self.products, x.visit, other)
 
     def hsic(self, advance: Advance = unseen) -> Hsic:
-        xy = _replicates(self.x, self.y, self.products, self.state)
+        xy = _replicates(self.x, self.y, self.products, self.state, self.x.estimator)
         advance(len(self.pairs))
         return self.table(xy, self.x.own_hsic, self.y.own_hsic)
 
 
 def _replicates(
-    x: TileRecorder, y: TileRecorder, products: Products, state: dict[str, Tensor]
+    x: TileRecorder,
+    y: TileRecorder,
+    products: Products,
+    state: dict[str, Tensor],
+    estimator: Estimator,
 ) -> Tensor:
     """HSIC of all examples, then of those without each group of batches."""
     groups = replicate_groups(len(x.batches))
-    return torch.stack([_hsic(x, y, products, state["products"], group) for group in groups])
+    sums = state["products"]
+    return torch.stack([_hsic(x, y, products, sums, estimator, group) for group in groups])
 
 
 def _add(
@@ -233,7 +243,12 @@ def _add(
 
 
 def _hsic(
-    x: TileRecorder, y: TileRecorder, products: Products, sums: Tensor, group: int | None
+    x: TileRecorder,
+    y: TileRecorder,
+    products: Products,
+    sums: Tensor,
+    estimator: Estimator,
+    group: int | None,
 ) -> Tensor:
     """HSIC without a group from <K, L> off the diagonal: all that is left to do is to center."""
     (d, r), (e, s) = x.rows_without(group), y.rows_without(group)
@@ -246,4 +261,4 @@ def _hsic(
     d, e = d - 2 / n * r + whole_r / n**2, e - 2 / n * s + whole_s / n**2
     diagonal = products(d, e)
     traces = products(d.sum(1, keepdim=True), e.sum(1, keepdim=True))
-    return hsic_from_sums(x.estimator, both - diagonal, diagonal, traces, n)
+    return hsic_from_sums(estimator, both - diagonal, diagonal, traces, n)

@@ -369,6 +369,59 @@ def test_features_that_are_masked_for_all_examples_do_not_count(
     assert found.item() == pytest.approx(expected.item(), abs=1e-6)
 
 
+def without_own_hsic():
+    """Layers whose unbiased HSIC with themselves is 0, by name."""
+    generator = torch.Generator().manual_seed(0)
+    one = torch.zeros(200, 6)
+    one[50] = torch.rand(6, generator=generator)
+    rotation = torch.linalg.qr(torch.randn(40, 40, generator=generator))[0]
+    lengths = 1 + torch.rand(40, generator=generator)
+    return {
+        "one example": one,
+        "one example, far away": 1e-12 * one + 3e-12,
+        "one example of a single feature": one[:, :1],
+        "all at one distance": torch.eye(30),
+        "at right angles": lengths[:, None] * rotation,
+    }
+
+
+@pytest.mark.parametrize("is_cheaper", [True, False], ids=["features", "grams"])
+@pytest.mark.parametrize("estimator", ["unbiased", "minibatch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", without_own_hsic())
+def test_rounding_of_an_hsic_of_0_gives_no_cka(name, dtype, estimator, is_cheaper, monkeypatch):
+    monkeypatch.setattr("memtool.similarity.streaming.is_cheaper", lambda *_: is_cheaper)
+    x = without_own_hsic()[name].to(dtype)
+    other = torch.randn(len(x), 5, generator=torch.Generator().manual_seed(1))
+    for size in (len(x), len(x) // 2):
+        stream = CKA(estimator)
+        for a, b in zip(x.split(size), other.split(size), strict=True):
+            stream.update([a, b], [2.7 * a, b])
+        for found in (stream.compute(), stream.null()):
+            assert found.isnan().tolist() == [[True, True], [True, False]]
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "minibatch"])
+@pytest.mark.parametrize(
+    ("n", "width", "times"), [(10, 3000, 1), (4, 50_000, 1), (300, 400, 10), (300, 400, 1000)]
+)
+def test_a_small_hsic_of_a_layer_with_itself_is_no_rounding(n, width, times, estimator):
+    """Of few examples with many features, or where one is far larger than the others."""
+    x, y = pair(n, width, width)
+    x[1] *= times
+    expected = reference(x, y, estimator)
+    assert cka(x, y, estimator).item() == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["unbiased", "minibatch"])
+@pytest.mark.parametrize("bandwidth", [0.2, 20.0])
+def test_narrow_and_broad_kernels_have_a_cka(bandwidth, estimator):
+    x, y = pair(150, 3, 3)
+    expected = reference(x, y, "unbiased", gram=lambda z: rbf(z, bandwidth))
+    found = cka(x, y, estimator, "rbf", bandwidth)
+    assert found.item() == pytest.approx(expected, abs=1e-3)
+
+
 def test_small_differences_on_a_large_offset_are_no_constant():
     x, y = pair(64)
     assert cka(x.double() * 1e-9 + 1, y.double()).item() == pytest.approx(
