@@ -118,22 +118,21 @@ def plain_epochs(setting: Setting, config: TrainConfig, device: torch.device) ->
     its.close()
     try:
         for _ in range(config.epochs):
-            ours.send("go on")
+            ours.send(True)
             yield ours.recv()
     finally:
-        process.terminate()
+        ours.send(False)
         process.join()
 
 
 def plain_process(
     asked: Connection, setting: Setting, config: TrainConfig, device: torch.device
 ) -> None:
+    """Tell the seconds of an epoch whenever it is asked for, until it is not."""
     dataset = data.load(setting.data, training=True)
     epochs = timed(plain_loop(setting, dataset, config, device), device)
-    asked.recv()
-    for seconds in epochs:
-        asked.send(seconds)
-        asked.recv()
+    while asked.recv():
+        asked.send(next(epochs))
 
 
 def plain_loop(
