@@ -19,7 +19,7 @@ from memtool.checkpoints.recognition import identify
 from memtool.contents import is_pickle
 from memtool.data import Dataset, told_shape, with_options
 from memtool.errors import one_line, some
-from memtool.models import ModelSpec, foreign_code, logits_of
+from memtool.models import ModelSpec, foreign_code
 from memtool.shards import check_shard, check_whole, is_index, shards_of
 from memtool.tensors import save_tensors
 
@@ -72,12 +72,14 @@ def _check_dataset(checkpoint: Checkpoint, network: Network, dataset: Dataset) -
         told += f" (--data {with_options(dataset.name, **options)!r} makes them fit)"
     with foreign_code(told):
         result = network.run(torch.from_numpy(dataset.test.images[[0, -1]]))
-    known = (logits_of(result, number) for number in (classes, None))
-    logits = next((one for one in known if one is not None), None)
-    if logits is not None and logits.shape[1] != classes:
+    try:
+        found = replace(network, classes=classes).logits_in(result).shape[1]
+    except MemtoolError:  # it gives none
+        return
+    if found != classes:
         raise MemtoolError(
-            f"{checkpoint.path}: gives {logits.shape[1]} logits, {dataset.name} has {classes} "
-            "classes; name the data set that it was trained on (--data)"
+            f"{checkpoint.path}: gives {found} logits, {dataset.name} has {classes} classes; name "
+            "the data set that it was trained on (--data)"
         )
 
 

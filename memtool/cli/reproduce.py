@@ -271,7 +271,7 @@ def reproduce(
         # Imported meanwhile: matplotlib, which only the report takes here.
         from memtool.reproduction import read_results, write_report
 
-        if not jobs and not is_done:
+        if at_once > 1 and not jobs and not is_done:
             devices = recipe.devices(os.environ.get("MEMTOOL_DEVICE") or "auto")
             with workers(1) as pool:  # where torch is
                 steps_at_once = 1 if pool.submit(_are_on_a_gpu, devices).result() else at_once

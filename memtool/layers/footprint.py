@@ -84,8 +84,8 @@ def footprint(model: nn.Module, shape: tuple[int, ...], gradients: bool = False)
     is_real = not any(weight.is_meta for weight in weights)
     runs = is_real and is_small(sum(weight.numel() for weight in weights), shape)
     with evaluating(model) if not gradients else nullcontext():
-        ways: list[Callable[[nn.Module], nn.Module]] = [_on_meta]
-        for copied in [copy.deepcopy, *ways] if runs else ways:
+        ways: list[Callable[[nn.Module], nn.Module]] = [copy.deepcopy, _on_meta]
+        for copied in ways if runs else ways[1:]:
             with suppress(Exception):  # whatever a model raises that needs other tensors
                 return _measured(copied(model), shape, gradients)
         return _measured(model, shape, gradients)

@@ -55,6 +55,7 @@ ROUNDING = 1e-4  # of CKA, as far as it may be from its value in float64
 # its terms, in units of their precision, twice what was measured in batches of up to 1,500 images;
 # and of features and Gram matrices in float32, where it is squared.
 OF_TERMS, OF_FEATURES = 512, 2.0**-40
+FEW = 2**18  # numbers, up to which their products have room beside them
 GROUPS = 10  # of batches, which the standard error leaves out one at a time
 
 Number = TypeVar("Number", Tensor, Fraction)
@@ -159,9 +160,6 @@ class Hsic:
         return normalized(self.permuted, self.xx[0], self.yy[0])
 
 
-FEW = 2**18  # numbers
-
-
 class PairProducts:
     """Inner products of rows of one matrix with rows of another, for a list of pairs of rows.
 
@@ -201,7 +199,7 @@ def _chosen(matrix: Tensor, rows: Tensor, are_in_order: bool) -> Tensor:
 
 def row_products(a: Tensor, b: Tensor) -> Tensor:
     """Inner products of corresponding rows: (l, k) and (l, k) to (l,)."""
-    if a.numel() <= FEW:  # it takes a fifth of the time, and as much memory again
+    if a.numel() <= FEW:  # it takes a fifth of the time, and memory for all products
         products: Tensor = torch.linalg.vecdot(a, b)
         return products
     return torch.einsum("lk,lk->l", a, b)

@@ -256,15 +256,11 @@ class Participant:
                 for name in left:
                     self._record(seen, name, self._nothing(name, images.device))
             return [seen]
-        if len(stretch) > 1 and not self.merges:
-            return self._run_apart(stretch, images, portion)
-        activations = self._activations(images, portion)
-        if len(stretch) > 1 and (missing := self._missing(activations)):
-            alone = self._activations(images[: stretch[0].size], portion)
-            self.absent |= missing & self._missing(alone)
-            if not missing <= self.absent:  # it sees so many images at a time, and fewer than these
-                self.merges = False
-                return self._run_apart(stretch, images, portion)
+        activations = self._together(stretch, images, portion)
+        if activations is None:
+            parts = images.split([visit.size for visit in stretch])
+            each = zip(stretch, parts, strict=True)
+            return [seen for visit, some in each for seen in self.run([visit], some, portion)]
         recorded, start = [], stretch[0].start
         for visit in stretch:
             with self._recording(visit) as seen:
@@ -273,10 +269,19 @@ class Participant:
             recorded.append(seen)
         return recorded
 
-    def _run_apart(self, stretch: Sequence[Visit], images: Tensor, portion: int) -> list[Seen]:
-        parts = images.split([visit.size for visit in stretch])
-        each = zip(stretch, parts, strict=True)
-        return [seen for visit, some in each for seen in self.run([visit], some, portion)]
+    def _together(
+        self, stretch: Sequence[Visit], images: Tensor, portion: int
+    ) -> dict[str, Tensor] | None:
+        """The activations of all layers for the images of some batches; None if these have to run
+        one by one, as a layer sees no more than so many images at a time."""
+        if len(stretch) > 1 and not self.merges:
+            return None
+        activations = self._activations(images, portion)
+        if len(stretch) > 1 and (missing := self._missing(activations)):
+            alone = self._activations(images[: stretch[0].size], portion)
+            self.absent |= missing & self._missing(alone)
+            self.merges = missing <= self.absent
+        return activations if self.merges or len(stretch) == 1 else None
 
     def _missing(self, activations: Mapping[str, Tensor]) -> set[str]:
         """The layers without activations, but for those that have none of any batch."""

@@ -73,10 +73,8 @@ class TileRecorder(OffsetRecorder):
     def own_hsic(self) -> Tensor:
         """HSIC of each layer with itself, (replicates, layers), once the state is that of all
         examples."""
-        own, biased = (
-            _replicates(self, self, row_products, self.state, estimator)
-            for estimator in (self.estimator, Estimator.exact)
-        )
+        estimators = self.estimator, Estimator.exact
+        own, biased = _replicates(self, self, row_products, self.state, *estimators)
         return beyond_rounding(own, biased, own.dtype)
 
     def traces(self) -> Tensor:
@@ -212,7 +210,7 @@ class TileSums(OffsetSums):
             _add(self.state["products"], ours, theirs, self.products, x.visit, other)
 
     def hsic(self, advance: Advance = unseen) -> Hsic:
-        xy = _replicates(self.x, self.y, self.products, self.state, self.x.estimator)
+        (xy,) = _replicates(self.x, self.y, self.products, self.state, self.x.estimator)
         advance(len(self.pairs))
         return self.table(xy, self.x.own_hsic, self.y.own_hsic)
 
@@ -222,12 +220,12 @@ def _replicates(
     y: TileRecorder,
     products: Products,
     state: dict[str, Tensor],
-    estimator: Estimator,
+    *estimators: Estimator,
 ) -> Tensor:
-    """HSIC of all examples, then of those without each group of batches."""
-    groups = replicate_groups(len(x.batches))
-    sums = state["products"]
-    return torch.stack([_hsic(x, y, products, sums, estimator, group) for group in groups])
+    """HSIC by each of the estimators of all examples, then of those without each group of batches,
+    (estimators, replicates, ...)."""
+    groups, sums = replicate_groups(len(x.batches)), state["products"]
+    return torch.stack([_hsic(x, y, products, sums, group, estimators) for group in groups], 1)
 
 
 def _add(
@@ -247,10 +245,11 @@ def _hsic(
     y: TileRecorder,
     products: Products,
     sums: Tensor,
-    estimator: Estimator,
     group: int | None,
+    estimators: Sequence[Estimator],
 ) -> Tensor:
-    """HSIC without a group from <K, L> off the diagonal: all that is left to do is to center."""
+    """HSIC by each of the estimators, without a group, from <K, L> off the diagonal: all that is
+    left to do is to center."""
     (d, r), (e, s) = x.rows_without(group), y.rows_without(group)
     n = d.shape[1]
     off_diagonal = sums[0] if group is None else sums[0] - sums[1 + group]
@@ -261,4 +260,6 @@ def _hsic(
     d, e = d - 2 / n * r + whole_r / n**2, e - 2 / n * s + whole_s / n**2
     diagonal = products(d, e)
     traces = products(d.sum(1, keepdim=True), e.sum(1, keepdim=True))
-    return hsic_from_sums(estimator, both - diagonal, diagonal, traces, n)
+    return torch.stack(
+        [hsic_from_sums(one, both - diagonal, diagonal, traces, n) for one in estimators]
+    )
