@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from memtool import MemtoolError, __version__
@@ -118,12 +119,43 @@ def computed_by(device: "torch.device") -> dict[str, str | int]:
     }
 
 
+def processors() -> int:
+    """How many processors this process may use: in a container or a cluster's job, fewer than the
+    machine has."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1  # macOS and Windows
+
+
 def machine_memory() -> int:
-    """The bytes of memory that this machine has; more than any has where it does not say."""
+    """The bytes of memory that this process may take: those of the machine, or fewer in a container
+    or a cluster's job; more than any machine has where it does not say."""
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
         return sys.maxsize
+    return min([physical, *_limits_of_groups(Path("/"))])
+
+
+def _limits_of_groups(root: Path) -> Iterator[int]:
+    """The limits of memory of the control groups that this process is in, and of those around them
+    (Linux, man 7 cgroups), below the directory `root` of the system."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, group = line.split(":", 2)
+        if not controllers:  # version 2
+            tree, name = root / "sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            tree, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        inside = Path(group.lstrip("/"))
+        for folder in (inside, *inside.parents):  # a container may see its own as the root
+            with suppress(OSError, ValueError):  # not there, or "max"
+                yield int((tree / folder / name).read_text())
 
 
 def memory_of(device: "torch.device") -> int:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from memtool import MemtoolError
+from memtool import device as device_module
 from memtool.device import (
     LostProcess,
     Processes,
@@ -18,8 +19,10 @@ from memtool.device import (
     has_bf16,
     is_first,
     is_loss_of_process,
+    machine_memory,
     memory_of,
     processes,
+    processors,
 )
 from memtool.models import foreign_code
 
@@ -197,6 +200,44 @@ def test_what_pytorch_keeps_of_a_gpu_is_there_for_more_tensors(monkeypatch):
     for name, size in sizes.items():
         monkeypatch.setattr(torch.cuda, name, lambda device, size=size: size)
     assert memory_of(torch.device("cuda")) == 1000 + 700 - 500
+
+
+def test_a_process_has_the_processors_that_it_may_use(monkeypatch):
+    assert 1 <= processors() <= (os.cpu_count() or 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
+    assert processors() == 2
+    monkeypatch.delattr(os, "sched_getaffinity")
+    monkeypatch.setattr(os, "cpu_count", lambda: None)
+    assert processors() == 1
+
+
+@pytest.mark.parametrize(
+    ("group", "limits", "found"),
+    [
+        ("0::/", {"memory.max": "3000"}, 3000),  # a container
+        ("0::/job/step", {"job/memory.max": "2000", "job/step/memory.max": "max"}, 2000),
+        ("4:cpu,memory:/job", {"memory/job/memory.limit_in_bytes": "1000"}, 1000),
+        ("4:memory:/elsewhere", {"memory/memory.limit_in_bytes": "700"}, 700),
+        ("4:memory:/\n0::/", {"memory/memory.limit_in_bytes": str(2**63 - 4096)}, None),
+        ("3:cpu:/job", {"memory.limit_in_bytes": "10", "job/memory.limit_in_bytes": "10"}, None),
+        ("", {}, None),
+    ],
+)
+def test_a_process_has_the_memory_that_its_groups_allow(
+    tmp_path, monkeypatch, group, limits, found
+):
+    files = {"proc/self/cgroup": group, **{f"sys/fs/cgroup/{k}": v for k, v in limits.items()}}
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"{text}\n" if text else "")
+    of_groups = device_module._limits_of_groups
+    monkeypatch.setattr(device_module, "_limits_of_groups", lambda root: of_groups(tmp_path))
+    pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert machine_memory() == (found or pages)
+
+
+def test_a_system_without_groups_has_the_memory_of_the_machine(tmp_path):
+    assert list(device_module._limits_of_groups(tmp_path)) == []
 
 
 SHORTER = {

@@ -12,6 +12,7 @@ import typer
 from memtool import MemtoolError
 from memtool.cli import app, inputs, main, options
 from memtool.cli.console import logger, progress
+from memtool.device import processors
 from memtool.errors import printable
 from memtool.figures.options import SUPPLEMENTED
 from memtool.reproduction import Step, Study, chosen_recipe
@@ -256,7 +257,7 @@ def reproduce(
     check_writable(output / "steps.csv")
     with claimed(output / "steps.csv"):  # one process at a time
         record = Record(output / "steps.csv")
-        at_once = steps_at_once = jobs or min(os.cpu_count() or 1, MOST_JOBS)
+        at_once = steps_at_once = jobs or min(processors(), MOST_JOBS)
         tried = [step for step in steps if step.name in TRIED]
         if not recipe.is_tried and not all(step.is_done(record.commands) for step in tried):
             rehearse(recipe, output, main)

@@ -18,7 +18,7 @@ from memtool.data.listing import Images
 from memtool.data.pictures import Picture, Remark, read
 from memtool.data.resizing import fitted
 from memtool.data.spec import Options, with_options
-from memtool.device import machine_memory
+from memtool.device import machine_memory, processors
 from memtool.errors import counted, told_names, told_size
 from memtool.progress import Advance
 
@@ -42,7 +42,7 @@ class Decoded(NamedTuple):
 
 def check_memory(size: int, what: str, memory: int | None = None) -> None:
     """Raise MemtoolError, which names `what`, if `size` bytes are more than `memory`, which the
-    user has allowed, or than this machine has."""
+    user has allowed, or than there is."""
     if memory is not None and size > memory:
         raise MemtoolError(
             f"{what}: would take {told_size(size)}, more than --memory ({told_size(memory)}); "
@@ -52,9 +52,9 @@ def check_memory(size: int, what: str, memory: int | None = None) -> None:
     machine = machine_memory()
     if size > machine:
         raise MemtoolError(
-            f"{what}: would take {told_size(size)}, this machine has {told_size(machine)}; take "
-            "smaller images or fewer of them (--image-size, --samples), or allow image files less "
-            "(--memory), so that they are decoded into a file"
+            f"{what}: would take {told_size(size)}, but there is {told_size(machine, up=False)}; "
+            "take smaller images or fewer of them (--image-size, --samples), or allow image files "
+            "less (--memory), so that they are decoded into a file"
         )
 
 
@@ -312,7 +312,7 @@ def _mapped(
     if not sizes or sum(sizes) / len(sizes) < THREADED_FILE_SIZE:
         yield map(function, paths)
         return
-    threads = min(32, (os.cpu_count() or 1) + 4)  # as ThreadPoolExecutor has by default
+    threads = min(32, processors() + 4)  # as ThreadPoolExecutor has by default
     with ThreadPoolExecutor(threads) as pool:
         try:
             yield _in_order(pool, function, paths, AHEAD * threads)

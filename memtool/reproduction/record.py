@@ -11,6 +11,7 @@ from typing import Any
 
 from memtool import MemtoolError, __version__, specs, tables
 from memtool.contents import read_json
+from memtool.device import processors
 from memtool.files import replacing
 from memtool.reproduction.recipes import ENVIRONMENT, Recipe
 from memtool.reproduction.steps import Step
@@ -119,7 +120,7 @@ def write_choices(path: Path, choices: Mapping[str, Any]) -> None:
         "directory": os.getcwd(),
         "environment": environment,
         "platform": platform.platform(),
-        "processors": os.cpu_count(),
+        "processors": processors(),
         "versions": {"memtool": __version__, "python": platform.python_version(), **packages},
     }
     with replacing(path) as temporary:

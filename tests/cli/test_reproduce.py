@@ -137,7 +137,7 @@ def test_steps_do_not_share_a_gpu_unless_told(
     at_once = []
     monkeypatch.delenv("MEMTOOL_DEVICE", raising=False)
     monkeypatch.setattr("memtool.device.choose", lambda name: torch.device(device))
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)), raising=False)
     monkeypatch.setattr(
         "memtool.reproduction.run_steps", lambda steps, jobs, *_: iter(at_once.append(jobs) or ())
     )
@@ -168,7 +168,7 @@ def test_steps_are_on_the_device_that_is_chosen_for_them(
     monkeypatch.setenv("MEMTOOL_DEVICE", variable)
     monkeypatch.setattr("memtool.device.choose", choose)
     monkeypatch.setattr("memtool.reproduction.rehearse", lambda *_: None)
-    monkeypatch.setattr("os.cpu_count", lambda: 6)
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: set(range(6)), raising=False)
     monkeypatch.setattr(
         "memtool.reproduction.run_steps", lambda steps, jobs, *_: iter(at_once.append(jobs) or ())
     )

@@ -106,7 +106,7 @@ def test_more_than_the_memory_is_refused_before_it_is_taken(
 ) -> None:
     write(tmp_path, "", 1)
     monkeypatch.setattr(os, "sysconf", lambda name: 8)
-    assert "this machine has" in refused(f"folder:{tmp_path}")
+    assert "; take smaller images or fewer" in refused(f"folder:{tmp_path}")
 
 
 @pytest.mark.parametrize(("count", "told"), [(1, "1 image of 3x2"), (5, "5 images of 3x2")])
