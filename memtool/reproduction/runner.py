@@ -179,7 +179,7 @@ def open_server(command: Command) -> None:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     forkserver.set_forkserver_preload([command.__module__, *PRELOAD])
-    with _uninterrupted():
+    with _uninterrupted(), _short_names():
         forkserver.ensure_running()
 
 
@@ -192,6 +192,18 @@ def _start(step: Step, command: Command, logs: Path) -> _Running:
     process.start()
     end.close()
     return _Running(step=step, process=process, pipe=pipe, start=time.monotonic(), log=log)
+
+
+@contextmanager
+def _short_names() -> Iterator[None]:
+    """Within the block, temporary directories are made in /tmp if a socket in those of a cluster's
+    job, say, would have a longer name than it may have: 103 bytes, of which it takes 32 itself."""
+    directory = tempfile.gettempdir()
+    tempfile.tempdir = directory if len(os.fsencode(directory)) <= 103 - 32 else "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = directory
 
 
 @contextmanager

@@ -353,6 +353,30 @@ def test_ctrl_c_while_modules_are_imported_beforehand_is_told_by_nobody(tmp_path
     assert parent.communicate()[1] == b"" and parent.returncode == 130
 
 
+QUICK = """
+from pathlib import Path
+from memtool.reproduction import Record, Step, run_steps
+
+def command(arguments):
+    Path(arguments[-1]).touch()
+
+if __name__ == "__main__":
+    import quick
+    here = Path.cwd()
+    step = Step("x", ("-o", Path("x")), (), (Path("x"),), here)
+    list(run_steps([step], 1, quick.command, Record(here / "steps.csv")))
+"""
+
+
+def test_a_long_name_of_the_directory_for_temporary_files_does_no_harm(tmp_path):
+    (tmp_path / "quick.py").write_text(QUICK)
+    (long := tmp_path / ("x" * 100)).mkdir()
+    package = str(Path(memtool.__file__).parents[1])
+    environment = os.environ | {"PYTHONPATH": package, "TMPDIR": str(long)}
+    subprocess.run([sys.executable, "quick.py"], env=environment, cwd=tmp_path, check=True)
+    assert (tmp_path / "x").exists() and not list(long.iterdir())
+
+
 def is_running(pid):
     """Whether a process runs; one that has ended may be a zombie of nobody's."""
     try:
