@@ -9,6 +9,7 @@ from .hooks import run_to as run_to
 from .hooks import watching as watching
 from .layer import Layer as Layer
 from .layer import axes_in_memory as axes_in_memory
+from .layer import computed_scale as computed_scale
 from .layer import first_tensor as first_tensor
 from .layer import parts_of as parts_of
 from .layer import plain as plain

@@ -17,6 +17,8 @@ from memtool.specs import matches
 
 logger = logging.getLogger("memtool")
 
+MASKED = 1e3  # what masks put in place of numbers is beyond, such as -1e4 or -1e9
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -125,6 +127,23 @@ def plain(tensor: Tensor) -> Tensor:
         dense = tensor if tensor.layout is torch.strided else tensor.to_dense()
         own = dense if type(dense) is Tensor else dense.as_subclass(Tensor)
     return own.clone() if own.is_inference() else own
+
+
+def computed_scale(x: Tensor) -> float:
+    """The largest absolute value among the finite numbers that were computed: one beyond MASKED
+    that stands in several places is what a mask has put there, next to which differences between
+    all others would be none. 0 if there is no number.
+
+    >>> computed_scale(torch.tensor([0.5, -2.0, -1e9, -1e9])), computed_scale(torch.tensor([3e4]))
+    (2.0, 30000.0)
+    """
+    sizes = x[x.isfinite()].abs()
+    largest = float(sizes.max()) if len(sizes) else 0.0
+    if largest < MASKED:
+        return largest
+    values, counts = sizes.unique(return_counts=True)
+    computed = values[(counts == 1) | (values < MASKED)]
+    return float(computed.max()) if len(computed) else largest
 
 
 def axes_in_memory(tensor: Tensor) -> list[int]:

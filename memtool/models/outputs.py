@@ -10,7 +10,7 @@ from torch import Tensor
 from memtool import MemtoolError
 from memtool.device import is_trouble_of_processes
 from memtool.errors import is_lack_of_memory, one_line
-from memtool.layers import parts_of, plain
+from memtool.layers import computed_scale, parts_of, plain
 
 
 def logits_of(result: Any, classes: int | None = None) -> Tensor | None:
@@ -81,13 +81,11 @@ def foreign_code(what: str) -> Iterator[None]:
 
 
 def nearly_equal(a: Tensor, b: Tensor, rtol: float = 1e-3, atol: float = 1e-3) -> bool:
-    """Equal but for rounding: to `rtol` of each value of `b`, or `atol` of its largest finite one.
+    """Equal but for rounding: to `rtol` of each value of `b`, or `atol` of its `computed_scale`.
 
     The defaults are as far as that can be told of two kernels for the same thing.
     """
     a, b = plain(a), plain(b)
     if a.shape != b.shape or not a.is_floating_point():
         return torch.equal(a, b)
-    finite = b[b.isfinite()]
-    scale = float(finite.abs().max()) if finite.numel() else 0.0
-    return torch.allclose(a, b, rtol=rtol, atol=atol * scale, equal_nan=True)
+    return torch.allclose(a, b, rtol=rtol, atol=atol * computed_scale(b), equal_nan=True)

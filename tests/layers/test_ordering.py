@@ -49,6 +49,45 @@ def test_rows_that_are_those_of_other_images(change, back, expected, n):
     assert misplaced(model, model, {"inner": 0, "outer": 0}, images) == (expected, set(), uneven)
 
 
+class Masking(nn.Module):
+    """Puts a mask beside what it is given, (n, 6)."""
+
+    def __init__(self, value) -> None:
+        super().__init__()
+        self.value = value
+
+    def forward(self, x):
+        return torch.cat([x, torch.full_like(x[:, :2], self.value)], 1)
+
+
+@pytest.mark.parametrize("value", [-1e4, -1e9, torch.finfo(torch.float32).min, -torch.inf])
+@pytest.mark.parametrize(
+    ("change", "back", "moved", "mixed"),
+    [
+        (lambda x: x, lambda y, x: y, set(), set()),
+        (*NETS["sorted"][:2], {"inner"}, set()),
+        (lambda x: x - x.mean(0), lambda y, x: x, set(), {"inner"}),
+    ],
+    ids=["as they come", "sorted", "mixed"],
+)
+def test_a_mask_hides_nothing(value, change, back, moved, mixed):
+    model = Net(change, lambda y, x: back(y[:, :6], x)).eval()
+    model.inner, model.outer = Masking(value), nn.Linear(6, 4)
+    images = torch.randn(33, 6, generator=torch.Generator().manual_seed(0))
+    assert misplaced(model, model, {"inner": 0, "outer": 0}, images) == (moved, mixed, set())
+
+
+@pytest.mark.parametrize("is_sorted", [True, False])
+def test_another_order_is_found_though_rows_depend_on_others_a_little(is_sorted):
+    sort, back, _ = NETS["sorted" if is_sorted else "as they come"]
+    model = Net(sort, back).eval()
+    model.inner = nn.BatchNorm1d(6, affine=False, track_running_stats=False)
+    model.outer = nn.Linear(6, 4)
+    images = torch.randn(33, 6, generator=torch.Generator().manual_seed(0))
+    moved, mixed, uneven = misplaced(model, model, {"inner": 0, "outer": 0}, images)
+    assert moved == ({"inner"} if is_sorted else set()) and not mixed and not uneven
+
+
 def moves(n):
     """Orders that images are often put into, with each step that n allows."""
     for step in range(1, n):

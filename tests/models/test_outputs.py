@@ -69,6 +69,20 @@ def test_what_is_returned_is_told_by_its_shapes():
     assert described("text") == "str"
 
 
+@pytest.mark.parametrize("mask", [-1e4, 1e9, torch.finfo(torch.float32).min, -math.inf])
+def test_nearly_equal_looks_at_what_is_not_masked(mask):
+    values = torch.tensor([[0.5, 2.0, mask], [1.0, -3.0, mask]])
+    assert nearly_equal(values, values + torch.tensor([0.002, 0, 0]))
+    assert not nearly_equal(values, values + torch.tensor([0.02, 0, 0]))
+    assert not nearly_equal(values, values.flip(1))
+
+
+def test_nearly_equal_measures_large_values_by_themselves():
+    values = torch.tensor([1.0, 2e4, 2e6])
+    assert nearly_equal(values, values + torch.tensor([100.0, 0, 0]))
+    assert nearly_equal(torch.full((3,), 2e6), torch.full((3,), 2e6 + 100))
+
+
 def test_nearly_equal_takes_what_is_no_number_or_infinite_in_the_same_places():
     values = torch.tensor([1.0, 100.0, math.nan, math.inf])
     assert nearly_equal(values, values + torch.tensor([0.05, 0, 0, 0]))
