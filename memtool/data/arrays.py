@@ -203,23 +203,29 @@ def read_array(stream: IO[bytes]) -> NDArray[Any]:
 
 def _bytes(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Images]:
     """The images of all splits as uint8: whole numbers in 0..255 as they are, floats in [0, 1] and
-    truth values times 255."""
+    truth values times 255.
+
+    Raises MemtoolError for other values, and where one split ends at 1 and another does not."""
     if all(array.dtype == np.uint8 for array in arrays.values()):
         return dict(arrays)
     for name, array in arrays.items():
         _check_range(array, f"{path}: {name}")
-    highest = {name: array.max() for name, array in arrays.items()}
-    floats = all(array.dtype.kind in "bf" for array in arrays.values())
-    if floats and max(highest.values()) <= 1:
+    of_truth = {name for name, array in arrays.items() if array.dtype == np.bool_}
+    highest = {name: 255 if name in of_truth else array.max() for name, array in arrays.items()}
+    numbers = {name: array for name, array in arrays.items() if name not in of_truth}
+    if all(array.dtype.kind == "f" and highest[name] <= 1 for name, array in numbers.items()):
         return {name: _rounded(array, scale=255) for name, array in arrays.items()}
-    for name, array in arrays.items():
-        if not all((array[part] == np.rint(array[part])).all() for part in _parts(array)):
-            above = max(highest, key=lambda other: float(highest[other]))
+    above = max(highest, key=lambda name: float(highest[name]))
+    for name, array in numbers.items():
+        is_whole = all((array[part] == np.rint(array[part])).all() for part in _parts(array))
+        if not is_whole or highest[name] == 1 < highest[above]:
+            told = "only values of 0 and 1" if is_whole else "fractions"
+            most = "truth values" if above in of_truth else f"values up to {highest[above]:g}"
             raise MemtoolError(
-                f"{path}: {name} has fractions, and {above} values up to {highest[above]:g}; "
-                "save all as uint8, or as floats in [0, 1]"
+                f"{path}: {name} has {told}, and {above} {most}; save all as uint8, or as floats "
+                "in [0, 1]"
             )
-    return {name: _rounded(array) for name, array in arrays.items()}
+    return {name: _rounded(array, 255 if name in of_truth else 1) for name, array in arrays.items()}
 
 
 def _rounded(array: NDArray[Any], scale: int = 1) -> Images:

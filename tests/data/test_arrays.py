@@ -209,10 +209,42 @@ def test_truth_values_are_black_and_white(saved, tmp_path):
     np.testing.assert_array_equal(np.unique(found.test.images), np.unique(255 * (PIXELS > 9)))
 
 
+BLACK_AND_WHITE = PIXELS > 127
+SPLIT_LABELS = {"train_labels": LABELS, "test_labels": LABELS}
+
+
+@pytest.mark.parametrize("suffix", ["npz", "safetensors"])
+@pytest.mark.parametrize(
+    "others",
+    [PIXELS, PIXELS.astype(np.int64), PIXELS.astype(np.float32), BLACK_AND_WHITE * np.float32(1)],
+    ids=["uint8", "int64", "float in [0, 255]", "float in [0, 1]"],
+)
+def test_truth_values_are_black_and_white_beside_other_types(saved, tmp_path, suffix, others):
+    for parts in (("train", "test"), ("test", "train")):
+        arrays = dict(zip((f"{part}_images" for part in parts), (BLACK_AND_WHITE, others)))
+        found = data.load(str(saved(tmp_path / f"x.{suffix}", **arrays, **SPLIT_LABELS)))
+        images = [getattr(found, part).images for part in parts]
+        np.testing.assert_array_equal(images[0], 255 * BLACK_AND_WHITE)
+        np.testing.assert_array_equal(images[1], others * (255 if others.max() == 1 else 1))
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "told"),
+    [
+        (BLACK_AND_WHITE, BLACK_AND_WHITE.astype(np.uint8), "train_images truth values"),
+        (BLACK_AND_WHITE, BLACK_AND_WHITE.astype(np.int64), "train_images truth values"),
+        (PIXELS, BLACK_AND_WHITE.astype(np.float32), "train_images values up to 255"),
+        (PIXELS * 1.0, BLACK_AND_WHITE.astype(np.int16), "train_images values up to 255"),
+    ],
+)
+def test_splits_that_end_at_1_and_at_more_are_refused(saved, refused, tmp_path, train, test, told):
+    path = saved(tmp_path / "x.npz", train_images=train, test_images=test, **SPLIT_LABELS)
+    assert f"test_images has only values of 0 and 1, and {told}; save all as" in refused(path)
+
+
 def test_the_array_that_does_not_fit_the_others_is_named(saved, refused, tmp_path):
     arrays = {"train_images": PIXELS / np.float32(PIXELS.max()), "test_images": PIXELS}
-    labels = {"train_labels": LABELS, "test_labels": LABELS}
-    told = refused(saved(tmp_path / "x.npz", **arrays, **labels))
+    told = refused(saved(tmp_path / "x.npz", **arrays, **SPLIT_LABELS))
     assert "train_images has fractions, and test_images values up to" in told
 
 
