@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from typing import Any
+from unicodedata import normalize
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,7 +84,8 @@ def classes_of(parts: Sequence[Values], what: str) -> tuple[tuple[str, ...], lis
 
     Whole numbers are sorted as such, also where they are text. A note tells of numbers that do not
     count from 0. Raises MemtoolError, which calls the labels `what`, for absurdly many classes, for
-    numbers beside names, and for negative numbers that are not the -1 and 1 of two classes.
+    numbers beside names, for negative numbers that are not the -1 and 1 of two classes, and for
+    names that look alike.
 
     >>> classes_of([np.array([5, 1, 5]), np.array([10])], "labels")
     (('1', '5', '10'), [array([1, 0, 1]), array([2])])
@@ -96,12 +98,35 @@ def classes_of(parts: Sequence[Values], what: str) -> tuple[tuple[str, ...], lis
     if found.dtype.kind == "i":
         _check_numbers(found, what)
     names = found.astype(str).tolist()
+    check_spelling(names, what)
     are_numbers = all(map(is_number, names))
     order = np.argsort([int(name) for name in names]) if are_numbers else range(len(names))
     ranks = np.argsort(order)
     labels = ranks[inverse.reshape(-1)].astype(np.int64)
     borders = np.cumsum([len(part) for part in parts])[:-1]
     return tuple(names[index] for index in order), np.split(labels, borders)
+
+
+def composed(name: str) -> str:
+    """A name with every accent in one character with its letter (Unicode's NFC): files written on
+    macOS may have them apart (NFD), which looks the same.
+
+    >>> len("cafe\\u0301"), len(composed("cafe\\u0301"))
+    (5, 4)
+    """
+    return normalize("NFC", name)
+
+
+def check_spelling(names: Sequence[str], what: str) -> None:
+    """Raise MemtoolError, which calls them `what`, if names of classes differ in nothing but how
+    their accents are encoded."""
+    alike: dict[str, str] = {}
+    for name in names:
+        if alike.setdefault(composed(name), name) != name:
+            raise MemtoolError(
+                f"{what}: {composed(name)!r} is there in two encodings of its accents (NFC and "
+                "NFD), which would be two classes; write it in one (unicodedata.normalize)"
+            )
 
 
 def is_number(name: str) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 
 from memtool import MemtoolError
 from memtool.contents import read_text
+from memtool.data.classes import check_spelling, composed
 from memtool.data.listing import Examples, Listing
 from memtool.data.pictures import SUFFIXES
 from memtool.errors import told_names
@@ -220,10 +221,12 @@ def _test_files(test: Path, classes: Sequence[str], train: Path, skipped: Skippe
     """The files of a test split, of the classes of `train`; a class may have none."""
     if (test / ANNOTATIONS).is_file():
         return _annotated(test, _annotations(test / ANNOTATIONS), classes, skipped)
-    unknown = set(_class_names(test, skipped)) - set(classes)
+    called = {composed(name): name for name in _class_names(test, skipped)}
+    unknown = called.keys() - set(map(composed, classes))
     if unknown:
         raise MemtoolError(f"{test}: class {min(unknown)!r} is not in {train}")
-    return _files_of(test, classes, skipped, allow_empty=True)
+    names = [called.get(composed(name), name) for name in classes]
+    return _files_of(test, names, skipped, allow_empty=True)
 
 
 def _class_names(folder: Path, skipped: Skipped) -> list[str]:
@@ -231,6 +234,7 @@ def _class_names(folder: Path, skipped: Skipped) -> list[str]:
     names = sorted(entry.name for entry in entries if os.path.isdir(entry))
     if not names:
         raise MemtoolError(f"{folder}: should hold one folder for each class, and holds none")
+    check_spelling(names, str(folder))
     for entry in entries:
         if not os.path.isdir(entry):
             skipped.add("files outside the folders of classes", entry.path)
@@ -300,7 +304,7 @@ def _annotations(path: Path) -> dict[str, str]:
                 f"{path}, line {number}: is not a name and a class with tabs between"
             )
         if line.strip():
-            names[name] = rest.split("\t")[0]
+            names[composed(name)] = composed(rest.split("\t")[0])
     if not names:
         raise MemtoolError(f"{path}: is empty")
     return names
@@ -313,8 +317,8 @@ def _annotated(
 
     Raises MemtoolError for an image that is missing or of a class not among `classes`.
     """
-    files = {os.path.basename(file): file for file in _image_files(folder, skipped)}
-    label_of = {name: label for label, name in enumerate(classes)}
+    files = {composed(os.path.basename(file)): file for file in _image_files(folder, skipped)}
+    label_of = {composed(name): label for label, name in enumerate(classes)}
     for name, its in names.items():
         if name not in files:
             raise MemtoolError(f"{folder}: has no {name}, which is in {ANNOTATIONS}")

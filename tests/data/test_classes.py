@@ -105,6 +105,13 @@ def test_numbers_and_names_do_not_mix() -> None:
         classes_of([LABELS, values(np.array(["1"]), "y")], "x")
 
 
+def test_names_that_look_alike_are_refused() -> None:
+    parts = [np.array(["caf\u00e9", "tea"]), np.array(["cafe\u0301"])]
+    with pytest.raises(MemtoolError, match="x: 'caf\u00e9' is there in two encodings of its acc"):
+        classes_of(parts, "x")
+    assert classes_of(parts[1:], "x")[0] == ("cafe\u0301",)
+
+
 def test_absurdly_many_classes_are_refused() -> None:
     with pytest.raises(MemtoolError, match="200000 different values"):
         classes_of([np.arange(200_000)], "x")

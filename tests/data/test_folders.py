@@ -1,6 +1,7 @@
 """Folders of image files: which files count, and what is said of other folders."""
 
 from pathlib import Path
+from unicodedata import normalize
 
 import pytest
 from torchvision.datasets import ImageFolder
@@ -354,3 +355,37 @@ def test_what_is_beside_the_splits_is_told(tmp_path: Path, write, caplog) -> Non
     assert len(data.load(f"folder:{tmp_path}").test) == 2
     assert "folders beside train and test: 2 (" in caplog.text
     assert f"files beside train and test: 1 ({tmp_path / 'words.txt'})" in caplog.text
+
+
+NFC, NFD = (normalize(form, "b\u00e9\u00e9") for form in ("NFC", "NFD"))
+
+
+@pytest.mark.parametrize(("train", "test"), [(NFC, NFD), (NFD, NFC), (NFD, NFD)])
+def test_accents_may_be_encoded_in_two_ways(tmp_path: Path, write, train: str, test: str) -> None:
+    for part, count, name in (("train", 3, train), ("test", 2, test)):
+        write(tmp_path, part, count)
+        (tmp_path / part / "bee").rename(tmp_path / part / name)
+    found = data.load(f"folder:{tmp_path}")
+    assert found.classes == ("ant", train)
+    assert found.train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert found.test.labels.tolist() == [0, 0, 1, 1]
+
+
+@pytest.mark.parametrize(("listed", "there"), [(NFC, NFD), (NFD, NFC)])
+def test_accents_in_annotations(tmp_path: Path, picture, listed: str, there: str) -> None:
+    write_tiny(tmp_path, picture)
+    (tmp_path / "train/n02").rename(tmp_path / "train" / there)
+    (tmp_path / "val/images/val_1.JPEG").rename(tmp_path / f"val/images/{there}.JPEG")
+    (tmp_path / "val/val_annotations.txt").write_text(f"{listed}.JPEG\t{listed}\t0\n")
+    assert data.load(f"folder:{tmp_path}").test.labels.tolist() == [0 if there < "n01" else 1]
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_two_classes_that_look_alike_are_refused(
+    tmp_path: Path, write, refused, part: str
+) -> None:
+    for name in ("train", "test"):
+        write(tmp_path, name, 1)
+    (tmp_path / part / "bee").rename(tmp_path / part / NFC)
+    (tmp_path / part / "ant").rename(tmp_path / part / NFD)
+    assert f"{part}: {NFC!r} is there in two encodings of its" in refused(f"folder:{tmp_path}")
