@@ -3,8 +3,9 @@
 The file is in `cache_folder()`. Its name is a fingerprint of the listing: the images' paths within
 their folder, sizes and times of modification, the bytes of a few, their order and labels, the
 options that change pixels, and the version of Pillow. So a folder in which something changes gets
-another file; the old one is left, and may be removed at any time. (An image that is changed without
-a change of its size and time is seen only if it is one of the few.)
+another file; the old one is left, and may be removed at any time. (An image that is changed, or
+exchanged for another, without a change of its size and time is seen only if it is one of the few.
+Numbers of inodes would tell, but a copy of a folder, or one mounted elsewhere, has others.)
 
 It is in the format of safetensors: `images`, uint8 (n, c, h, w), `checksums`, the CRC-32 of each,
 uint32 (n,), and, as metadata, what would else need a pass over all images. It is whole or absent:

@@ -221,7 +221,7 @@ SPLIT_LABELS = {"train_labels": LABELS, "test_labels": LABELS}
 )
 def test_truth_values_are_black_and_white_beside_other_types(saved, tmp_path, suffix, others):
     for parts in (("train", "test"), ("test", "train")):
-        arrays = dict(zip((f"{part}_images" for part in parts), (BLACK_AND_WHITE, others)))
+        arrays = {f"{parts[0]}_images": BLACK_AND_WHITE, f"{parts[1]}_images": others}
         found = data.load(str(saved(tmp_path / f"x.{suffix}", **arrays, **SPLIT_LABELS)))
         images = [getattr(found, part).images for part in parts]
         np.testing.assert_array_equal(images[0], 255 * BLACK_AND_WHITE)

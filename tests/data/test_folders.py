@@ -381,9 +381,7 @@ def test_accents_in_annotations(tmp_path: Path, picture, listed: str, there: str
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_two_classes_that_look_alike_are_refused(
-    tmp_path: Path, write, refused, part: str
-) -> None:
+def test_two_classes_that_look_alike_are_refused(tmp_path: Path, write, refused, part: str) -> None:
     for name in ("train", "test"):
         write(tmp_path, name, 1)
     (tmp_path / part / "bee").rename(tmp_path / part / NFC)
