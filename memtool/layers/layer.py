@@ -33,7 +33,8 @@ class Layer:
     output is the model's own, so that nothing comes after it, and it is no cut. `same_as` names
     the layer that stands for all whose output is the very same tensor: the outermost block around
     the module that made it (a block and its last ReLU, a ReLU and the dropout that passes it on),
-    itself if there is no other. `is_scripted`: torch.jit made the module, which hides its calls, so
+    itself if there is no other, or if the model looks at values, by which that might depend on the
+    images. `is_scripted`: torch.jit made the module, which hides its calls, so
     that no more than name and type are known.
     """
 

@@ -38,8 +38,8 @@ _Value = tuple[int, int | None]
 
 
 class Trace(NamedTuple):
-    """The layers of a model in order of execution; `reads_values` says that with other weights they
-    may be others, since the model has looked at values on its way."""
+    """The layers of a model in order of execution; `reads_values` says that with other weights, or
+    on other images, it may go another way, since it has looked at values."""
 
     layers: list[Layer]
     reads_values: bool
@@ -123,7 +123,9 @@ def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> T
                 type=type(one.module).__name__,
                 shape=shape,
                 is_cut=batch == 0 and one.node in cuts and one.value != final,
-                same_as=outermost[one.value],
+                # Where the model looks at values, on other images a block may change what it passes
+                # on now: a mask that is applied if there is one, say.
+                same_as=one.name if flow.reads_values else outermost[one.value],
                 batch_axis=batch,
                 channel_axis=channel_axis(shape, axes.of(one.layout), is_square),
                 dtype=one.dtype,

@@ -86,7 +86,9 @@ class CkaRow(TypedDict):
     reference_layer: Annotated[str, Column("layer of the reference")]
     same_as: Annotated[
         str | None,
-        Column("layer of the checkpoint whose output is the very same tensor; else empty", 21),
+        Column(
+            "layer of the checkpoint whose output is always the very same tensor; else empty", 21
+        ),
     ]
     model: Annotated[str, Column("model spec of the checkpoint", 31)]
     reference_model: Annotated[str, Column("model spec of the reference", 32)]
@@ -354,7 +356,8 @@ class LayerRow(TypedDict):
     shape: Annotated[str, Column("shape of its output for one image")]
     cut: Annotated[bool, Column("whether the network can be cut there for stitching")]
     same_as: Annotated[
-        str | None, Column("layer whose output is the very same tensor; empty if there is none", 5)
+        str | None,
+        Column("layer whose output is always the very same tensor; else empty", 5),
     ]
 
 

@@ -148,6 +148,39 @@ def test_an_in_place_module_does_not_change_the_layer_before_it():
     assert found["block1.relu"].same_as == "block1"
 
 
+class Looking(nn.Module):
+    """What `look` makes of a linear map, which may be the very same tensor."""
+
+    def __init__(self, look) -> None:
+        super().__init__()
+        self.linear, self.look = nn.Linear(6, 6), look
+
+    def forward(self, x):
+        return self.look(self.linear(x))
+
+
+LOOKS = {
+    "any": lambda x: x.masked_fill(x > 1e6, 0) if (x > 1e6).any() else x,
+    "guard": lambda x: x.clamp(-1e6, 1e6) if x.abs().max() > 1e6 else x,
+    "item": lambda x: x / x.norm() if x.norm().item() > 1e6 else x,
+    "numpy": lambda x: x if x.numpy().max() < 1e6 else x * 0,
+    "equal": lambda x: x.abs() if torch.equal(x, x.abs() * -1) else x,
+    "rows": lambda x: x[(x < 1e6).all(1)] if (x > 1e6).nonzero().numel() else x,
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_where_a_model_looks_at_values_each_layer_stands_for_itself(look):
+    """On other images it may go on with another tensor."""
+    for look_, expected in (
+        (look, ["0.linear", "0", "1", "2.linear", "2", "3"]),
+        (lambda x: x, ["0", "0", "0", "2", "2", "3"]),
+    ):
+        model = nn.Sequential(Looking(look_), nn.Identity(), Looking(look_), nn.Linear(6, 5))
+        found = trace(model, torch.randn(2, 6))
+        assert [layer.same_as for layer in found] == expected
+
+
 def test_tracing_leaves_the_model_as_it_was():
     model = Reused()
     model.stem.eval()

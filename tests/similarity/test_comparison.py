@@ -685,6 +685,54 @@ def test_a_network_that_goes_by_its_weights_has_layers_of_its_own(run, tmp_path,
     assert found[files[0]]["gate", "next"] == found[files[0]]["next", "next"]  # closed: one tensor
 
 
+PADDED = """
+from torch import nn
+
+class Embed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(8, 4)
+
+    def forward(self, x):
+        t, blank = self.proj(x), x.amax(2) < -0.8
+        return t.masked_fill(blank[..., None], 3) if blank.any() else t  # noise has no blank rows
+
+class Net(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.embed, self.fc = Embed(), nn.Linear(32, num_classes)
+
+    def forward(self, images):
+        return self.fc(self.embed(images[:, 0]).flatten(1))
+"""
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased", "minibatch"])
+def test_tensors_that_are_the_same_for_noise_alone_have_cka_of_their_own(
+    run, tmp_path, monkeypatch, estimator
+):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(PADDED)
+    found, digits = [], load("digits")
+    images = normalize(torch.from_numpy(digits.test.images), digits.mean, digits.std)
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = models.build(models.parse("net.py:Net"))
+        save_file(model.state_dict(), f"{seed}.safetensors")
+        with torch.no_grad():
+            found.append({"embed.proj": model.embed.proj(images[:, 0])})
+            found[-1]["embed"] = model.embed(images[:, 0])
+    command = ("0.safetensors", "1.safetensors", "--model", "net.py:Net", "--data", "digits")
+    options = ("--estimator", estimator, "--batch-size", 500)
+    result = run("cka", *command, *options)
+    for layer in found[0]:
+        expected = float(memtool.cka(*(one[layer] for one in found), estimator))
+        assert values(result)[layer, layer] == pytest.approx(expected, abs=1e-5), layer
+    assert not any(row["same_as"] for row in rows(result.stdout))
+    listed = rows(run("info", "--layers", *command[:1], *command[2:], "--format", "csv").stdout)
+    assert not any(row["same_as"] for row in listed)
+
+
 PECULIAR = """
 import torch
 from torch import nn

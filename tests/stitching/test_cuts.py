@@ -70,6 +70,18 @@ def test_of_one_tensor_the_outermost_layer_that_matches_is_met_by_a_glob():
         assert " ".join(told) == names
 
 
+def test_layers_that_may_be_one_tensor_or_two_are_cuts_of_their_own():
+    class Guarded(torch.nn.Sequential):
+        def forward(self, x):
+            x = super().forward(x)
+            return x.clamp(-100, 100) if x.abs().max() > 100 else x
+
+    model = torch.nn.Sequential(Guarded(torch.nn.Linear(4, 3)), torch.nn.Linear(3, 2)).eval()
+    found = trace(model, torch.zeros(2, 4))
+    cuts = matching_cuts(found, found, ["all"], Path("front"), Path("back"))
+    assert [cut.layers[0].name for cut in cuts] == ["0.0", "0"]
+
+
 @pytest.mark.parametrize("at", ["a?=b?", "a1=b?", "a?=all"])
 def test_a_glob_for_the_back_means_one_layer(at):
     front = [layer(name, 3) for name in ("a1", "a2")]
