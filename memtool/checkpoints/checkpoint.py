@@ -405,6 +405,10 @@ class Checkpoint:
             codes = (torch.arange(2.0)[:, None] + torch.arange(image_shape[0])) % 2
             return traced(self.model(), codes, output)
 
+    def example(self) -> "torch.Tensor":
+        """An image, (1, *image_shape), or a vector, of noise as the model takes it."""
+        return self._noise(self.image_shape)[:1]
+
     def _noise(self, image_shape: tuple[int, ...]) -> "torch.Tensor":
         """Two images, or vectors, of noise as the model takes them. No zeros, of which a model that
         looks at values, to mask tokens or choose an expert, may make something else than of images;
@@ -432,7 +436,7 @@ class Checkpoint:
             with suppress(Exception):  # whatever a model raises that needs real tensors
                 return footprint(self.skeleton(), self.image_shape)
         with models.foreign_code(self.told):
-            return footprint(self.model(), self.image_shape)
+            return footprint(self.model(), self.image_shape, example=self.example())
 
     def _hint(self, image_shape: tuple[int, ...]) -> str:
         """What may help a model that does not take images of this shape, if it is known which it

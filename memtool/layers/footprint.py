@@ -2,7 +2,7 @@
 
 import copy
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from math import ceil, prod
@@ -67,7 +67,12 @@ class Footprint:
         return (memory - self.fixed) // max(self.per_example, 1)
 
 
-def footprint(model: nn.Module, shape: tuple[int, ...], gradients: bool = False) -> Footprint:
+def footprint(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    gradients: bool = False,
+    example: Tensor | None = None,
+) -> Footprint:
     """What a pass of `model` takes for examples of `shape`, (c, h, w) or (features,), in float32.
 
     The model runs in eval mode without gradients; or, with `gradients`, in the mode that it is in,
@@ -77,18 +82,30 @@ def footprint(model: nn.Module, shape: tuple[int, ...], gradients: bool = False)
 
     The tensors that live at once are counted with two examples and with four, since a model may
     take pairs: on the meta device, where nothing is computed, unless the model has weights and is
-    small, or does not run there. What kernels take beside is WORKSPACE. The model, its buffers and
-    PyTorch's generators stay as they are.
+    small, or does not run there. All are the `example`, (1, *shape), as the model takes it, or else
+    noise: a model may choose what it does by their values. What kernels take beside is WORKSPACE.
+    The model, its buffers and PyTorch's generators stay as they are.
     """
     weights = list(model.parameters())
     is_real = not any(weight.is_meta for weight in weights)
     runs = is_real and is_small(sum(weight.numel() for weight in weights), shape)
     with evaluating(model) if not gradients else nullcontext():
-        ways: list[Callable[[nn.Module], nn.Module]] = [copy.deepcopy, _on_meta]
-        for copied in ways if runs else ways[1:]:
-            with suppress(Exception):  # whatever a model raises that needs other tensors
-                return _measured(copied(model), shape, gradients)
-        return _measured(model, shape, gradients)
+        if runs:
+            with suppress(Exception):  # whatever a model raises that is not to be copied
+                return _measured(copy.deepcopy(model), _given(shape, example), gradients)
+        with suppress(Exception):  # or that needs tensors with values
+            empty = torch.zeros(1, *shape, device="meta")
+            return _measured(_on_meta(model), empty, gradients)
+        with suppress(Exception):  # or that takes no noise
+            return _measured(model, _given(shape, example), gradients)
+        return _measured(model, torch.zeros(1, *shape), gradients)
+
+
+def _given(shape: tuple[int, ...], example: Tensor | None) -> Tensor:
+    """An example, (1, *shape): noise unless there is one. Of zeros, some models make nothing."""
+    if example is None:
+        return torch.randn(1, *shape, generator=torch.Generator().manual_seed(0))
+    return example
 
 
 def _on_meta(model: nn.Module) -> nn.Module:
@@ -101,9 +118,9 @@ def _on_meta(model: nn.Module) -> nn.Module:
     return copy.deepcopy(model, memo)
 
 
-def _measured(model: nn.Module, shape: tuple[int, ...], gradients: bool) -> Footprint:
+def _measured(model: nn.Module, example: Tensor, gradients: bool) -> Footprint:
     with unchanged(model), _unfused_attention():
-        two, four = (_history(model, shape, batch, gradients) for batch in (2, 4))
+        two, four = (_history(model, example, batch, gradients) for batch in (2, 4))
     if len(two) != len(four):  # operations for each example: the moments do not correspond
         two, four = [max(two)], [max(four)]
     # Each moment takes a fixed part and one for each example. The largest of both bound them all,
@@ -126,12 +143,14 @@ def _unfused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(is_fused)
 
 
-def _history(model: nn.Module, shape: tuple[int, ...], batch: int, gradients: bool) -> list[int]:
-    """The bytes that live after each operation of a pass."""
+def _history(model: nn.Module, example: Tensor, batch: int, gradients: bool) -> list[int]:
+    """The bytes that live after each operation of a pass with the example so many times: of others,
+    each might take another way through the model."""
     device = next((tensor.device for tensor in model.state_dict().values()), None)
     live = LiveBytes()
     with live, torch.set_grad_enabled(gradients):
-        examples = torch.randn(batch, *shape, device=device)  # of zeros, some models make nothing
+        torch.default_generator.manual_seed(0)  # for a model that draws which way it goes
+        examples = example.to(device).repeat(batch, *[1] * (example.ndim - 1))
         weights: list[Tensor] = [one for one in model.parameters() if one.requires_grad]
         if gradients and not weights:
             weights.append(examples.requires_grad_())

@@ -58,10 +58,12 @@ def step_footprint(
         shape, weights = ends[0].image_shape, sum(one.numel() for one in layer.parameters())
         if is_small(weights, shape) and all(end.is_small(shape) for end in ends):
             layer, front, back = made(), *(end.model() for end in ends)
+            example = ends[0].example()
         else:
+            example = None  # none is looked at
             front, back = (end.skeleton().eval().requires_grad_(False) for end in ends)
         model = StitchedModel(front, back, layer.train(), *(one.name for one in cut))
-        return footprint(model, shape, gradients=True)
+        return footprint(model, shape, gradients=True, example=example)
     return None
 
 

@@ -4,7 +4,7 @@ than a training step."""
 from math import ceil
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from memtool import MemtoolError
 from memtool.device import Precision, Processes, memory_of
@@ -18,20 +18,20 @@ LEAST = 64 * 2**20
 
 def evaluation_batch(
     model: nn.Module,
-    shape: tuple[int, ...],
+    example: Tensor,
     config: TrainConfig,
     processes: Processes = Processes(),
 ) -> int:
     """The batch with which evaluating `model`, on its device, takes no more than training it.
 
-    `shape` is that of an image, (c, h, w), or a vector, (features,). Raises MemtoolError if a
-    training step takes more memory than the device has; the images should be there already.
+    `example` is a normalized image, (1, c, h, w), or a vector, (1, features). Raises MemtoolError
+    if a training step takes more memory than the device has; the images should be there already.
     """
-    device = next(model.parameters()).device
+    shape, device = tuple(example.shape[1:]), next(model.parameters()).device
     batch = ceil(config.batch_size / processes.size)
-    step = footprint(model.train(), shape, gradients=True)
+    step = footprint(model.train(), shape, gradients=True, example=example)
     check_step(step.of(batch) + _optimizer_state(model, config), batch, config, device)
-    forward = footprint(model, shape)
+    forward = footprint(model, shape, example=example)
     return forward.batch_within(max(step.per_example * batch, LEAST, forward.of(1)))
 
 

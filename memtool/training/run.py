@@ -238,14 +238,14 @@ class Run:
         of evaluation that suit it. What that is, another one tells, in which trials may leave what
         they want."""
         task = self._task(device)  # first, as the images leave less memory for all else
-        trial = self._initial_model().to(device)
+        trial, few = self._initial_model().to(device), task.normalize(task.images[:2])
         most = min(self.config.batch_size, len(self.dataset.train))
         config = replace(self.config, batch_size=most)  # no step has more images than there are
         with foreign_code(f"model {self.spec}"):
-            batch = evaluation_batch(trial, self.dataset.image_shape, config, self.processes)
+            batch = evaluation_batch(trial, few[:1], config, self.processes)
         task = replace(task, batch_size=batch)
         convolves = any(isinstance(layer, nn.Conv2d) for layer in trial.modules())
-        channels_last = convolves and put_channels_last(trial, task.normalize(task.images[:2]))
+        channels_last = convolves and put_channels_last(trial, few)
         del trial
         model = self._initial_model().to(device)
         if channels_last:

@@ -160,6 +160,84 @@ def test_a_model_that_makes_nothing_of_zeros_is_run_on_noise(way, gradients):
     assert footprint(Covariance().train(gradients), (3, 16, 16), gradients).per_example > 0
 
 
+class Experts(nn.Module):
+    """Each example goes to one of many experts, as its values say."""
+
+    def __init__(self, size: int = 16) -> None:
+        super().__init__()
+        self.gate = nn.Linear(size, 8)
+        self.experts = nn.ModuleList(nn.Linear(size, 1000) for _ in range(8))
+
+    def forward(self, features: Tensor) -> Tensor:
+        chosen = self.gate(features).argmax(1)
+        parts = [
+            expert(features[chosen == i]).sum(1)
+            for i, expert in enumerate(self.experts)
+            if (chosen == i).any()
+        ]
+        return torch.cat(parts)[:, None]
+
+
+class Drawing(nn.Linear):
+    """Draws for each pass how much is made of the features."""
+
+    def forward(self, features: Tensor) -> Tensor:
+        return super().forward(features).repeat(1, int(torch.randint(1, 9, ())))
+
+
+@pytest.mark.parametrize("build", [Experts, lambda: Drawing(16, 10)], ids=["experts", "drawing"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_it_depends_on_no_chance(build, gradients):
+    model = build().train(gradients)
+    found = []
+    for seed in range(5):
+        torch.manual_seed(seed)
+        found.append(footprint(model, (16,), gradients))
+    assert len(set(found)) == 1
+    # One expert at most works on an example, whose weights take no more with more of them.
+    assert found[0].per_example < WORKSPACE * 4 * 3 * 1100
+
+
+class Choosy(nn.Module):
+    """Takes values up to a limit."""
+
+    def __init__(self, limit: float) -> None:
+        super().__init__()
+        self.limit, self.inner = limit, nn.Linear(300, 4)
+
+    def forward(self, features: Tensor) -> Tensor:
+        if features.abs().max() > self.limit:
+            raise ValueError("is not normalized")
+        return self.inner(features)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_a_model_may_refuse_some_values(way, gradients):
+    model = Choosy(0.1).train(gradients)
+    found = footprint(model, (300,), gradients)
+    assert found == footprint(model, (300,), gradients, torch.full((1, 300), 0.05))
+    assert found.per_example >= footprint(model.inner, (300,), gradients).per_example
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_example_says_which_way_a_model_takes(gradients):
+    class Padded(nn.Module):
+        """Keeps the features that are not 0, of all examples the same ones."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = nn.Linear(1, 100)
+
+        def forward(self, features: Tensor) -> Tensor:
+            return self.inner(features[:, features[0] != 0][..., None]).sum(1)
+
+    model = Padded().train(gradients)
+    few, all_ = torch.zeros(1, 300), torch.ones(1, 300)
+    few[:, :3] = 1
+    found = [footprint(model, (300,), gradients, one).per_example for one in (few, all_)]
+    assert found[0] < found[1] / 20
+
+
 @pytest.mark.parametrize("gradients", [False, True])
 def test_attention_is_seen_where_it_is_fused(gradients, monkeypatch):
     model = Attending().train(gradients)

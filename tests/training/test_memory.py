@@ -26,7 +26,7 @@ def model():
 def test_evaluation_takes_no_more_than_a_training_step(model):
     config = TrainConfig(batch_size=64)
     step = 64 * footprint(model.train(), SHAPE, gradients=True).per_example
-    batch = evaluation_batch(model, SHAPE, config)
+    batch = evaluation_batch(model, torch.zeros(1, *SHAPE), config)
     assert step > module.LEAST
     assert footprint(model, SHAPE).of(batch) <= step < footprint(model, SHAPE).of(batch + 1)
     assert batch > 64
@@ -34,7 +34,7 @@ def test_evaluation_takes_no_more_than_a_training_step(model):
 
 def test_small_networks_are_evaluated_in_large_batches():
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 2))
-    assert evaluation_batch(model, (3, 2, 2), TrainConfig(batch_size=2)) > 10_000
+    assert evaluation_batch(model, torch.zeros(1, 3, 2, 2), TrainConfig(batch_size=2)) > 10_000
 
 
 @pytest.mark.parametrize(
@@ -52,10 +52,10 @@ def test_what_does_not_fit_is_refused_with_its_size(model, monkeypatch, config, 
     needed = pass_of.of(64 // processes) + state
     needed //= 2 if config.precision is Precision.bf16 else 1
     monkeypatch.setattr(module, "memory_of", lambda device: needed)
-    evaluation_batch(model, SHAPE, config, Processes(0, processes))
+    evaluation_batch(model, torch.zeros(1, *SHAPE), config, Processes(0, processes))
     monkeypatch.setattr(module, "memory_of", lambda device: needed - 1)
     with pytest.raises(MemtoolError, match=f"{told} takes .*iB of memory, cpu has .*--batch-size"):
-        evaluation_batch(model, SHAPE, config, Processes(0, processes))
+        evaluation_batch(model, torch.zeros(1, *SHAPE), config, Processes(0, processes))
 
 
 def test_sgd_keeps_less_than_adam(model):
@@ -84,7 +84,7 @@ torch.set_num_threads(1)
 model, config = build(parse("torchvision:resnet18?num_classes=4")), TrainConfig(1, batch_size=4)
 images = torch.randint(0, 256, (500, 3, 96, 96), dtype=torch.uint8)
 labels = torch.arange(500) % 4
-batch = evaluation_batch(model, (3, 96, 96), config)
+batch = evaluation_batch(model, torch.zeros(1, 3, 96, 96), config)
 task = Task(
     images[:40], labels[:40], labels[:40], images, labels, 4,
     lambda some: normalize(some, [0.5] * 3, [0.3] * 3), batch,
