@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
     from memtool.checkpoints.network import Network
     from memtool.data import Dataset
-    from memtool.layers import Footprint, Layer, Trace
+    from memtool.layers import Footprint, Trace
 
 logger = logging.getLogger("memtool")
 
@@ -490,9 +490,7 @@ def warn_of_differences(checkpoints: Sequence[Checkpoint], dataset: "Dataset") -
         logger.warning(f"{told_names(list(paths), 3)}: {difference}")
 
 
-def trace_all(
-    checkpoints: Sequence[Checkpoint], image_size: int | None = None
-) -> "list[list[Layer]]":
+def trace_all(checkpoints: Sequence[Checkpoint], image_size: int | None = None) -> "list[Trace]":
     """The layers of each checkpoint's model; models that are equal but for their weights are traced
     only once, unless they look at values on their way, and so may go another.
 
@@ -512,7 +510,7 @@ def trace_all(
         key = _model_key(checkpoint, shape)
         if key not in known or known[key].reads_values:
             known[key] = checkpoint.trace(shape)
-        result.append(known[key].layers)
+        result.append(known[key])
     return result
 
 

@@ -128,8 +128,8 @@ def layer_rows(checkpoints: Sequence[Checkpoint], image_size: int | None) -> Ite
     """One row per layer of each checkpoint's model, in order of execution, for images of the shape
     that is on record or of `image_size` pixels in height and width. Raises MemtoolError as
     `trace_all` does."""
-    for checkpoint, layers in zip(checkpoints, trace_all(checkpoints, image_size), strict=True):
-        for layer in layers:
+    for checkpoint, trace in zip(checkpoints, trace_all(checkpoints, image_size), strict=True):
+        for layer in trace.layers:
             yield {
                 "checkpoint": str(checkpoint.path),
                 "layer": layer.name,

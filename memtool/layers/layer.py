@@ -34,8 +34,8 @@ class Layer:
     the layer that stands for all whose output is the very same tensor: the outermost block around
     the module that made it (a block and its last ReLU, a ReLU and the dropout that passes it on),
     itself if there is no other, or if the model looks at values, by which that might depend on the
-    images. `is_scripted`: torch.jit made the module, which hides its calls, so
-    that no more than name and type are known.
+    images. `absence` says why no more than name and type are known: torch.jit made the module,
+    which hides its calls, the model did not call it, or it returned no tensor.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Layer:
     channel_axis: int | None = None
     dtype: torch.dtype = torch.float32
     is_output: bool = False
-    is_scripted: bool = False
+    absence: str = ""
 
 
 def tensors_in(output: Any) -> Iterator[Tensor]:
@@ -156,6 +156,9 @@ def axes_in_memory(tensor: Tensor) -> list[int]:
     return sorted(range(tensor.ndim), key=tensor.stride, reverse=True)
 
 
+# Why there is no activation of a module.
+UNCALLED = "not called by the model in the pass that shows its layers"
+TENSORLESS = "no tensor that has an axis is returned"
 SCRIPTED = (
     "scripted modules hide what they compute; build the model without torch.jit, which changes no "
     "weights"
@@ -169,9 +172,9 @@ def select(
 
     Patterns are names, or globs on them in which `*` crosses dots. They match without the
     `prefixes` too, which are those of a stitched model's parts. Layers that have no batch axis, as
-    scripted ones, are left out, with a note. Raises MemtoolError for a pattern that matches
-    nothing, with the nearest names, and for one that names a layer without a batch axis; `origin`
-    says whose layers they are.
+    those without an activation, are left out, with a note. Raises MemtoolError for a pattern that
+    matches nothing, with the nearest names, and for one that matches such layers alone, with the
+    reason; `origin` says whose layers they are.
     """
     usable = [layer for layer in layers if layer.batch_axis is not None]
     for pattern in patterns:
@@ -179,7 +182,9 @@ def select(
     reasons: dict[str, list[str]] = {}
     for layer in layers:
         if layer.batch_axis is None and _matches(layer.name, patterns, prefixes):
-            why = SCRIPTED if layer.is_scripted else "no axis of the output counts the images"
+            if prefixes and layer.absence == UNCALLED:
+                continue  # each part of a stitched model runs up to the cut, or on from it, alone
+            why = layer.absence or "no axis of the output counts the images"
             reasons.setdefault(why, []).append(layer.name)
     for why, left_out in reasons.items():
         logger.info(f"{origin}: {told_names(left_out)} left out: {why}")
@@ -197,8 +202,12 @@ def _check_pattern(
         return
     listing = f"(list them: memtool info --layers {origin})"
     matching = [layer for layer in layers if _matches(layer.name, [pattern], prefixes)]
-    if matching and all(layer.is_scripted for layer in matching):
-        raise MemtoolError(f"{origin}: no activations of layer {pattern!r}: {SCRIPTED}")
+    if matching and all(layer.absence for layer in matching):
+        why = "; ".join(dict.fromkeys(layer.absence for layer in matching))
+        raise MemtoolError(
+            f"{origin}: no activations of layer {pattern!r}: {why}; others: "
+            f"memtool info --layers {origin}"
+        )
     if matching:
         raise MemtoolError(
             f"{origin}: no axis of the output of layer {pattern!r} counts the images, so that "

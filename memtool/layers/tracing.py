@@ -14,7 +14,15 @@ from memtool import MemtoolError
 from memtool.errors import is_lack_of_memory, one_line
 from memtool.layers.dataflow import DataFlow, Layout, dominators, layout_of
 from memtool.layers.hooks import evaluating, watching
-from memtool.layers.layer import Layer, first_tensor, is_batched, with_first
+from memtool.layers.layer import (
+    SCRIPTED,
+    TENSORLESS,
+    UNCALLED,
+    Layer,
+    first_tensor,
+    is_batched,
+    with_first,
+)
 
 Output = Callable[[Any], Tensor | None]  # of a model's result, the tensor that counts
 
@@ -33,16 +41,25 @@ CHANNELS_FIRST = (
 )
 CHANNELS_LAST = (nn.Linear, nn.LayerNorm, nn.Embedding)
 
+# Modules whose absence needs no reason: lists, and those whose calls cannot be observed.
+NEVER_CALLED = (nn.ModuleList, nn.ModuleDict, torch.jit.ScriptModule)
 
 _Value = tuple[int, int | None]
 
 
 class Trace(NamedTuple):
     """The layers of a model in order of execution; `reads_values` says that with other weights, or
-    on other images, it may go another way, since it has looked at values."""
+    on other images, it may go another way, since it has looked at values. `absent` are the modules
+    of which there is no activation."""
 
     layers: list[Layer]
     reads_values: bool
+    absent: list[Layer]
+
+    @property
+    def named(self) -> list[Layer]:
+        """All that a pattern may name."""
+        return [*self.layers, *self.absent]
 
 
 @dataclass(frozen=True)
@@ -103,9 +120,9 @@ def trace(model: nn.Module, images: Tensor, output: Output = first_tensor) -> li
 
 
 def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> Trace:
-    """What `trace` finds, and whether it holds whatever the weights are."""
+    """What `trace` finds, whether it holds whatever the weights are, and what is not there."""
     with evaluating(model), torch.no_grad():
-        seen, cuts, final, axes, flow = _observed_pass(model, images, output)
+        seen, called, cuts, final, axes, flow = _observed_pass(model, images, output)
         more = _shapes(model, torch.cat([images, images[:1]]))
     bare = {module: name for name, module in model.named_modules()}
     same: dict[_Value, list[tuple[str, str]]] = defaultdict(list)
@@ -133,19 +150,31 @@ def traced(model: nn.Module, images: Tensor, output: Output = first_tensor) -> T
             )
         )
     layers += [
-        Layer(name, type(module).__name__, (), False, name, batch_axis=None, is_scripted=True)
+        _without_activation(name, module, SCRIPTED)
         for name, module in model.named_modules()
         if isinstance(module, torch.jit.ScriptModule)
     ]
-    return Trace(layers, flow.reads_values)
+    known = {one.module for one in seen}
+    absent = [
+        _without_activation(name, module, TENSORLESS if module in called else UNCALLED)
+        for name, module in model.named_modules()
+        if name and module not in known and not isinstance(module, NEVER_CALLED)
+    ]
+    return Trace(layers, flow.reads_values, absent)
+
+
+def _without_activation(name: str, module: nn.Module, why: str) -> Layer:
+    return Layer(name, type(module).__name__, (), False, name, batch_axis=None, absence=why)
 
 
 def _observed_pass(
     model: nn.Module, images: Tensor, output: Output
-) -> tuple[list[_Seen], set[int], _Value, "_ChannelAxes", DataFlow]:
-    """What the layers gave in order of execution, the nodes that are cuts or the output, the value
-    that is the output, what the modules take for channels, and what is computed from what."""
+) -> tuple[list[_Seen], set[nn.Module], set[int], _Value, "_ChannelAxes", DataFlow]:
+    """What the layers gave in order of execution, the modules that were called, the nodes that are
+    cuts or the output, the value that is the output, what the modules take for channels, and what
+    is computed from what."""
     seen: list[_Seen] = []
+    called: set[nn.Module] = set()
     passed: dict[_Value, _Value] = {}
     kept: list[Tensor] = []  # while a tensor is there, no other gets its identity
     flow = DataFlow()
@@ -156,6 +185,7 @@ def _observed_pass(
         return id(tensor), flow.node(tensor)
 
     def see(name: str, module: nn.Module, result: Any) -> Any:
+        called.add(module)
         tensor = first_tensor(result)
         if tensor is None:
             return None
@@ -186,7 +216,7 @@ def _observed_pass(
     last = flow.node(result)
     nodes = set() if last is None else dominators(flow.parents, last, source)
     final = passed.get(identity(result), identity(result))
-    return seen, nodes, final, axes, flow
+    return seen, called, nodes, final, axes, flow
 
 
 def _shapes(model: nn.Module, images: Tensor) -> dict[str, torch.Size]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from memtool.checkpoints import NOT_STITCHED
 from memtool.data import HostImages
 from memtool.device import Precision, Processes
-from memtool.errors import told_names
 from memtool.layers import Layer
 from memtool.progress import Progress, silent
 from memtool.similarity.measuring import Outcome, Setting, Value, image_order, measure
@@ -101,11 +100,6 @@ def _change(
 
 def _tell(outcome: Outcome) -> None:
     path, layers = outcome.selection.checkpoint.path, outcome.selection.layers
-    if outcome.uncalled:
-        logger.info(
-            f"{path}: no activations of {told_names(outcome.uncalled)}: "
-            "the model did not call them in the pass that shows its layers"
-        )
     names: dict[str, list[str]] = {}
     for layer in layers:
         names.setdefault(layer.same_as, []).append(layer.name)

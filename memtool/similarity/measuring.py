@@ -33,7 +33,6 @@ class Outcome:
     """What a pass finds of one network, by the names of its tensors."""
 
     selection: Selection
-    uncalled: list[str]
     unaligned: set[Hashable] = field(default_factory=set)
     mixed: set[str] = field(default_factory=set)  # what depends on the other images of a batch
     constant: set[Hashable] = field(default_factory=set)
@@ -340,8 +339,7 @@ class Participant:
             add_up(recorder.state, processes.sum)
 
     def outcome(self) -> Outcome:
-        uncalled = self.selection.uncalled(self.network.model)
-        outcome = Outcome(self.selection, uncalled, mixed=self.mixed)
+        outcome = Outcome(self.selection, mixed=self.mixed)
         for recorder in self.recorders.values():
             outcome.unaligned |= _where(recorder, recorder.unaligned())
             outcome.constant |= _where(recorder, recorder.constant())

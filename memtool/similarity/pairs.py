@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import prod
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint, footprints, trace_all
 from memtool.layers import Footprint, Layer, select
 from memtool.models import ModelSpec
 from memtool.similarity.settings import Pairs, Route
-from memtool.specs import PARTS, LayerName, corresponding, matches
+from memtool.specs import PARTS, LayerName, corresponding
 from memtool.tensors import stored_tensors
 
 
@@ -22,14 +22,13 @@ class Selection:
     to itself alone.
 
     `patterns` are the globs that chose them; `footprint` is what a forward pass of the network
-    takes; `called` names all layers that the model has.
+    takes.
     """
 
     checkpoint: Checkpoint
     layers: list[Layer]
     patterns: Sequence[str]
     footprint: Footprint
-    called: frozenset[str] = frozenset()
 
     @cached_property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -64,20 +63,6 @@ class Selection:
         stored = stored_tensors(self.checkpoint.path).values()
         return sum(4 * prod(tensor.shape) for tensor in stored)
 
-    def uncalled(self, model: nn.Module) -> list[str]:
-        """The modules that the patterns name and the model never calls; none of a stitched model,
-        of whose parts each is called up to the cut or from there on alone."""
-        if self.checkpoint.spec.is_stitched:
-            return []
-        return [
-            name
-            for name, module in model.named_modules()
-            if name not in self.called
-            and not isinstance(module, nn.ModuleList | nn.ModuleDict)  # have nothing to call
-            and name
-            and any(matches(name, pattern) for pattern in self.patterns)
-        ]
-
 
 def selections(
     checkpoints: Sequence[Checkpoint],
@@ -100,12 +85,11 @@ def selections(
     found = {
         key: Selection(
             checkpoint,
-            select(layers, chosen, str(checkpoint.path), _prefixes(checkpoint)),
+            select(trace.named, chosen, str(checkpoint.path), _prefixes(checkpoint)),
             chosen,
             footprint,
-            frozenset(layer.name for layer in layers),
         )
-        for (key, (checkpoint, chosen)), layers, footprint in zip(
+        for (key, (checkpoint, chosen)), trace, footprint in zip(
             distinct.items(), trace_all(opened), footprints(opened), strict=True
         )
     }

@@ -50,8 +50,8 @@ def chosen_cuts(
             )
     *ours, theirs = trace_all([*fronts, back])
     return {
-        front.path: matching_cuts(layers, theirs, at, front.path, back.path)
-        for front, layers in zip(fronts, ours, strict=True)
+        front.path: matching_cuts(trace.named, theirs.named, at, front.path, back.path)
+        for front, trace in zip(fronts, ours, strict=True)
     }
 
 

@@ -122,7 +122,7 @@ def test_models_that_look_at_their_weights_are_built_in_full(tmp_path, monkeypat
     checkpoint = Checkpoint.open(path, spec)
     images = torch.rand(3, 1, 8, 8)
     assert torch.equal(checkpoint.model()(images), model(images))
-    assert [layer.name for layer in trace_all([checkpoint])[0]] == ["linear"]
+    assert [layer.name for layer in trace_all([checkpoint])[0].layers] == ["linear"]
 
 
 def test_equal_models_are_traced_once(small, monkeypatch):
@@ -168,7 +168,7 @@ def test_a_model_of_pixels_is_traced(tmp_path, monkeypatch, levels, mean, std):
     data = {**DATA, "mean": [mean], "std": [std]}
     path = written(tmp_path / "own.safetensors", models.build(spec), spec, data=data)
     checkpoint = Checkpoint.open(path, spec)
-    assert [layer.name for layer in trace_all([checkpoint])[0]] == ["embedding", "fc"]
+    assert [layer.name for layer in trace_all([checkpoint])[0].layers] == ["embedding", "fc"]
 
 
 CODES = """
@@ -194,7 +194,7 @@ def test_a_model_of_codes_is_traced(tmp_path, monkeypatch):
     data = {**DATA, "image_shape": [5], "mean": [0.0] * 5, "std": [1.0] * 5}
     path = written(tmp_path / "own.safetensors", models.build(spec), spec, data=data)
     checkpoint = Checkpoint.open(path, spec)
-    assert [layer.name for layer in trace_all([checkpoint])[0]] == ["embedding", "fc"]
+    assert [layer.name for layer in trace_all([checkpoint])[0].layers] == ["embedding", "fc"]
 
 
 def test_channels_are_hinted_at_only_where_a_model_is_known_to_take_others(tmp_path, monkeypatch):

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from memtool import MemtoolError
-from memtool.layers import Layer, first_tensor, plain, select, tensors_in, trace
+from memtool.layers import Layer, first_tensor, plain, select, tensors_in, trace, traced
+from memtool.layers.layer import UNCALLED
 from memtool.models import nets
 
 
@@ -112,6 +113,69 @@ def test_layers_without_a_batch_axis_are_left_out_and_refused_by_name(caplog):
         select(layers, ["all", "windows"], "x")
     with pytest.raises(MemtoolError, match="x: no axis of the output of layer 'w\\*'"):
         select(layers, ["w*"], "x")
+
+
+class Leaving(nn.Module):
+    """Early exit, where all images are sure enough, and a part that returns no tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.fc, self.score = nn.Linear(3, 4), nn.Linear(4, 2), Score()
+        self.rest = nn.ModuleList([nn.Sequential(nn.Linear(4, 4), nn.ReLU())])
+        self.last = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        if self.score(x) < 1e6:
+            return self.fc(x)
+        return self.last(self.rest[0](x))
+
+
+class Score(nn.Module):
+    def forward(self, x: Tensor) -> float:
+        return x.abs().max().item()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "told"),
+    [
+        ("last", "'last': not called by the model in the pass that shows its layers; others"),
+        ("rest.0", "'rest.0': not called"),
+        ("rest.0.0", "'rest.0.0': not called"),
+        ("rest.*", "'rest.*': not called"),
+        ("?ast", "'?ast': not called"),
+        ("score", "'score': no tensor that has an axis is returned; others: memtool info"),
+    ],
+)
+def test_modules_without_activations_are_left_out_and_refused_for_that_reason(
+    caplog, pattern, told
+):
+    caplog.set_level("INFO")
+    found = traced(Leaving(), torch.randn(2, 3)).named
+    assert [layer.name for layer in select(found, ["all"], "x")] == ["stem", "fc"]
+    assert caplog.messages == [
+        "x: score left out: no tensor that has an axis is returned",
+        "x: rest.0, rest.0.0, rest.0.1, last left out: "
+        "not called by the model in the pass that shows its layers",
+    ]
+    with pytest.raises(MemtoolError) as raised:
+        select(found, ["all", pattern], "x")
+    assert f"x: no activations of layer {told}" in str(raised.value)
+    assert "nearest" not in str(raised.value)
+    assert [layer.name for layer in trace(Leaving(), torch.randn(2, 3))] == ["stem", "fc"]
+
+
+def test_parts_of_a_stitched_model_that_do_not_run_are_told_by_name_alone(caplog):
+    caplog.set_level("INFO")
+    layers = [
+        Layer("front.a", "Linear", (4,), True, "front.a"),
+        Layer("front.fc", "Linear", (), False, "front.fc", batch_axis=None, absence=UNCALLED),
+    ]
+    parts = ("front.", "back.")
+    assert select(layers, ["all"], "x", parts) == layers[:1] and not caplog.messages
+    for pattern in ("fc", "front.fc"):
+        with pytest.raises(MemtoolError, match=f"no activations of layer '{pattern}': not called"):
+            select(layers, [pattern], "x", parts)
 
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.(script|trace)")

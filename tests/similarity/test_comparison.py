@@ -552,11 +552,17 @@ def test_modules_of_all_kinds(run, runs, tmp_path):
     command = ("cka", tmp_path / "0.safetensors", tmp_path / "1.safetensors", *model)
     result = run(*command)
     assert [layer for layer, _ in values(result)] == ["body", "relu", "split", "relu_1", "fc"]
-    assert "no activations of idle" in result.stderr
+    assert "idle left out: not called by the model" in result.stderr
     reference = (runs.clean, "--model-reference", "digits-cnn", "--pairs", "all")
     found = values(run(*command[:2], *reference, *model))
     assert len(found) == 5 * 28 and ("relu_1", "block3.relu") in found
     assert run(*command, "-q").stderr == ""
+    for layers in ("idle", "body,id*"):
+        named = run(*command, "--layers", layers)
+        assert named.code == 1 and "nearest" not in named.stderr
+        pattern = layers.split(",")[-1]
+        assert f"no activations of layer '{pattern}': not called by the model" in named.stderr
+        assert f"others: memtool info --layers {tmp_path / '0.safetensors'}" in named.stderr
 
 
 def test_bf16_stays_within_a_thousandth(run, runs):

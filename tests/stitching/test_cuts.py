@@ -10,6 +10,7 @@ import torchvision
 
 from memtool import MemtoolError
 from memtool.layers import Layer, trace
+from memtool.layers.layer import UNCALLED
 from memtool.stitching.cuts import ChosenCut, matching_cuts
 
 
@@ -122,6 +123,26 @@ def test_a_layer_with_its_images_along_another_axis_is_refused_for_that_reason()
     tokens_first = Layer("a", "Module", (16, 3), False, "a", batch_axis=1)
     with pytest.raises(MemtoolError, match="front: 'a' has the images along axis 1"):
         matching_cuts([tokens_first], [tokens_first], ["a"], Path("front"), Path("back"))
+
+
+@pytest.mark.parametrize(
+    ("at", "path"),
+    [
+        ("front", "front"),
+        ("front=a", "front"),
+        ("front=front", "front"),
+        ("f*", "front"),
+        ("back", "back"),
+        ("a=back", "back"),
+        ("a=b*", "back"),
+    ],
+)
+def test_a_layer_that_is_not_called_is_refused_for_that_reason(at, path):
+    one = [layer(name, 3) for name in ("a", "back")]
+    uncalled = Layer("front", "Linear", (), False, "front", batch_axis=None, absence=UNCALLED)
+    front, back = [*one, uncalled], [one[0], replace(uncalled, name="back")]
+    with pytest.raises(MemtoolError, match=f"^{path}: no activations of layer .* not called by"):
+        matching_cuts(front, back, [at], Path("front"), Path("back"))
 
 
 def test_names_may_contain_what_separates_front_and_back():
