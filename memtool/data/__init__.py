@@ -9,6 +9,7 @@ outgrows memory goes into a file by `cache`. `batches` brings images to a device
 measures them. For networks on vectors there are vectors, float32, instead of images.
 
 `noise` replaces labels by random ones, as arrays; `labels` keeps given and true labels in a file.
+Those that others made are read by `label_sources`; `naming` tells which row is of which image.
 """
 
 import lazy_loader

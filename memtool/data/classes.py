@@ -1,6 +1,7 @@
 """Labels as other people's arrays have them (numbers, names, one-hot rows), and their classes."""
 
 import logging
+import re
 from collections.abc import Sequence
 from typing import Any
 from unicodedata import normalize
@@ -12,7 +13,9 @@ from memtool import MemtoolError
 from memtool.data.listing import Labels
 from memtool.errors import some
 
-Values = NDArray[Any]  # one label per example as it is called, int64 or str, (n,)
+Values = NDArray[Any]  # one label per example as it is called, int64 or str (or objects), (n,)
+DECIMAL = re.compile(r"-?\d+\.\d*([eE][+-]?\d{1,2})?")  # so some write whole numbers, too
+NUMBER = re.compile(rf"-?\d+|{DECIMAL.pattern}")
 MAX_CLASSES = 100_000  # more are a mistake: row numbers, or what a regression predicts
 
 logger = logging.getLogger("memtool")
@@ -22,18 +25,18 @@ def values(labels: NDArray[Any], what: str) -> Values:
     """Labels of any kind as one value per example, int64 or str (n,).
 
     They are whole numbers of any type or names, (n,), (n, 1) or, as MATLAB has them, (1, n); or
-    one-hot, (n, classes), which a note tells. Raises MemtoolError, which calls them `what`, for
-    anything else.
+    one-hot, (n, classes), which a note tells. Objects are names, and remain objects. Raises
+    MemtoolError, which calls them `what`, for anything else.
 
     >>> values(np.array([[1.0], [5.0]]), "labels"), values(np.array(["bee ", "ant"]), "labels")
-    (array([1, 5]), array(['bee', 'ant'], dtype='<U4'))
+    (array([1, 5]), array(['bee', 'ant'], dtype='<U3'))
     """
     if labels.ndim == 2 and min(labels.shape) > 1 and labels.dtype.kind in "buif":
         return _hot_columns(labels, what)
     if labels.shape not in ((labels.size,), (labels.size, 1), (1, labels.size)):
         raise MemtoolError(f"{what} are {labels.dtype} {labels.shape}, not one per example (n,)")
     flat = labels.reshape(-1)
-    if flat.dtype.kind in "US":
+    if flat.dtype.kind in "USO":
         return _names(flat, what)
     if flat.dtype.kind not in "buif" or not _are_whole(flat):
         raise MemtoolError(f"{what} are {labels.dtype} {labels.shape}, not whole numbers or names")
@@ -50,8 +53,9 @@ def _are_whole(numbers: NDArray[Any]) -> bool:
 
 def _names(labels: NDArray[Any], what: str) -> Values:
     try:
-        names = np.char.strip(
-            np.char.decode(labels, "utf-8") if labels.dtype.kind == "S" else labels
+        texts = (name.decode() if isinstance(name, bytes) else name for name in labels.tolist())
+        names = np.array(
+            [name.strip() for name in texts], object if labels.dtype == object else str
         )
     except UnicodeDecodeError as error:
         raise MemtoolError(f"{what} are bytes, but not UTF-8 ({error})") from error
@@ -105,6 +109,20 @@ def classes_of(parts: Sequence[Values], what: str) -> tuple[tuple[str, ...], lis
     labels = ranks[inverse.reshape(-1)].astype(np.int64)
     borders = np.cumsum([len(part) for part in parts])[:-1]
     return tuple(names[index] for index in order), np.split(labels, borders)
+
+
+def plain(cell: str) -> str:
+    """A whole number that is written with zeros before it, or a fraction of zeros, as its digits
+    alone; other text as it is.
+
+    >>> plain("3.0"), plain("1.000e+01"), plain("03"), plain("3.5"), plain("v1.0")
+    ('3', '10', '3', '3.5', 'v1.0')
+    """
+    if is_number(cell):
+        return str(int(cell))
+    if DECIMAL.fullmatch(cell) and (number := float(cell)).is_integer():
+        return str(int(number))
+    return cell
 
 
 def composed(name: str) -> str:

@@ -38,7 +38,8 @@ class Dataset:
     std and fingerprint, so that images in a file need not be read for them, and the `bits` per
     value of image files that have more than 8. `count` is the number of examples that there are,
     those included that `samples` leaves out, and `files` are the paths of the training images, in
-    their order, where these are files.
+    their order, where these are files. `chosen` is a mask,
+    (N,), of the training examples among all those that `samples_train` and `split_at` chose from.
 
     >>> digits = load("digits")
     >>> digits.classes[:3], digits.image_shape
@@ -57,6 +58,7 @@ class Dataset:
     measured: Mapping[str, Any] = field(default_factory=dict)
     count: int | None = None
     files: Sequence[str] = ()
+    chosen: NDArray[np.bool_] | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:
@@ -138,7 +140,8 @@ def load(
     source, options = parse(spec)
     if training and options.samples:
         raise MemtoolError(f"{spec}: samples is for comparing, not for training; leave it out")
-    listing = listed(source, folder, memory=memory)
+    listing = listed(source, folder, memory=memory).numbered()
+    whole = len(listing.test if listing.train is None else listing.train)
     for part in (listing.train, listing.test):
         if part is not None:
             part.check(spec)
@@ -171,6 +174,7 @@ def load(
         measured=content.measured,
         count=count,
         files=train.items.tolist() if train.items.dtype == object else (),
+        chosen=None if train.numbers is None else np.isin(np.arange(whole), train.numbers),
     )
 
 

@@ -2,19 +2,19 @@
 
 A source is `FILE` or `FILE:KEY`: a NumPy array (.npy), several by name (.npz, .safetensors), a
 dict of arrays that PyTorch saved (.pt, .pth), or a table (.csv, .tsv, .txt) with or without a
-header. `given_labels` makes of it one label per training example. Where a column names the image
-files, its rows may be in any order.
+header. `given_labels` makes of it one label per training example. Where columns name the image
+files, the rows may be in any order; `naming` finds it.
 """
 
 import csv
 import io
 import logging
-import os
 import pickletools
 import re
 import warnings
 import zipfile
 from collections.abc import Container, Iterable, Mapping, Sequence, Set
+from dataclasses import dataclass
 from hashlib import file_digest
 from itertools import chain, islice
 from pathlib import Path
@@ -33,9 +33,10 @@ from memtool.contents import (
     described,
     is_pickle,
 )
-from memtool.data import pictures
-from memtool.data.classes import Values, is_number, values
+from memtool.data.arrays import read_array
+from memtool.data.classes import NUMBER, Values, composed, is_number, plain, values
 from memtool.data.listing import Labels
+from memtool.data.naming import Order, is_picture, named_order, numbering
 from memtool.device import machine_memory
 from memtool.errors import last_line, some, told_size
 from memtool.paths import expanded
@@ -43,6 +44,7 @@ from memtool.paths import expanded
 logger = logging.getLogger("memtool")
 
 Arrays = Mapping[str, NDArray[Any]]
+Contents = Mapping[str, NDArray[Any] | str]  # arrays, and why what is not read is none
 ARRAYS, PYTORCH, TABLES = (
     (".npy", ".npz", ".safetensors"),
     (".pt", ".pth"),
@@ -50,50 +52,81 @@ ARRAYS, PYTORCH, TABLES = (
 )
 SUFFIXES = (*ARRAYS, *PYTORCH, *TABLES)
 OF_OTHERS = set(SUFFIXES) - {".safetensors"}  # certainly no label files of memtool's
-DECIMAL = re.compile(r"-?\d+\.\d*([eE][+-]?\d{1,2})?")  # so some write whole numbers, too
-NUMBER = re.compile(rf"-?\d+|{DECIMAL.pattern}")
 SHARE = 16  # labels as text take some ten times their memory
 PROTOCOL = 0x80  # the operation with which a pickle names its protocol
 MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")  # in files of PyTorch before 1.6
 PICKLES = 5  # that these files begin with; what tensors hold follows
 MAX_OPERATIONS = 10_000_000  # of pickles that are looked at, in some ten seconds
+NO_ARRAY = "it is no array of numbers or of text"
+SAVE = "save the labels as numbers or as text: numpy.save(FILE, numpy.asarray(labels, dtype=int))"
 WHOLE = ""  # the key of a file that holds a single array
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """The n training examples that labels are wanted for: their classes, their true labels, int64
+    (n,), the names of their files, if they are files, and a mask, (N,), of these examples among
+    those that a part of a data set was chosen from, if it was."""
+
+    classes: Sequence[str]
+    true: Labels
+    files: Sequence[str] = ()
+    chosen: NDArray[np.bool_] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """How many examples there may be labels of: n, or all N."""
+        n = len(self.true)
+        return n, n if self.chosen is None else len(self.chosen)
+
+    def of(self, labels: Labels) -> Labels:
+        """The n labels that are wanted, of n or of N; others as they are."""
+        n, all_ = self.sizes
+        return labels[self.chosen] if n != all_ == len(labels) else labels
+
+    def told(self) -> str:
+        n, all_ = self.sizes
+        return f"{n} training examples" + (f", chosen from {all_}" if n != all_ else "")
+
+
 def given_labels(
-    source: str, classes: Sequence[str], true: Labels, files: Sequence[str] = ()
+    source: str,
+    classes: Sequence[str],
+    true: Labels,
+    files: Sequence[str] = (),
+    chosen: NDArray[np.bool_] | None = None,
 ) -> tuple[Labels, dict[str, str | None]]:
     """The labels in a source, int64 (n,), numbered as `classes` are, and what to record of it: the
     name of the file, the key and the file's SHA-256.
 
-    There must be one for each of the n `true` labels, in their order: the name of a class, or its
-    number from 0 on. What stands beside a column of the names of the n image `files` is brought
-    into their order. Raises MemtoolError, which names the file, if the labels are not so, if there
-    are several columns and no key, and if a column names other image files.
+    There must be one for each of the n `true` labels, in their order, or one for each of the N
+    examples of which a mask, `chosen` (N,), took these: the name of a class, or its number from 0
+    on. Those beside columns that name the n image `files` are brought into their order. Raises
+    MemtoolError, which names the file, if the labels are not so, if there are several columns and
+    no key, and if a column names other image files.
 
     A warning tells if they agree with the true labels no more often than in another order.
     """
     path, key = split_source(source)
-    arrays = _read(path, len(true), classes)
-    names = _naming(arrays, classes, files, str(path))
-    if names:
-        first, order = next(iter(names.items()))
-        arrays = {
-            name: array[order] if array.shape[:1] == order.shape else array
-            for name, array in arrays.items()
-        }
-        logger.info(f"{path}: its {first!r} says which image each label is of")
-    chosen = _chosen(arrays, key, names, len(true), str(path))
-    what = f"{path}: its labels {chosen!r}" if chosen else f"{path}: its labels"
-    given = numbered(values(arrays[chosen], what), classes, what)
+    wanted = Wanted(classes, true, files, chosen)
+    arrays = _read(path, key, wanted)
+    size = _size([array for name, array in arrays.items() if key in (None, name)], wanted)
+    texts = {name: cells for name, array in arrays.items() if (cells := _cells(array, size))}
+    named = _named_order(arrays, texts, key, wanted, str(path))
+    name = _chosen(arrays, key, named[0] if named else (), texts, str(path))
+    what = f"{path}: its labels {name!r}" if name else f"{path}: its labels"
+    given = numbered(values(arrays[name], what), classes, what)
+    if named and len(given) == size:
+        given = given[named[1]]
+    elif len(given) != len(wanted.of(given)):
+        logger.info(f"{path}: has labels of {len(given)} examples, of which {len(true)} are chosen")
+        given = wanted.of(given)
     if len(given) != len(true):
-        raise MemtoolError(
-            f"{what} are {len(given)}, the data set has {len(true)} training examples"
-        )
+        raise MemtoolError(f"{what} are {len(given)}, the data set has {wanted.told()}")
     _warn_of_another_order(given, true, len(classes), what)
     with open(path, "rb") as file:
         digest = file_digest(file, "sha256").hexdigest()
-    return given, {"file": path.name, "key": chosen or None, "sha256": digest}
+    return given, {"file": path.name, "key": name or None, "sha256": digest}
 
 
 def split_source(source: str) -> tuple[Path, str | None]:
@@ -112,9 +145,9 @@ def split_source(source: str) -> tuple[Path, str | None]:
 def numbered(labels: Values, classes: Sequence[str], what: str) -> Labels:
     """Labels as they are called, int64 or str (n,), as numbers of the `classes`, int64 (n,).
 
-    Text is the name of a class. A number is one too if all classes are called by numbers, however
-    these are written; else it counts the classes from 0. Raises MemtoolError, which calls the
-    labels `what`, for one that is neither.
+    Text is the name of a class, however its accents are encoded. A number is one too if all classes
+    are called by numbers, however these are written; else it counts the classes from 0. Raises
+    MemtoolError, which calls the labels `what`, for one that is neither.
 
     >>> numbered(np.array(["bee", "ant"]), ["ant", "bee"], "labels")
     array([1, 0])
@@ -124,36 +157,37 @@ def numbered(labels: Values, classes: Sequence[str], what: str) -> Labels:
     array([0, 1])
     """
     found, inverse = np.unique(labels, return_inverse=True)
-    called = [str(one) for one in found.tolist()]
-    plain = [_plain(name) for name in called]
-    names = {name: number for number, name in enumerate(classes)}
-    known = {_plain(name): number for name, number in names.items()}
+    called = [composed(str(one)) for one in found.tolist()]
+    written = [plain(name) for name in called]
+    names = {composed(name): number for number, name in enumerate(classes)}
+    known = {plain(name): number for name, number in names.items()}
     are_numbers = len(known) == len(names) and all(map(NUMBER.fullmatch, known))
     if all(name in names for name in called):
         numbers = [names[name] for name in called]
-    elif are_numbers and all(name in known for name in plain):
-        numbers = [known[name] for name in plain]
-    elif all(is_number(name) and int(name) < len(classes) for name in plain):
-        numbers = [int(name) for name in plain]
+    elif are_numbers and all(name in known for name in written):
+        numbers = [known[name] for name in written]
+    elif all(is_number(name) and int(name) < len(classes) for name in written):
+        numbers = [int(name) for name in written]
     else:
-        raise _no_class(labels, called, classes, what)
+        raise _no_class([*map(str, labels.tolist())], classes, what)
     result: Labels = np.array(numbers, np.int64)[inverse.reshape(-1)]
     return result
 
 
-def _no_class(
-    labels: Values, called: Sequence[str], classes: Sequence[str], what: str
-) -> MemtoolError:
+def _no_class(labels: Sequence[str], classes: Sequence[str], what: str) -> MemtoolError:
     count = len(classes)
-    if set(map(_plain, called)) == set(map(str, range(1, count + 1))):
+    if {plain(label) for label in labels} == set(map(str, range(1, count + 1))):
+        last = f", or, if {count} means class 0 as in the files of SVHN, take labels % {count}"
         return MemtoolError(
             f"{what} count the classes from 1 to {count}; subtract 1, they count from 0"
+            + (last if [*classes] == [*map(str, range(count))] else "")
         )
-    valid = {*classes, *map(str, range(count))}
-    wrong = next((name for name in called if not {name, _plain(name)} & valid), called[0])
-    example = np.flatnonzero(labels.astype(str) == wrong)[0]
+    valid = {*map(composed, classes), *map(str, range(count))}
+    example = next(
+        (n for n, label in enumerate(labels) if not {composed(label), plain(label)} & valid), 0
+    )
     return MemtoolError(
-        f"{what}: that of example {example} is {wrong!r:.40}; it should be a class "
+        f"{what}: that of example {example} is {labels[example]!r:.40}; it should be a class "
         f"({some(classes, 5)}), or, in all labels, the number of one (0 to {count - 1})"
     )
 
@@ -171,62 +205,54 @@ def _warn_of_another_order(given: Labels, true: Labels, classes: int, what: str)
         )
 
 
-def _naming(
-    arrays: Arrays, classes: Sequence[str], files: Sequence[str], file: str
-) -> dict[str, Labels]:
-    """The arrays that name the image files of a data set, and where in them each file is, (n,).
+def _size(arrays: Iterable[NDArray[Any]], wanted: Wanted) -> int:
+    """Of how many examples arrays have labels: n, if any does, else N."""
+    n, all_ = wanted.sizes
+    return n if any(n in array.shape for array in arrays) else all_
 
-    Raises MemtoolError for one that names other image files.
-    """
-    found: dict[str, Labels] = {}
-    for name, array in arrays.items():
-        if not files or array.dtype.kind != "U" or array.shape != (len(files),):
-            continue
-        cells = array.tolist()
-        if len(set(cells)) < len(cells) or set(cells) <= set(classes):
-            continue
-        order = _order(cells, files)
-        if order is not None:
-            found[name] = order
-        elif other := next((cell for cell in cells if _is_picture(cell)), None):
-            raise MemtoolError(
-                f"{file}: its {name!r} names images, such as {other!r:.80}, that are not those of "
-                f"the data set, such as {files[0]}; leave it out if the labels are in the order of "
-                "those"
-            )
+
+def _cells(array: NDArray[Any], size: int) -> list[str] | None:
+    """The cells of a column of so many names or whole numbers; None for any other array."""
+    if array.shape not in ((size,), (size, 1), (1, size)) or array.dtype.kind not in "USOiu":
+        return None
+    cells = array.reshape(-1).tolist()
+    return [_text(cell).strip() for cell in cells]
+
+
+def _text(cell: Any) -> str:
+    # Names of files need not be UTF-8, and Python gives them so.
+    return cell.decode(errors="surrogateescape") if isinstance(cell, bytes) else str(cell)
+
+
+def _named_order(
+    arrays: Arrays, texts: Mapping[str, list[str]], key: str | None, wanted: Wanted, file: str
+) -> Order | None:
+    """What `named_order` finds in the columns beside the labels; numbers in an array that number
+    its rows are no names."""
+    if not wanted.files or len(arrays) < 2:
+        return None
+    columns = {
+        name: cells
+        for name, cells in texts.items()
+        if name != key and (arrays[name].dtype.kind not in "iu" or numbering(cells) is None)
+    }
+    found = named_order(columns, wanted.classes, wanted.files, file)
+    if found:
+        told = f"{' and '.join(map(repr, found[0]))} {'say' if len(found[0]) > 1 else 'says'}"
+        logger.info(f"{file}: its {told} which image each label is of")
     return found
 
 
-def _order(cells: Sequence[str], files: Sequence[str]) -> Labels | None:
-    """Where in `cells` each file is, (n,): by as many folders above it as it takes to tell them
-    apart, and with or without its suffix; None unless each is there."""
-    for whole in (True, False):
-        named, known = ([_parts(text, whole) for text in texts] for texts in (cells, files))
-        for depth in range(1, max(map(len, named)) + 1):
-            place = {parts[-depth:]: number for number, parts in enumerate(named)}
-            wanted = [parts[-depth:] for parts in known]
-            if len(place) == len(cells) and place.keys() == set(wanted):
-                return np.array([place[parts] for parts in wanted], np.int64)
-    return None
-
-
-def _parts(path: str, whole: bool) -> tuple[str, ...]:
-    """The folders and the file in a path of any system, the file without its suffix unless it is
-    wanted `whole`."""
-    path = path.replace("\\", "/")
-    if not whole and _is_picture(path):
-        path = os.path.splitext(path)[0]
-    return tuple(part for part in path.split("/") if part not in ("", "."))
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in pictures.SUFFIXES
-
-
-def _chosen(arrays: Arrays, key: str | None, names: Container[str], n: int, file: str) -> str:
+def _chosen(
+    arrays: Arrays,
+    key: str | None,
+    names: Container[str],
+    texts: Mapping[str, list[str]],
+    file: str,
+) -> str:
     """The key of the labels among what a file holds; columns that number the examples are none, nor
     are the `names` of those that name them."""
-    numberings = {name: _numbering(array, n) for name, array in arrays.items()}
+    numberings = {name: numbering(cells) for name, cells in texts.items()}
     if not names and len(arrays) > 1 and False in numberings.values():
         name = next(name for name, in_order in numberings.items() if in_order is False)
         raise MemtoolError(
@@ -234,32 +260,13 @@ def _chosen(arrays: Arrays, key: str | None, names: Container[str], n: int, file
         )
     if key is not None and key not in arrays:
         raise MemtoolError(f"{file}: has no {key!r} (it has {_listed(arrays)})")
-    others = [name for name, in_order in numberings.items() if in_order is None]
+    others = [name for name in arrays if numberings.get(name) is None]
     candidates = [name for name in others if name not in names] or [*arrays]
     if key is None and len(candidates) > 1:
         raise MemtoolError(
             f"{file}: holds several ({_listed(candidates)}); say which one: {file}:{candidates[0]}"
         )
     return candidates[0] if key is None else key
-
-
-def _numbering(array: NDArray[Any], n: int) -> bool | None:
-    """Whether an array numbers n examples, from 0 or 1 on, in their order; None if it does not
-    number them. Few examples may have as many classes."""
-    if array.shape != (n,) or n < 20:
-        return None
-    if array.dtype.kind == "U":
-        array = np.array([_plain(cell) for cell in array.tolist()])
-    if array.dtype.kind == "U" and np.char.isdecimal(array).all():
-        if np.char.str_len(array).max() > 18:  # no such numbering would be finished
-            return None
-        array = array.astype(np.int64)
-    if array.dtype.kind not in "iu":
-        return None
-    for first in (0, 1):
-        if np.array_equal(np.sort(array), np.arange(first, n + first)):
-            return bool((np.diff(array) == 1).all())
-    return None
 
 
 def _listed(arrays: Iterable[str]) -> str:
@@ -269,8 +276,8 @@ def _listed(arrays: Iterable[str]) -> str:
 # --- Files ----------------------------------------------------------------------------------------
 
 
-def _read(path: Path, n: int, classes: Sequence[str]) -> Arrays:
-    """The arrays that a file holds, by name; n examples of these classes are expected."""
+def _read(path: Path, key: str | None, wanted: Wanted) -> Arrays:
+    """The arrays that a file holds, by name."""
     if path.suffix.lower() not in SUFFIXES:
         raise MemtoolError(f"{path}: labels are read from {', '.join(SUFFIXES)} (FILE or FILE:KEY)")
     check_regular(path)
@@ -279,12 +286,30 @@ def _read(path: Path, n: int, classes: Sequence[str]) -> Arrays:
     _check_size(path, path.stat().st_size)
     try:
         if path.suffix.lower() in TABLES:
-            return _columns(path, n, classes)
-        return _torch_arrays(path) if path.suffix.lower() in PYTORCH else _numpy_arrays(path)
+            return _columns(path, wanted)
+        found = _torch_arrays(path) if path.suffix.lower() in PYTORCH else _numpy_arrays(path)
     except MemtoolError:
         raise
     except Exception as error:  # of libraries that read what may be anything
         raise MemtoolError(f"{path}: cannot be read as labels ({last_line(error)})") from error
+    return _readable(found, key, path)
+
+
+def _readable(found: Contents, key: str | None, path: Path) -> Arrays:
+    """The arrays among what a file holds. A warning tells of what cannot be read; MemtoolError is
+    raised if it is, or without a key may be, the labels."""
+    arrays = {name: array for name, array in found.items() if not isinstance(array, str)}
+    for name, why in found.items():
+        if not isinstance(why, str):
+            continue
+        its = f"{path}: its {name!r}" if name else f"{path}:"
+        if not arrays or name == key:
+            raise MemtoolError(f"{its} cannot be read as labels ({why}); {SAVE}")
+        if key is None:
+            other = f"{path}:{next(iter(arrays))}"
+            raise MemtoolError(f"{its} cannot be read as labels ({why}); to take others: {other}")
+        logger.warning(f"{its} cannot be read, and is left aside ({why})")
+    return arrays
 
 
 def _check_size(path: Path, size: int) -> None:
@@ -301,7 +326,7 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
     _check_size(path, sum(member.file_size for member in archive.infolist()))
 
 
-def _numpy_arrays(path: Path) -> Arrays:
+def _numpy_arrays(path: Path) -> Contents:
     if path.suffix.lower() == ".safetensors":
         from safetensors.numpy import load_file
 
@@ -311,19 +336,29 @@ def _numpy_arrays(path: Path) -> Arrays:
             content = np.load(file, allow_pickle=False)
         except ValueError as error:
             raise MemtoolError(
-                f"{path}: is no array of numbers or of text ({last_line(error)}); save it as one: "
-                "numpy.save(FILE, numpy.asarray(labels, dtype=int))"
+                f"{path}: is no array of numbers or of text ({last_line(error)}); {SAVE}"
             ) from error
         if isinstance(content, np.ndarray):
             return {WHOLE: content}
         try:
             _check_archive(path, content.zip)
-            return {name: content[name] for name in content.files}
+            return {
+                member.filename.removesuffix(".npy"): _member(content.zip, member)
+                for member in content.zip.infolist()
+            }
         except (ValueError, zipfile.BadZipFile) as error:
             raise MemtoolError(f"{path}: cannot be read as labels ({last_line(error)})") from error
 
 
-def _torch_arrays(path: Path) -> Arrays:
+def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any] | str:
+    with archive.open(member) as stream:
+        try:
+            return read_array(stream)
+        except ValueError as error:
+            return last_line(error)
+
+
+def _torch_arrays(path: Path) -> Contents:
     """The tensors, arrays and lists of numbers in what PyTorch saved; nothing in it runs."""
     import torch
 
@@ -411,47 +446,46 @@ def _globals_of_numpy() -> list[Any]:
     ]
 
 
-def _as_array(value: Any) -> NDArray[Any] | None:
-    """A tensor, an array, or a list of numbers or names, as an array; None for anything else."""
-    if hasattr(value, "detach"):
-        if value.nbytes > max(HARMLESS, value.untyped_storage().nbytes()):
-            raise ValueError(f"a tensor claims {value.numel():,} numbers that it does not have")
-        return np.asarray(value.detach().float() if value.is_floating_point() else value)
-    if isinstance(value, np.ndarray | list | tuple) and len(value):
-        array = np.asarray(value)
-        return array if array.dtype.kind in "buifUS" and array.ndim else None
-    return None
+def _as_array(value: Any) -> NDArray[Any] | str | None:
+    """A tensor, an array, or a list of numbers or names, as an array, or why it is none; None for
+    anything else.
+
+    Names in a list stay objects: as text, each would take as much memory as the longest of them.
+    """
+    is_list = isinstance(value, list | tuple) and len(value) > 0
+    if is_list and any(isinstance(one, str | bytes) for one in value):
+        is_text = all(isinstance(one, str | bytes) for one in value)
+        return np.array(value, object) if is_text else NO_ARRAY
+    if not (is_list or isinstance(value, np.ndarray) or hasattr(value, "detach")):
+        return None
+    try:
+        array: NDArray[Any] = _of_tensor(value) if hasattr(value, "detach") else np.asarray(value)
+    except Exception as error:  # NumPy and PyTorch raise several kinds
+        return NO_ARRAY if is_list else last_line(error)
+    if not array.ndim:
+        return None
+    return array if array.dtype.kind in "buifUS" else NO_ARRAY
 
 
-def _columns(path: Path, n: int, classes: Sequence[str]) -> Arrays:
-    """The columns of a table by the names in its header; without one, by numbers from 1 on.
+def _of_tensor(tensor: Any) -> NDArray[Any]:
+    if tensor.nbytes > max(HARMLESS, tensor.untyped_storage().nbytes()):
+        raise ValueError(f"a tensor claims {tensor.numel():,} numbers that it does not have")
+    return np.asarray(tensor.detach().float() if tensor.is_floating_point() else tensor)
 
-    Of n + 1 rows, the first is a header. Empty lines are no rows; where one of n + 1 could be that
-    of an example without a label, they are refused."""
-    content = path.read_bytes()
-    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
-    text = text.replace("\r\r\n", "\n").lstrip("\r\n")  # Windows makes \r\r\n of \r\n
-    if sum(map(bool, map(str.strip, text.splitlines()))) == n + 1:
-        text = re.sub(r"\A#[ \t]+", "", text)  # so savetxt begins a header
-    lines = _lines(text, set(classes))
-    end = len(lines)
-    while end and not any(lines[end - 1]) and lines[end - 1] != [""]:  # as spreadsheets end, too
-        end -= 1
-    rows = [line for line in lines[:end] if line]
-    # What pandas calls columns without names could be labels, and then the first of n + 1 is none.
-    first = rows[0] if rows else []
-    is_numbered = first == [*map(str, range(len(first)))]
-    if len(rows) == n < (len(lines) if is_numbered else end):
+
+def _columns(path: Path, wanted: Wanted) -> Arrays:
+    """The columns of a table, as objects, by the names in its header; without one, by numbers from
+    1 on. Of one row more than there are examples, the first may be a header."""
+    rows = _rows(path, wanted)
+    is_one_more = len(rows) - 1 in wanted.sizes
+    has_header = is_one_more and _is_header(rows, wanted)
+    if len(rows) - has_header not in wanted.sizes:
+        told = f", but the first looks like one, {','.join(rows[0])!r:.80}" if is_one_more else ""
         raise MemtoolError(
-            f"{path}: has empty lines, and {n} others, one for each training example or a header "
-            'and one too few; remove the empty lines, and write "" for a label that is missing'
+            f"{path}: has {len(rows)} rows, the data set has {wanted.told()} (one row for each, "
+            f"and at most a header{told})"
         )
-    if len(rows) not in (n, n + 1):
-        raise MemtoolError(
-            f"{path}: has {len(rows)} rows, the data set has {n} training examples (one row for "
-            "each, and at most a header)"
-        )
-    names = rows.pop(0) if len(rows) == n + 1 else [str(i + 1) for i in range(len(rows[0]))]
+    names = rows.pop(0) if has_header else [str(i + 1) for i in range(len(rows[0]))]
     for number, row in enumerate(rows):
         if len(row) != len(names):
             raise MemtoolError(
@@ -459,8 +493,71 @@ def _columns(path: Path, n: int, classes: Sequence[str]) -> Arrays:
             )
     if len(set(names)) < len(names):
         raise MemtoolError(f"{path}: two of its columns have one name ({', '.join(names)})")
+    # As arrays of text, each cell would take as much memory as the longest of its column.
     columns = zip(names, zip(*rows, strict=True), strict=True)
-    return {name: np.array(cells) for name, cells in columns}
+    return {name: np.array(cells, object) for name, cells in columns}
+
+
+def _rows(path: Path, wanted: Wanted) -> list[list[str]]:
+    """The rows of a table, and its header, if it has one. Empty lines are no rows; where one of
+    them could be that of an example without a label, they are refused."""
+    content = path.read_bytes()
+    text = content.decode("utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig")
+    text = text.replace("\r\r\n", "\n").lstrip("\r\n")  # Windows makes \r\r\n of \r\n
+    if sum(map(bool, map(str.strip, text.splitlines()))) - 1 in wanted.sizes:
+        text = re.sub(r"\A#[ \t]+", "", text)  # so savetxt begins a header
+    lines = _lines(text, set(map(composed, wanted.classes)))
+    end = len(lines)
+    while end and not any(lines[end - 1]) and lines[end - 1] != [""]:  # as spreadsheets end, too
+        end -= 1
+    rows = [line for line in lines[:end] if line]
+    # What pandas calls columns without names; if it does, an empty line at the end may be a label.
+    if len(rows) in wanted.sizes and len(rows) < (len(lines) if _is_default(rows) else end):
+        raise MemtoolError(
+            f"{path}: has empty lines, and {len(rows)} others, one for each training example or a "
+            'header and one too few; remove the empty lines, and write "" for a label that is '
+            "missing"
+        )
+    return rows
+
+
+def _is_default(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether a table begins with what pandas calls columns without names: 0, 1, ..."""
+    return bool(rows) and [*rows[0]] == [*map(str, range(len(rows[0])))]
+
+
+def _is_header(rows: Sequence[Sequence[str]], wanted: Wanted) -> bool:
+    """Whether the first of some rows, one more than examples, is their header.
+
+    It is none if it goes on with a numbering, nor if it has a label in a column of labels. Where
+    it looks like a header all the same, labels without it have to agree with the true ones as often
+    as those without the last row."""
+    columns = [*zip(*rows, strict=False)]
+    if any(numbering(cells) is not None for cells in columns):
+        return False
+    labels = [found for cells in columns if (found := _as_labels(cells, wanted)) is not None]
+    if not labels or not (_is_default(rows) or any(map(_has_name, columns))):
+        return not labels
+    first, last = (
+        sum(int((wanted.of(its[part]) == wanted.true).sum()) for its in labels)
+        for part in (slice(-1), slice(1, None))
+    )
+    return last >= first
+
+
+def _as_labels(cells: Sequence[str], wanted: Wanted) -> Labels | None:
+    """Cells as the labels that they may be."""
+    try:
+        return numbered(values(np.array(cells, object), "cells"), wanted.classes, "cells")
+    except MemtoolError:
+        return None
+
+
+def _has_name(cells: Sequence[str]) -> bool:
+    """Whether a column has numbers, or names of images, below a cell that is none."""
+    first, *others = cells
+    kinds = (NUMBER.fullmatch, is_picture)
+    return any(not is_kind(first) and all(map(is_kind, others)) for is_kind in kinds)
 
 
 def _lines(text: str, classes: Set[str]) -> list[list[str]]:
@@ -472,7 +569,7 @@ def _lines(text: str, classes: Set[str]) -> list[list[str]]:
     Where pandas and R leave out the name of the column that numbers the rows, an empty one is put.
     """
     whole = [line.strip() for line in text.splitlines()]
-    named = {line for line in whole[1:] if line}
+    named = {composed(line) for line in whole[1:] if line}
     if named and named <= classes and any(re.search("[,;\t ]", name) for name in named):
         return [[line] if line else [] for line in whole]
     for mark in ",;\t ":
@@ -490,7 +587,7 @@ def _lacks_a_name(header: list[str], rows: list[list[str]]) -> bool:
     """Whether rows have one cell more than their header, the first of which numbers them."""
     if not rows or any(len(row) != len(header) + 1 for row in rows):
         return False
-    return _numbering(np.array([row[0] for row in rows]), len(rows)) is not None
+    return numbering([row[0] for row in rows]) is not None
 
 
 def _divided(text: str, delimiter: str) -> list[list[str]]:
@@ -500,17 +597,3 @@ def _divided(text: str, delimiter: str) -> list[list[str]]:
     )
     found = csv.reader(lines, delimiter=delimiter, skipinitialspace=True)
     return [[cell.strip() for cell in cells] for cells in found]
-
-
-def _plain(cell: str) -> str:
-    """A whole number that is written with zeros before it, or a fraction of zeros, as its digits
-    alone; other text as it is.
-
-    >>> _plain("3.0"), _plain("1.000e+01"), _plain("03"), _plain("3.5"), _plain("v1.0")
-    ('3', '10', '3', '3.5', 'v1.0')
-    """
-    if is_number(cell):
-        return str(int(cell))
-    if DECIMAL.fullmatch(cell) and (number := float(cell)).is_integer():
-        return str(int(number))
-    return cell

@@ -85,7 +85,7 @@ class LabelFile:
         as `label_sources.given_labels` does.
         """
         true = dataset.train.labels
-        given, recorded = given_labels(source, dataset.classes, true, dataset.files)
+        given, recorded = given_labels(source, dataset.classes, true, dataset.files, dataset.chosen)
         ratio = float(np.mean(given != true))
         noise = {"ratio": ratio, "kind": "given", "seed": None, "source": recorded}
         return LabelFile(given, true, {"data": dataset.metadata(), "noise": noise})

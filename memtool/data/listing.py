@@ -1,7 +1,7 @@
 """What a data set holds before any image file is read, and the types that this wing shares."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -30,17 +30,24 @@ class Examples:
     """Examples whose images may still be files.
 
     Items are images, uint8 (n, channels, height, width), vectors, float32 (n, features), or the
-    paths of image files, str in an object array (n,).
+    paths of image files, str in an object array (n,). Where `numbers`, int64 (n,), are known, they
+    say where each was among all examples that these were chosen from.
     """
 
     items: NDArray[Any]
     labels: Labels
+    numbers: Labels | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, chosen: NDArray[np.bool_] | slice) -> "Examples":
-        return Examples(self.items[chosen], self.labels[chosen])
+        numbers = None if self.numbers is None else self.numbers[chosen]
+        return Examples(self.items[chosen], self.labels[chosen], numbers)
+
+    def numbered(self) -> "Examples":
+        """The same examples, all of which there are, with their numbers."""
+        return replace(self, numbers=np.arange(len(self)))
 
     def check(self, spec: str) -> None:
         """Raise MemtoolError, which names `spec`, unless there are as many items as labels: the
@@ -66,3 +73,8 @@ class Listing:
     def count(self) -> int:
         """The number of examples of both splits."""
         return len(self.test) + (0 if self.train is None else len(self.train))
+
+    def numbered(self) -> "Listing":
+        """The same listing, of examples with their numbers in their split."""
+        train = None if self.train is None else self.train.numbered()
+        return replace(self, train=train, test=self.test.numbered())

@@ -116,6 +116,16 @@ def test_labels_that_others_made_are_taken_and_recorded(run, tmp_path, others):
     assert run("cka", trained, trained, "--layers", "fc").code == 0
 
 
+def test_labels_of_all_images_serve_a_part_of_them(run, tmp_path, others):
+    source, given = others
+    spec, labels = "digits?samples_train=500", tmp_path / "l.safetensors"
+    result = run("make-noisy", spec, "--from", f"{source}:given", "-o", labels)
+    assert result.code == 0, result.stderr
+    assert "has labels of 1297 examples, of which 500 are chosen" in result.stderr
+    chosen = load(spec).chosen
+    assert (LabelFile.load(labels).given == given[chosen]).all()
+
+
 def test_labels_that_others_made_take_the_place_of_random_ones(run, tmp_path, others):
     source = f"{others[0]}:given"
     target = tmp_path / "l.safetensors"

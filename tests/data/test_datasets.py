@@ -121,3 +121,24 @@ def test_a_class_that_is_left_without_training_images_is_told(
         assert told.startswith(f"{spec}: class '2' occurs among the test labels alone; ")
     data.load(f"{parts}?samples_train=1")
     assert "class '1' occurs among the test labels alone (one of 2 such classes)" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("spec", "whole"),
+    [
+        ("digits", "digits"),
+        ("digits?samples_train=50", "digits"),
+        ("FILE?split_at=60%", "FILE"),
+        ("FILE?split_at=60%&samples_train=20", "FILE"),
+    ],
+)
+def test_training_images_are_known_among_those_that_they_were_chosen_from(
+    tmp_path: Path, saved, spec: str, whole: str
+) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (60, 4, 4), dtype=np.uint8)
+    file = str(saved(tmp_path / "x.npz", images=images, labels=np.arange(60) % 3))
+    part, all_ = (data.load(name.replace("FILE", file)) for name in (spec, whole))
+    source = all_.train if len(all_.train) else all_.test
+    assert part.chosen is not None and len(part.chosen) == len(source)
+    np.testing.assert_array_equal(part.train.images, source.images[part.chosen])
+    np.testing.assert_array_equal(part.train.labels, source.labels[part.chosen])

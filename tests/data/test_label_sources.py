@@ -4,9 +4,12 @@ import io
 import os
 import pickle
 import time
+import tracemalloc
 import warnings
 import zipfile
+from contextlib import nullcontext
 from pathlib import Path
+from unicodedata import normalize
 
 import numpy as np
 import pytest
@@ -120,9 +123,75 @@ def test_labels_are_of_the_images_that_a_column_names(tmp_path, name):
         assert given.tolist() == GIVEN.tolist() and recorded["key"] == "label"
 
 
+@pytest.mark.parametrize(
+    "as_column",
+    [
+        lambda names: names,
+        lambda names: names[:, None],
+        lambda names: names[None],
+        lambda names: names.astype("S"),
+        lambda names: names.astype("S")[:, None],
+        lambda names: np.char.add(names, "  "),
+    ],
+    ids=["text", "(n, 1)", "(1, n)", "bytes", "bytes (n, 1)", "padded"],
+)
+@pytest.mark.parametrize("suffix", ["npz", "pt"])
+def test_names_of_any_type_and_shape(tmp_path, as_column, suffix):
+    order = np.random.default_rng(0).permutation(60)
+    names = as_column(np.array(FILES)[order])
+    arrays = {"path": names, "label": GIVEN[order]}
+    if suffix == "npz":
+        np.savez(tmp_path / "y.npz", **arrays)
+    else:
+        torch.save({name: array.tolist() for name, array in arrays.items()}, tmp_path / "y.pt")
+    for key in ("", ":label"):
+        source = f"{tmp_path / 'y'}.{suffix}{key}"
+        assert given_labels(source, CLASSES, TRUE, FILES)[0].tolist() == GIVEN.tolist()
+
+
+@pytest.mark.parametrize("names", [lambda ids: ids, lambda ids: ids.astype(str)])
+def test_numbers_that_are_names_of_images(tmp_path, names):
+    ids = 397_133 + 7 * np.arange(60)
+    files = [f"data/{CLASSES[n % 3]}/{id_:012d}.jpg" for n, id_ in enumerate(ids)]
+    order = np.random.default_rng(0).permutation(60)
+    np.savez(tmp_path / "y.npz", image=names(ids[order]), label=GIVEN[order])
+    given, _ = given_labels(str(tmp_path / "y.npz"), CLASSES, TRUE, files)
+    assert given.tolist() == GIVEN.tolist()
+    np.savez(tmp_path / "y.npz", image=names(ids[order] + 7), label=GIVEN[order])
+    with pytest.raises(MemtoolError, match="'image' names images that are not .* 1 of 60, such as"):
+        given_labels(f"{tmp_path / 'y.npz'}:label", CLASSES, TRUE, files)
+
+
+def test_an_array_that_numbers_its_rows_names_no_images(tmp_path):
+    files = [f"data/{CLASSES[n % 3]}/{59 - n}.jpg" for n in range(60)]
+    np.savez(tmp_path / "y.npz", index=np.arange(60), label=GIVEN)
+    given, _ = given_labels(str(tmp_path / "y.npz"), CLASSES, TRUE, files)
+    assert given.tolist() == GIVEN.tolist()
+
+
+@pytest.mark.parametrize("key", ["", ":given"])
+def test_labels_are_no_folders_of_the_images_that_a_column_names(tmp_path, key):
+    """Where two pairs of labels are exchanged, these would be folders of the files, too."""
+    files = [f"data/{CLASSES[n % 3]}/{n // 3}.png" for n in range(60)]
+    given = TRUE.copy()
+    given[[0, 1]] = 1, 0
+    columns = [[file.rpartition("/")[2] for file in files], np.array(CLASSES)[given]]
+    columns += [np.array(CLASSES)[TRUE]] * bool(key)
+    names = "file,given,true\n" if key else "file,given\n"
+    (tmp_path / "y.csv").write_text(names + rows(*columns))
+    if key:
+        found_, _ = given_labels(f"{tmp_path / 'y.csv'}:given", CLASSES, TRUE, files)
+        assert found_.tolist() == given.tolist()
+    else:
+        with pytest.raises(MemtoolError, match="holds several"):
+            given_labels(str(tmp_path / "y.csv"), CLASSES, TRUE, files)
+
+
 def test_names_of_other_images_are_refused(tmp_path):
     (tmp_path / "y.csv").write_text("file,label\n" + rows([f"{n}.png" for n in range(60)], GIVEN))
-    with pytest.raises(MemtoolError, match="'file' names images, such as '0.png', that are not"):
+    with pytest.raises(
+        MemtoolError, match="'file' names images .* 60 of 60, such as '0.png' .one that is: data"
+    ):
         given_labels(f"{tmp_path / 'y.csv'}:label", CLASSES, TRUE, FILES)
 
 
@@ -142,7 +211,7 @@ def test_labels_as_in_another_order_get_a_warning(tmp_path, caplog):
     [
         (GIVEN[:-1], "are 59, the data set has 60 training examples"),
         (np.repeat(GIVEN, 2), "are 120, the data set has 60"),
-        (GIVEN + 1, "count the classes from 1 to 3; subtract 1"),
+        (GIVEN + 1, "count the classes from 1 to 3; subtract 1, they count from 0$"),
         (np.where(GIVEN == 2, 99, GIVEN), "that of example 1 is '99'; it should be a class"),
         (np.where(GIVEN == 2, -1, GIVEN), "that of example 1 is '-1'"),
         (np.where(GIVEN == 2, np.nan, GIVEN), "not whole numbers or names"),
@@ -450,3 +519,197 @@ def test_tensors_of_another_protocol_are_loaded_without_a_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert found(tmp_path / "y.pt") == ("y.pt", None)
+
+
+DIGITS = [*map(str, range(10))]
+
+
+@pytest.mark.parametrize("classes", [DIGITS, DIGITS[:5]])
+def test_of_classes_that_are_called_by_digits_the_last_number_may_be_the_first(classes):
+    count = len(classes)
+    for labels in (np.arange(count) + 1, (np.arange(count) + 1).astype(str)):
+        with pytest.raises(MemtoolError) as caught:
+            numbered(labels, classes, "y.mat: its labels")
+        assert f"subtract 1, they count from 0, or, if {count} means class 0" in str(caught.value)
+        assert f"take labels % {count}" in str(caught.value)
+
+
+NFC, NFD = (
+    tuple(normalize(form, name) for name in ("caf\u00e9", "noir caf\u00e9", "tea"))
+    for form in ("NFC", "NFD")
+)
+
+
+@pytest.mark.parametrize(("classes", "called"), [(NFC, NFD), (NFD, NFC), (NFD, NFD)])
+@pytest.mark.parametrize("header", ["", "label\n"])
+def test_accents_may_be_encoded_in_two_ways(tmp_path, classes, called, header):
+    (tmp_path / "y.txt").write_text(header + rows(np.array(called)[GIVEN]))
+    np.save(tmp_path / "y.npy", np.array(called)[GIVEN])
+    for name in ("y.txt", "y.npy"):
+        given, _ = given_labels(str(tmp_path / name), classes, TRUE)
+        assert given.tolist() == GIVEN.tolist()
+    files = [f"data/{classes[n % 3]}/{classes[0]}{n}.jpg" for n in range(60)]
+    names = [f"{called[0]}{n}.jpg" for n in range(60)]
+    (tmp_path / "y.csv").write_text("file,label\n" + rows(names[::-1], GIVEN[::-1]))
+    assert (
+        given_labels(f"{tmp_path / 'y.csv'}:label", classes, TRUE, files)[0].tolist()
+        == GIVEN.tolist()
+    )
+
+
+NUMBERED = [*enumerate(NAMES)]
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        [*NAMES, "cat"],
+        [*GIVEN, 2],
+        [*np.roll(GIVEN, -1), 2],
+        [f"{n},{name}" for n, name in [*NUMBERED, (60, "cat")]],
+        [f"{n},{name}" for n, name in [*NUMBERED, (60, "cat")][::-1]],
+        [f"{n},{given}" for n, given in enumerate([*GIVEN, 2], 1)],
+        [f"{given},{given}" for given in [*GIVEN, 2]],
+        [f"{file},{name}" for file, name in zip([*FILES, "x.png"], [*NAMES, "cat"], strict=True)],
+        [f"{NAMES[0]},?", *(f"{name},0.5" for name in [*NAMES[1:], "cat"])],
+        [f"{GIVEN[0]},?", *(f"{given},0.5" for given in [*GIVEN[1:], 2])],
+    ],
+)
+def test_a_label_too_many_is_no_header(tmp_path, lines):
+    (tmp_path / "y.txt").write_text("\n".join(map(str, lines)) + "\n")
+    with pytest.raises(MemtoolError, match="has 61 rows, .* at most a header, but the first looks"):
+        found(tmp_path / "y.txt")
+
+
+@pytest.mark.parametrize(
+    ("header", "columns", "key"),
+    [
+        ("0", [GIVEN], "0"),
+        ("0,1", [TRUE, GIVEN], "1"),
+        ("0,1", [range(60), GIVEN], "1"),
+        (",0", [range(60), GIVEN], "0"),
+        ("file,0", [FILES, GIVEN], "0"),
+        ("ant,bee,given", [TRUE == 0, TRUE == 1, NAMES], "given"),
+        ("2024", [GIVEN], "2024"),
+        ("id,1", [range(60), GIVEN], "1"),
+    ],
+)
+def test_a_header_may_look_like_labels(tmp_path, header, columns, key):
+    cells = [[int(cell) if isinstance(cell, np.bool_) else cell for cell in its] for its in columns]
+    (tmp_path / "y.csv").write_text(header + "\n" + rows(*cells))
+    assert found(f"{tmp_path / 'y.csv'}:{key}")[1] == key
+
+
+@pytest.mark.parametrize("name", ["y.csv", "y.pt"])
+@pytest.mark.parametrize("where", ["comment", "label"])
+def test_a_long_cell_takes_no_more_memory_than_it_has(tmp_path, name, where):
+    columns = {"label": [*map(str, GIVEN)], "comment": [""] * 60}
+    columns[where][7] = "x" * 100_000
+    if name == "y.csv":
+        (tmp_path / name).write_text("label,comment\n" + rows(*columns.values()))
+    else:
+        torch.save(columns, tmp_path / name)
+    found_or_not = pytest.raises(MemtoolError, match="that of example 7 is 'xxx")
+    tracemalloc.start()
+    with found_or_not if where == "label" else nullcontext():
+        found(f"{tmp_path / name}:label")
+    assert tracemalloc.get_traced_memory()[1] < 4 * 2**20  # as text, 24 MB
+    tracemalloc.stop()
+
+
+BESIDE = {
+    "ragged": [[1], [1, 2]],
+    "tensors": [torch.tensor([0.1]), torch.tensor([0.1, 0.2])],
+    "parameters": [torch.nn.Parameter(torch.ones(2))],
+    "gaps": ["a.png", None],
+    "mixed": [1, "a"],
+    "sparse": torch.eye(3).to_sparse(),
+    "claimed": torch.ones(1).expand(2**30),
+}
+
+
+@pytest.mark.parametrize("name", BESIDE)
+def test_what_cannot_be_read_is_left_aside_where_something_else_is_asked_for(
+    tmp_path, caplog, name
+):
+    path = tmp_path / "y.pt"
+    torch.save({"label": torch.from_numpy(GIVEN), name: BESIDE[name]}, path)
+    assert found(f"{path}:label") == ("y.pt", "label")
+    (told,) = caplog.messages
+    assert told.startswith(f"{path}: its {name!r} cannot be read, and is left aside (")
+    with pytest.raises(
+        MemtoolError, match=f"its {name!r} cannot be read as labels .*to take others"
+    ):
+        found(path)
+    with pytest.raises(MemtoolError, match=f"its {name!r} cannot be read as labels .*numpy.save"):
+        found(f"{path}:{name}")
+
+
+@pytest.mark.parametrize(
+    "more", [{"info": "x"}, {"epoch": np.array(3)}, {"epoch": torch.tensor(3)}, {"none": []}]
+)
+def test_what_cannot_be_labels_does_not_matter(tmp_path, caplog, more):
+    torch.save(
+        {"label": torch.nn.Parameter(torch.from_numpy(GIVEN) * 1.0), **more}, tmp_path / "y.pt"
+    )
+    assert found(tmp_path / "y.pt") == ("y.pt", "label") and not caplog.messages
+
+
+def test_objects_in_npz_are_left_aside_or_told_the_way_out(tmp_path, caplog):
+    path = tmp_path / "y.npz"
+    np.savez(path, label=GIVEN, meta=np.array({"seed": 1}, object), names=NAMES.astype(object))
+    assert found(f"{path}:label") == ("y.npz", "label")
+    assert [message.split()[2] for message in caplog.messages] == ["'meta'", "'names'"]
+    assert "is left aside (it is an array of Python objects, which is never" in caplog.text
+    np.savez(path, label=NAMES.astype(object))
+    for source in (path, f"{path}:label"):
+        with pytest.raises(MemtoolError, match=r"'label' cannot .* save text as array.astype.str."):
+            found(source)
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("README.txt", "not an array")
+    with pytest.raises(MemtoolError, match="'label' cannot be read"):
+        found(path)
+
+
+CHOSEN = np.random.default_rng(0).random(60) < 0.7
+ALL = {"chosen": CHOSEN, "classes": CLASSES, "true": TRUE[CHOSEN]}
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [("y.npy", ""), ("y.npz", ":label"), ("y.csv", ":label"), ("y.txt", "")],
+)
+def test_labels_of_all_examples_serve_those_that_were_chosen(tmp_path, caplog, name, key):
+    caplog.set_level("INFO", logger="memtool")
+    np.save(tmp_path / "y.npy", GIVEN)
+    np.savez(tmp_path / "y.npz", index=np.arange(60), label=GIVEN)
+    (tmp_path / "y.csv").write_text("id,label\n" + rows(range(60), NAMES))
+    (tmp_path / "y.txt").write_text(rows(NAMES))
+    given, _ = given_labels(f"{tmp_path / name}{key}", **ALL)
+    assert given.tolist() == GIVEN[CHOSEN].tolist()
+    assert f"has labels of 60 examples, of which {CHOSEN.sum()} are chosen" in caplog.text
+    np.save(tmp_path / "y.npy", GIVEN[CHOSEN])
+    assert given_labels(str(tmp_path / "y.npy"), **ALL)[0].tolist() == GIVEN[CHOSEN].tolist()
+    np.save(tmp_path / "y.npy", GIVEN[:-1])
+    with pytest.raises(MemtoolError, match=f"are 59, .* {CHOSEN.sum()} training .* chosen from 60"):
+        given_labels(str(tmp_path / "y.npy"), **ALL)
+
+
+def test_names_of_all_images_serve_those_that_were_chosen(tmp_path):
+    order = np.random.default_rng(1).permutation(60)
+    (tmp_path / "y.csv").write_text("file,label\n" + rows(np.array(FILES)[order], NAMES[order]))
+    files = [file for file, is_chosen in zip(FILES, CHOSEN, strict=True) if is_chosen]
+    given, _ = given_labels(str(tmp_path / "y.csv"), files=files, **ALL)
+    assert given.tolist() == GIVEN[CHOSEN].tolist()
+
+
+@pytest.mark.parametrize("count", [59, 58])
+@pytest.mark.parametrize("header", ["", "label\n", "0\n"])
+def test_one_more_row_is_a_header_or_an_example_that_was_not_chosen(tmp_path, header, count):
+    chosen = np.arange(60) < count
+    (tmp_path / "y.txt").write_text(header + rows(GIVEN))
+    given, _ = given_labels(str(tmp_path / "y.txt"), CLASSES, TRUE[chosen], chosen=chosen)
+    assert given.tolist() == GIVEN[chosen].tolist()
+    (tmp_path / "y.txt").write_text(header + rows(GIVEN[chosen]))
+    given, _ = given_labels(str(tmp_path / "y.txt"), CLASSES, TRUE[chosen], chosen=chosen)
+    assert given.tolist() == GIVEN[chosen].tolist()
