@@ -134,8 +134,9 @@ def _tell_missing(outcome: Outcome, reference: Outcome, layer: Layer, other: Lay
         return
     logger.warning(
         f"{outcome.selection.checkpoint.path}: no CKA of {layer.name} with {other.name}: an HSIC "
-        "with itself is not positive (too few images for this estimator, or activations that are "
-        "not finite)"
+        "with itself is not positive and finite (too few images for this estimator, activations "
+        "that are not finite, or some in a later batch so much larger than in the first that their "
+        "squares are not, for which a larger --batch-size may help)"
     )
 
 

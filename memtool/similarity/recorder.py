@@ -74,8 +74,9 @@ class Recorder(ABC):
     varies, and more for any other layer; `unaligned` is 0 for a layer whose rows are those of the
     images, and more for any other. `scales`, by layer, are what its features are multiplied
     by, as the first batch asks in which they differ from their mean: no CKA depends on that, but
-    squares might overflow or vanish. Each process has its own; `state` is in the `unit` of a scale,
-    which is 1 unless features are float64 beyond all float32.
+    squares might overflow or vanish. Those of far larger features in a later batch still overflow,
+    as looking at each batch would wait for the device. Each process has its own; `state` is in the
+    `unit` of a scale, which is 1 unless features are float64 beyond all float32.
     `sigma`, (layers,), is that of the rbf kernel, None if the kernel is linear.
     """
 

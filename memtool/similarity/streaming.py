@@ -37,6 +37,10 @@ class CKA:
     matrix of all examples. With kernel `rbf`, sigma is `bandwidth` times the median distance
     between the examples: all of them, or 512 evenly spaced ones; `minibatch` takes the first 512.
 
+    The first batch in which a layer varies sets the scale of its features. Where those of a later
+    batch are larger by many orders of magnitude, about 1e9 or more, their squares may be beyond
+    float32, and CKA is NaN: give larger batches, or float64.
+
     >>> x = torch.arange(60.0).view(20, 3) ** 2
     >>> stream = CKA("unbiased")
     >>> for batch in x.split(10):
@@ -99,7 +103,8 @@ class CKA:
 
     def compute(self) -> Tensor:
         """CKA of all examples so far, float64 (layers, other layers); NaN where a layer is
-        constant. Raises MemtoolError for fewer examples than the estimator needs."""
+        constant, not finite or too large for its scale (see `CKA`). Raises MemtoolError for fewer
+        examples than the estimator needs."""
         return self._computed()[0]
 
     def standard_error(self) -> Tensor:
@@ -146,8 +151,9 @@ def cka(
     """CKA of the features or activations x (n, ...) and y (n, ...) of the same n examples.
 
     A float64 scalar: in [0, 1] for `exact` (which `auto` means here), NaN if one of them is
-    constant. `batch_size` matters to `minibatch`. Raises MemtoolError for what is no numbers, if n
-    differs, or if it is less than 2 for `exact` and 4 for the others.
+    constant, not finite or too large for its scale (see `CKA`). `batch_size` matters to `minibatch`
+    and to scales. Raises MemtoolError for what is no numbers, if n differs, or if it is less than 2
+    for `exact` and 4 for the others.
 
     >>> x = torch.eye(6)
     >>> round(cka(x, 3 * x + 1).item(), 6), round(cka(x, x[:, :3]).item(), 6)

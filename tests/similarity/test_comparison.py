@@ -691,6 +691,36 @@ def test_a_network_that_goes_by_its_weights_has_layers_of_its_own(run, tmp_path,
     assert found[files[0]]["gate", "next"] == found[files[0]]["next", "next"]  # closed: one tensor
 
 
+LARGE = """
+from torch import nn
+
+class Large(nn.Module):
+    def forward(self, x):
+        return x * (1 + (x[:, :1] > 0.3) * 1e20)
+
+def make(num_classes=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 999), Large(), nn.Linear(999, num_classes))
+"""
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased", "minibatch"])
+def test_activations_too_large_for_the_scale_of_the_first_batch_are_told(
+    run, tmp_path, monkeypatch, estimator
+):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(LARGE)
+    torch.manual_seed(0)
+    save_file(models.build(models.parse("net.py:make")).state_dict(), "net.safetensors")
+    command = ("cka", *["net.safetensors"] * 2, "--model", "net.py:make", "--data", "digits")
+    command += ("--layers", "2", "--estimator", estimator)
+    small = run(*command, "--batch-size", 8)
+    assert [row["cka"] for row in rows(small.stdout)] == [""]
+    assert "some in a later batch so much larger than in the first" in small.stderr
+    large = run(*command, "--batch-size", 500)
+    assert values(large) == {("2", "2"): pytest.approx(1, abs=1e-6)}
+    assert "larger than" not in large.stderr
+
+
 PADDED = """
 from torch import nn
 

@@ -141,6 +141,24 @@ def test_float64_at_any_scale(estimator, width, scale):
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("kernel", ["linear", "rbf"])
+@pytest.mark.parametrize(("first", "later"), [(1, 1e20), (1e-30, 1), (1e-9, 1e12), (1e20, 1)])
+def test_batches_of_very_different_size(estimator, kernel, first, later):
+    """Those far larger than the first may lie beyond float32, but in float64, and in one batch."""
+    x, y = pair(60, 120, 9)
+    x[:20] *= first
+    x[20:] *= later
+    wide = x.double(), y.double()
+    for features, size in ((x, 20), (x.double(), 20), (x, 60)):
+        found = cka(features, y, estimator, kernel, batch_size=size).item()
+        expected = reference(*wide, estimator, [size] * (60 // size))
+        if kernel == "rbf":
+            expected = cka(*wide, estimator, kernel, batch_size=size).item()
+        may_be_beyond = features is x and size == 20 and later > 1e9 * first
+        assert found == pytest.approx(expected, abs=1e-4) or may_be_beyond and math.isnan(found)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("kernel", ["linear", "rbf"])
 def test_invariances(estimator, kernel):
     x, y = pair(80)
     value = cka(x, y, estimator, kernel)
