@@ -328,9 +328,10 @@ def _check_archive(path: Path, archive: zipfile.ZipFile) -> None:
 
 def _numpy_arrays(path: Path) -> Contents:
     if path.suffix.lower() == ".safetensors":
-        from safetensors.numpy import load_file
+        from safetensors import safe_open
 
-        return dict(load_file(path))
+        with safe_open(path, framework="numpy") as stored:
+            return {name: _tensor(stored, name) for name in stored.keys()}  # noqa: SIM118
     with open(path, "rb") as file:
         try:
             content = np.load(file, allow_pickle=False)
@@ -348,6 +349,14 @@ def _numpy_arrays(path: Path) -> Contents:
             }
         except (ValueError, zipfile.BadZipFile) as error:
             raise MemtoolError(f"{path}: cannot be read as labels ({last_line(error)})") from error
+
+
+def _tensor(stored: Any, name: str) -> NDArray[Any] | str:
+    try:
+        array: NDArray[Any] = stored.get_tensor(name)
+    except (AttributeError, TypeError):
+        return "it is of a type that NumPy does not have"
+    return array
 
 
 def _member(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[Any] | str:

@@ -26,8 +26,9 @@ def named_order(
     (n,); None if none names images. There may be rows of other images.
 
     A column names an image by as much of its path as it takes, with or without a suffix; or two
-    columns do, the one its folder, the other the file. Raises MemtoolError, which begins with
-    `what`, where a column evidently names images, but not each file once, and where two disagree.
+    columns do, the one its folder or the number of its class, the other the file. Raises
+    MemtoolError, which begins with `what`, where a column evidently names images, but not each file
+    once, and where two disagree.
     """
     alone = {
         name: order
@@ -38,7 +39,7 @@ def named_order(
     found: dict[tuple[str, ...], Labels] = {(name,): alone[name] for name in names}
     if not found:
         named = [name for name, cells in columns.items() if _are_names(cells, files, classes)]
-        found = _with_folders(columns, named, files)
+        found = _with_folders(columns, named, classes, files)
         if named and not found:
             raise MemtoolError(
                 f"{what}: its {named[0]!r} {_misfit(columns[named[0]], files)}, or leave it out if "
@@ -57,12 +58,20 @@ def named_order(
 
 
 def _with_folders(
-    columns: Mapping[str, Sequence[str]], named: Sequence[str], files: Sequence[str]
+    columns: Mapping[str, Sequence[str]],
+    named: Sequence[str],
+    classes: Sequence[str],
+    files: Sequence[str],
 ) -> dict[tuple[str, ...], Labels]:
-    """The pairs of columns that name the files, of which the second is one of those `named`."""
+    """The pairs of columns that name the files: the folder, or the number of the class that it is
+    called by, and one of those `named`."""
+    called = {str(number): name for number, name in enumerate(classes)}
     found: dict[tuple[str, ...], Labels] = {}
     for folder, file in product(columns, named):
-        paths = ["/".join(pair) for pair in zip(columns[folder], columns[file], strict=True)]
+        cells = columns[folder]
+        if called.keys() >= set(cells):
+            cells = [called[cell] for cell in cells]
+        paths = ["/".join(pair) for pair in zip(cells, columns[file], strict=True)]
         if (order := _order(paths, files)) is not None:
             found[folder, file] = order
     return found

@@ -13,6 +13,7 @@ from unicodedata import normalize
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from safetensors.numpy import save_file
 
@@ -669,6 +670,17 @@ def test_objects_in_npz_are_left_aside_or_told_the_way_out(tmp_path, caplog):
         archive.writestr("README.txt", "not an array")
     with pytest.raises(MemtoolError, match="'label' cannot be read"):
         found(path)
+
+
+@pytest.mark.parametrize("type_", [torch.bfloat16, torch.float8_e4m3fn])
+def test_types_that_numpy_does_not_have_are_left_aside(tmp_path, caplog, type_):
+    path = tmp_path / "y.safetensors"
+    tensors = {"label": torch.from_numpy(GIVEN), "logits": torch.zeros(60, 3).to(type_)}
+    safetensors.torch.save_file(tensors, path)
+    assert found(f"{path}:label") == ("y.safetensors", "label")
+    assert "its 'logits' cannot be read, and is left aside (it is of a type that" in caplog.text
+    with pytest.raises(MemtoolError, match="its 'logits' cannot be read as labels"):
+        found(f"{path}:logits")
 
 
 CHOSEN = np.random.default_rng(0).random(60) < 0.7

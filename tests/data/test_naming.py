@@ -28,9 +28,17 @@ def found(columns, files=FILES):
         {"file": NAMES, "class": FOLDERS},
         {"class": FOLDERS, "id": STEMS},
         {"class": FOLDERS, "id": [str(int(stem)) for stem in STEMS]},
+        {"class": [str(CLASSES.index(name)) for name in FOLDERS], "file": NAMES},
         {"split": ["train"] * 60, "folder": [f"train/{name}" for name in FOLDERS], "file": NAMES},
     ],
-    ids=["class and file", "file and class", "without suffix", "numbers", "path of a folder"],
+    ids=[
+        "class and file",
+        "file and class",
+        "without suffix",
+        "numbers",
+        "number of a class",
+        "path of a folder",
+    ],
 )
 def test_a_folder_and_a_file_name_an_image_together(columns) -> None:
     names, order = found(columns)
