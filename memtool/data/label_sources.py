@@ -489,10 +489,11 @@ def _columns(path: Path, wanted: Wanted) -> Arrays:
     is_one_more = len(rows) - 1 in wanted.sizes
     has_header = is_one_more and _is_header(rows, wanted)
     if len(rows) - has_header not in wanted.sizes:
-        told = f", but the first looks like one, {','.join(rows[0])!r:.80}" if is_one_more else ""
+        told = "one row for each, and at most a header"
+        if is_one_more:
+            told = f"the first row, {','.join(rows[0])!r:.80}, has a label, and is no header"
         raise MemtoolError(
-            f"{path}: has {len(rows)} rows, the data set has {wanted.told()} (one row for each, "
-            f"and at most a header{told})"
+            f"{path}: has {len(rows)} rows, the data set has {wanted.told()} ({told})"
         )
     names = rows.pop(0) if has_header else [str(i + 1) for i in range(len(rows[0]))]
     for number, row in enumerate(rows):

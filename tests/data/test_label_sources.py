@@ -578,7 +578,7 @@ NUMBERED = [*enumerate(NAMES)]
 )
 def test_a_label_too_many_is_no_header(tmp_path, lines):
     (tmp_path / "y.txt").write_text("\n".join(map(str, lines)) + "\n")
-    with pytest.raises(MemtoolError, match="has 61 rows, .* at most a header, but the first looks"):
+    with pytest.raises(MemtoolError, match="has 61 rows, .*the first row, .*, has a label, and is"):
         found(tmp_path / "y.txt")
 
 
