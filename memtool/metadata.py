@@ -160,9 +160,12 @@ NOISE: Fields = {
     "ratio": Field(_or_null(NUMBER), NOISE_RATIO),
     "kind": Field(
         _or_null(TEXT),
-        "what they were redrawn to: uniform, symmetric, pairflip, matrix or given; null if not",
+        "what they were redrawn to, even at a ratio of 0: uniform, symmetric, pairflip, matrix or "
+        "given; null without a label file",
     ),
-    "seed": Field(_or_null(WHOLE), "seed of the noise; null without noise and for given labels"),
+    "seed": Field(
+        _or_null(WHOLE), "seed of the noise; null without a label file, and for given labels"
+    ),
     "matrix": Field(MATRIX, "transition matrix of the kind matrix: a row per true class"),
     "source": Field(_object(SOURCE), "where labels of the kind given are from"),
 }

@@ -141,7 +141,11 @@ def test_every_environment_variable_and_exit_code_is_told():
     variables = {p.envvar for c in GROUP.commands.values() for p in c.params if p.envvar}
     assert variables and [name for name in variables if name not in page] == []
     section = page.partition(".SH EXIT STATUS")[2].partition(".SH")[0]
-    assert re.findall(r"^\.B (\d+)$", section, re.MULTILINE) == ["0", "1", "2", "129", "130", "143"]
+    codes = ["0", "1", "2", "129", "130", "143"]
+    assert re.findall(r"^\.B (\d+)$", section, re.MULTILINE) == codes
+    readme = (manual.ROOT / "README.md").read_text()
+    told = readme.partition("**Exit codes**:")[2].partition(".")[0]
+    assert re.findall(r"\d+", told) == codes
 
 
 @needs("mandoc")

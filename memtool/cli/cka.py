@@ -67,7 +67,7 @@ def cka(
             help="exact (or biased): biased HSIC of all images; unbiased: unbiased HSIC of all "
             "images; minibatch: unbiased HSIC averaged over batches, in memory that does not grow "
             "with their number; auto: exact if it fits into --memory with one forward pass, else "
-            "minibatch",
+            "minibatch if that fits, else exact with several passes",
         ),
     ] = CkaSettings.estimator,
     kernel: Annotated[
@@ -101,7 +101,16 @@ def cka(
     data_dir: options.DataDir = None,
     image_size: options.ImageSize = None,
     samples: options.Samples = None,
-    batch_size: options.BatchSize = CkaSettings.batch_size,
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size",
+            metavar="N",
+            min=1,
+            help="Images in a batch of minibatch; exact and unbiased take smaller ones where there "
+            "would be fewer than ten, for the standard error, or where --memory asks for it",
+        ),
+    ] = CkaSettings.batch_size,
     output: options.Output = None,
     table_format: options.TableFormat = None,
     device: options.Device = "auto",

@@ -9,7 +9,7 @@ from memtool.device import MEMORY, Precision
 class Estimator(StrEnum):
     """How HSIC is estimated."""
 
-    auto = "auto"  # exact where one pass of it fits into memory, else minibatch
+    auto = "auto"  # exact where one pass of it fits into memory; see `planning.make_plan`
     exact = "exact"  # the biased estimator on all n examples at once, the paper's
     biased = "biased"  # another name for exact
     unbiased = "unbiased"  # the unbiased estimator on all n examples at once

@@ -46,7 +46,10 @@ class TrainingRow(TypedDict):
         ),
     ]
     test_accuracy: Annotated[float, Column("accuracy on the test images, in [0, 1]")]
-    noise_seed: Annotated[int | None, Column("seed of the noise; empty without a label file", 9)]
+    noise_seed: Annotated[
+        int | None,
+        Column("seed of the noise; empty without a label file, and for given labels", 9),
+    ]
     true_loss: Annotated[
         float, Column("mean cross-entropy on the true labels of the training images, in nats", 30)
     ]
@@ -102,8 +105,18 @@ class CkaRow(TypedDict):
             3,
         ),
     ]
-    noise_kind: Annotated[str | None, Column("kind of that noise; empty if there is none", 7)]
-    noise_seed: Annotated[int | None, Column("seed of that noise; empty if there is none", 22)]
+    noise_kind: Annotated[
+        str | None,
+        Column(
+            "kind of that noise, even at a ratio of 0; empty likewise, and without a label file", 7
+        ),
+    ]
+    noise_seed: Annotated[
+        int | None,
+        Column(
+            "seed of that noise; empty likewise, without a label file, and for given labels", 22
+        ),
+    ]
     seed: Annotated[
         int | None,
         Column(
@@ -165,7 +178,10 @@ class CkaRow(TypedDict):
     ]
     cka_se: Annotated[
         float | None,
-        Column("standard error of cka (jackknife over groups of batches); empty for one batch"),
+        Column(
+            "standard error of cka (jackknife over groups of batches); empty for one batch, "
+            "which only minibatch has of 8 images or more"
+        ),
     ]
     cka_null: Annotated[
         float | None,
@@ -206,11 +222,12 @@ class StitchingRow(TypedDict):
         float | None, Column("noise ratio of the back's training labels, likewise", 9)
     ]
     front_noise_kind: Annotated[
-        str | None, Column("kind of the front's noise; empty if there is none", 28)
+        str | None, Column("kind of the front's noise; empty without a label file", 28)
     ]
     back_noise_kind: Annotated[str | None, Column("kind of the back's noise, likewise", 29)]
     front_noise_seed: Annotated[
-        int | None, Column("seed of the front's noise; empty if there is none", 26)
+        int | None,
+        Column("seed of the front's noise; empty without a label file, and for given labels", 26),
     ]
     back_noise_seed: Annotated[int | None, Column("seed of the back's noise, likewise", 27)]
     front_seed: Annotated[int | None, Column("seed of the front's run; empty if unknown", 24)]

@@ -91,6 +91,17 @@ def test_auto_is_exact_where_minibatch_does_not_fit(runs):
         assert made.estimator is Estimator.exact and made.memory.total <= settings.memory
 
 
+@pytest.mark.parametrize(
+    ("n", "batches"), [(4, [1, 1]), (7, [1, 1]), (8, [2, 1]), (40, [10, 1]), (500, [10, 1])]
+)
+def test_exact_and_unbiased_take_ten_batches_for_their_standard_error(runs, n, batches):
+    others, reference = selected(runs, "fc")
+    for estimator in ("exact", "unbiased", "minibatch"):
+        settings = CkaSettings(estimator=Estimator(estimator), batch_size=500)
+        found = len(make_plan(others, [reference], n, settings).batches)
+        assert found == batches[estimator == "minibatch"]
+
+
 def test_biased_is_another_name_of_exact(runs):
     others, reference = selected(runs)
     plans = [
