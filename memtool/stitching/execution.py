@@ -61,7 +61,7 @@ class Stitching:
         layer, settings = self.layer, self.settings
         initialize(layer, settings.init, self._inputs, self._targets)
         yield 0
-        if not settings.epochs:
+        if not settings.trains:
             return
         optimizer = make_optimizer(layer, settings.config)
         labels = self.examples.train_labels
@@ -122,7 +122,7 @@ class Stitching:
             "connector": str(self.layer.connector),
             "batch_norm": self.layer.before is not None,
             "parameters": sum(parameter.numel() for parameter in self.layer.parameters()),
-            "init": str(settings.init) if settings.trains else None,
+            "init": str(settings.init) if settings.has_weights else None,
             "optimizer": str(config.optimizer) if settings.trains else None,
             "epochs": settings.epochs,
             "epoch": epoch,
@@ -179,9 +179,10 @@ class Stitching:
             "epochs": settings.epochs,
             "seed": config.seed,
         }
+        if settings.has_weights:
+            recorded["init"] = str(settings.init)
         if settings.trains:
             recorded |= {
-                "init": str(settings.init),
                 "optimizer": str(config.optimizer),
                 "learning_rate": config.learning_rate,
                 "batch_size": config.batch_size,

@@ -59,13 +59,18 @@ class StitchSettings:
     curve: bool = False
 
     @property
-    def trains(self) -> bool:
-        """Whether there is anything to train."""
+    def has_weights(self) -> bool:
+        """Whether the stitching layer has weights, which are initialized and may be trained."""
         return self.connector is not Connector.none
 
     @property
     def epochs(self) -> int:
-        return self.config.epochs if self.trains else 0
+        return self.config.epochs if self.has_weights else 0
+
+    @property
+    def trains(self) -> bool:
+        """Whether anything is trained."""
+        return self.epochs > 0
 
     @property
     def rows_per_cut(self) -> int:
@@ -85,7 +90,7 @@ class StitchSettings:
         connector = connector_between(front, back, self.connector, self.resize, self.memory)
         axes = channel_axes(front, back)
         layer = StitchingLayer(connector, front.shape, back.shape, self.batch_norm, axes)
-        if self.trains and self.init is Init.identity:
+        if self.has_weights and self.init is Init.identity:
             inputs, outputs = layer.size
             if inputs != outputs:
                 raise Unstitchable(

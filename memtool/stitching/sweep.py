@@ -72,7 +72,7 @@ class Sweep:
         most = min(TRIED, *batches.values())
         places = evenly_spaced(len(dataset.test), max(4, most + 1))
         few = torch.from_numpy(dataset.test.images[places]).to(device)
-        classes, trains = len(dataset.classes), settings.epochs > 0
+        classes, trains = len(dataset.classes), settings.trains
         if trains:
             step = min(settings.config.batch_size, len(dataset.train))
             batches = {path: max(batch, step) for path, batch in batches.items()}
@@ -91,7 +91,7 @@ class Sweep:
         """Raise MemtoolError unless training steps fit into the memory of the device beside the
         images of the data set, and the stitched models can be kept, each under a name of its own.
         """
-        if self.settings.epochs:
+        if self.settings.trains:
             self._check_steps(device, dataset)
         keepers: dict[Path, tuple[Path, Path]] = {}
         for front, cut in self.jobs if self.folder else []:

@@ -240,16 +240,17 @@ class StitchingRow(TypedDict):
     init: Annotated[
         str | None,
         Column(
-            "initialization of the stitching layer: lstsq, identity or random; empty if it is none"
+            "initialization of the stitching layer: lstsq, identity or random; empty if "
+            "that has no weights"
         ),
     ]
     optimizer: Annotated[
-        str | None, Column("optimizer of the stitching layer; empty if it is none")
+        str | None, Column("optimizer of the stitching layer; empty if nothing is trained")
     ]
     epochs: Annotated[int, Column("number of epochs for which the stitching layer is trained")]
     epoch: Annotated[int, Column("epochs trained so far; 0 is the initialization")]
     learning_rate: Annotated[
-        float | None, Column("learning rate of the optimizer; empty if there is none")
+        float | None, Column("learning rate of the optimizer; empty if nothing is trained")
     ]
     batch_size: Annotated[
         int | None, Column("number of images in a batch; empty if nothing is trained")

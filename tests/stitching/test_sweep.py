@@ -14,7 +14,7 @@ from memtool.checkpoints import Checkpoint
 from memtool.layers import footprint
 from memtool.stitching import sweep
 from memtool.stitching.execution import Stitching
-from memtool.tensors import load_tensors, save_tensors
+from memtool.tensors import load_tensors, read_metadata, save_tensors
 
 
 def rows_of(text: str) -> list[dict[str, str]]:
@@ -129,10 +129,24 @@ def test_a_network_stitched_to_itself_by_nothing_or_the_identity_is_itself(run, 
             assert row["epoch"] == "0"
 
 
-def test_without_a_connector_there_is_nothing_to_start_or_train(stitch):
-    (row,) = stitch("--connector", "none")
-    names = ("connector", "parameters", "init", "optimizer", "learning_rate", "epochs")
-    assert [row[name] for name in names] == ["none", "0", "", "", "", "0"]
+@pytest.mark.parametrize(
+    ("how", "init"),
+    {
+        ("--connector", "none"): "",
+        ("--epochs", 0): "lstsq",
+        ("--epochs", 0, "--init", "random", "--batch-norm", "--curve"): "random",
+    }.items(),
+)
+def test_how_it_was_trained_is_empty_where_nothing_was(stitch, tmp_path, how, init):
+    (row,) = stitch(*how, "--save", tmp_path)
+    names = ("init", "optimizer", "learning_rate", "batch_size")
+    assert [row[name] for name in names] == [init, "", "", ""]
+    assert (row["epochs"], row["epoch"], row["parameters"] == "0") == ("0", "0", not init)
+    (path,) = tmp_path.iterdir()
+    training = read_metadata(path, "checkpoint")["training"]
+    assert {name: training[name] for name in names if name in training} == (
+        {"init": init} if init else {}
+    )
 
 
 @pytest.mark.parametrize("args", [("--both",), ("--batch-norm", "--init", "random")])
