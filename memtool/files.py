@@ -57,7 +57,8 @@ def replacing(path: Path) -> Iterator[Path]:
 @contextmanager
 def claimed(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[Path]:
     """Within the block, no other process writes `path`. Yields the folder for temporary files,
-    which is gone afterwards; what killed processes left in it is removed.
+    which is gone afterwards, as are those that were made for it and stayed empty; what killed
+    processes left in it is removed.
 
     If another process is writing it, `waiting` is called and its end is waited for; without
     `waiting`, MemtoolError says who that is. Where there are no locks, as on Windows and some
@@ -69,6 +70,7 @@ def claimed(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[P
     if folder in _claims:
         yield folder
         return
+    missing = [parent for parent in folder.parents if not parent.exists()]
     try:
         descriptor, is_locked = _claim(folder, path, waiting)
     except OSError as error:
@@ -85,6 +87,8 @@ def claimed(path: Path, waiting: Callable[[], None] | None = None) -> Iterator[P
         with suppress(OSError):  # the lock goes last: nobody else may find a file in there
             (folder / HOLDER).unlink()
             folder.rmdir()
+            for parent in missing:
+                parent.rmdir()  # which refuses those that are not empty
         os.close(descriptor)
 
 

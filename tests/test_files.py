@@ -38,6 +38,18 @@ def test_an_error_keeps_the_old_file_and_leaves_nothing_else(tmp_path, error):
     assert names(tmp_path) == ["rows.csv"]
 
 
+def test_folders_that_were_made_for_a_file_that_never_was_are_gone(tmp_path):
+    (tmp_path / "old").mkdir()
+    for path in (tmp_path / "new" / "deep" / "rows.csv", tmp_path / "old" / "rows.csv"):
+        with pytest.raises(KeyError), claimed(path), replacing(path):
+            raise KeyError
+    assert names(tmp_path) == ["old"] and names(tmp_path / "old") == []
+    with pytest.raises(KeyError), claimed(tmp_path / "new" / "deep" / "rows.csv"):
+        (tmp_path / "new" / "other.csv").touch()
+        raise KeyError
+    assert names(tmp_path / "new") == ["other.csv"]
+
+
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
 def test_the_umask_says_who_may_read_a_file_whatever_library_writes_it(tmp_path, umask):
     before = os.umask(umask)

@@ -23,8 +23,13 @@ from memtool.tensors import read_metadata
 if TYPE_CHECKING:
     from memtool.data import Dataset
 
-# The steps whose commands a rehearsal tries.
-TRIED = ("train r0-s0", "cka r0-s0", "stitching r0-s0")
+# The steps whose commands a rehearsal tries, and the options of a reproduction that make them.
+TRIED = {
+    "labels r0-s0": "--data",
+    "train r0-s0": "--data, --model, --train",
+    "cka r0-s0": "--layers, --cka",
+    "stitching r0-s0": "--cuts, --stitch",
+}
 
 
 def rehearse(recipe: Recipe, root: Path, command: Command) -> None:
@@ -34,15 +39,19 @@ def rehearse(recipe: Recipe, root: Path, command: Command) -> None:
     trial = recipe.but(ratios=(0,), seeds=1, saved=(), supplement=(0,))
     with tempfile.TemporaryDirectory(prefix="memtool-") as folder:
         steps = {step.name: step for step in steps_for(trial, Path(folder))}
-        train, *compared = (steps[name] for name in TRIED)
+        labels, train, *compared = (steps[name] for name in TRIED)
         # The last word counts, whatever the recipe's own options for train say.
         untrained = replace(train, words=(*train.words, "--epochs", "0", "--save-at", ""))
+        tried = [labels, untrained, *map(_dry, compared)]
         try:
-            try_steps([steps["labels r0-s0"], untrained, *map(_dry, compared)], command)
+            # Without outputs no error says how to run the step alone: its inputs will not be there.
+            try_steps([replace(step, outputs=()) for step in tried], command)
         except MemtoolError as error:
-            # The network that is tried will not be there for anyone to look at.
+            # Nor will the network that is tried be there for anyone to look at.
             told = re.sub(r" \(list them: [^()]*\)", "", str(error))
-            raise MemtoolError(told.replace(folder, str(root))) from error
+            told = told.replace(str(train.root / train.key), f"model {recipe.model}")
+            name, _, reason = told.replace(folder, str(root)).partition(": ")
+            raise MemtoolError(f"{name} ({TRIED[name]}): {reason}") from error
 
 
 def check_inputs(recipe: Recipe, steps: Iterable[Step], load: Callable[[str], "Dataset"]) -> None:

@@ -23,18 +23,22 @@ DIGITS = RECIPES[Study.digits]
 @pytest.mark.parametrize(
     "option, choice, told",
     [
-        ("--layers", "blok?", "cka r0-s0: {}/runs/r0-s0.safetensors: no layer matches 'blok?'"),
-        ("--cuts", "blok?", "stitching r0-s0: {}/runs/r0-s0.safetensors: no layer matches"),
+        ("--layers", "blok?", "cka r0-s0 (--layers, --cka): model {}: no layer matches 'blok?'"),
+        ("--cka", "--layers-reference blok?", "cka r0-s0 (--layers, --cka): model {}: no layer"),
+        ("--cuts", "blok?", "stitching r0-s0 (--cuts, --stitch): model {}: no layer matches"),
+        ("--stitch", "--foo", "stitching r0-s0 (--cuts, --stitch): Error: No such option"),
+        ("--train", "--augment foo", "train r0-s0 (--data, --model, --train): Error: Invalid"),
     ],
 )
 def test_what_a_later_step_refuses_is_told_before_anything_is_trained(
     run, tmp_path, option, choice, told
 ):
-    out = tmp_path / "out"
-    result = run("reproduce", "digits", "-o", out, option, choice)
-    assert result.code == 1 and told.format(out) in result.stderr
-    assert "nearest: block" in result.stderr and result.stderr.count("\n") == 1
-    assert [path.name for path in out.iterdir() if not path.name.startswith(".")] == []
+    out, model = tmp_path / "new" / "out", "digits-cnn?channels=1"
+    result = run("reproduce", "digits", "--model", model, "-o", out, option, choice)
+    assert result.code == 1 and told.format(model) in result.stderr
+    assert ("nearest: block" in result.stderr) is ("blok?" in choice)
+    assert result.stderr.count("\n") == 1 and str(tmp_path) not in result.stderr
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_works_is_not_refused_and_leaves_nothing(tmp_path):
