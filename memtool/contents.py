@@ -36,7 +36,7 @@ OTHER = "name another file"
 TABLE = "memtool plot draws those of memtool, and make-noisy --from takes labels from one"
 # Ways out where weights are expected, not data.
 PYTORCH = "memtool reads networks of PyTorch: copy the weights to one and save its state_dict()"
-CONVERT = "make a checkpoint of it: memtool convert {path} -o {target}"
+CONVERT = "make a checkpoint of it: {convert}"
 
 # How files begin, what they are then, and the way out.
 MAGICS: tuple[tuple[bytes, str, str], ...] = (
@@ -78,8 +78,8 @@ FOLDERS = (
 
 @dataclass(frozen=True)
 class Content:
-    """What a file is, with its article, and the way out, in which {path} is the file and {target} a
-    checkpoint beside it."""
+    """What a file is, with its article, and the way out, in which {path} is the file and {convert}
+    the command that makes a checkpoint of it."""
 
     what: str
     way_out: str
@@ -99,11 +99,19 @@ def described(path: Path, weights: bool = True) -> str | None:
         return None
     if not weights and content.way_out in (PYTORCH, CONVERT):
         return content.what
-    target = f"{os.path.splitext(path)[0]}.safetensors"
     way_out = content.way_out.replace("'{path}'", repr(str(path)))  # in Python; else for a shell
-    for name, file in (("{path}", str(path)), ("{target}", target)):
-        way_out = way_out.replace(name, shlex.quote(file))
+    for name, text in (("{path}", shlex.quote(str(path))), ("{convert}", conversion(path))):
+        way_out = way_out.replace(name, text)
     return f"{content.what}; {way_out}"
+
+
+def conversion(path: Path, model: str | None = None) -> str:
+    """The command, for a shell, that makes a checkpoint beside a pickle, or an index of pickles, of
+    the `model` that was typed, if any."""
+    name = Path(path.name.removesuffix(".index.json")).stem
+    typed = ["--model", model] if model else []
+    target = path.with_name(f"{name}.safetensors")
+    return shlex.join(["memtool", "convert", str(path), *typed, "-o", str(target)])
 
 
 def is_pickle(path: Path) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from safetensors import SafetensorError, safe_open
 
 from memtool import MemtoolError
-from memtool.contents import described, is_pickle
+from memtool.contents import conversion, described, is_pickle
 from memtool.errors import last_line, shortened
 from memtool.files import check_name, replacing
 from memtool.metadata import check
@@ -233,18 +233,28 @@ def stored_tensors(path: Path) -> dict[str, Stored]:
     """
     if not is_index(path):
         return _stored_in(path)
+    check_no_pickle(path)
     tensors: dict[str, Stored] = {}
     for shard, names in shards_of(path).items():
-        if is_pickle(shard):
-            target = path.with_name(f"{path.name.partition('.')[0]}.safetensors")
-            raise MemtoolError(
-                f"{path}: lists pickles of PyTorch's; make a checkpoint of them: "
-                f"memtool convert {path} -o {target}"
-            )
         found = _stored_in(shard)
         check_shard(path, shard, names, list(found))
         tensors |= found
     return tensors
+
+
+def is_pickled(path: Path) -> bool:
+    """Whether a file, or what an index lists, is a pickle."""
+    return any(map(is_pickle, shards_of(path))) if is_index(path) else is_pickle(path)
+
+
+def check_no_pickle(path: Path, model: str | None = None) -> None:
+    """Raise MemtoolError if a file, or what an index lists, is a pickle, with the command that
+    makes a checkpoint of it, of the `model` that was typed, if any."""
+    if is_pickled(path):
+        what, them = ("lists pickles", "them") if is_index(path) else ("is a pickle", "it")
+        raise MemtoolError(
+            f"{path}: {what} of PyTorch's; make a checkpoint of {them}: {conversion(path, model)}"
+        )
 
 
 def _stored_in(path: Path) -> dict[str, Stored]:

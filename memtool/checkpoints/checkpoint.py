@@ -23,6 +23,7 @@ from memtool.shards import check_whole
 from memtool.tensors import (
     Metadata,
     Shape,
+    check_no_pickle,
     find_metadata,
     load_tensors,
     shared_tensors,
@@ -104,6 +105,8 @@ class Checkpoint:
         other code runs that the user has not typed. Raises MemtoolError if `path` is not a
         checkpoint, and if its model is unknown or does not have its tensors.
         """
+        if model:
+            check_no_pickle(path, str(model))
         metadata = find_metadata(path, "checkpoint")
         shapes = {name: tensor.shape for name, tensor in stored_tensors(path).items()}
         if metadata is None:

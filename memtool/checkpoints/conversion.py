@@ -16,12 +16,11 @@ from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.checkpoints.network import Network
 from memtool.checkpoints.rebuilding import called, entries, is_array, is_module, is_tensor, tensor
 from memtool.checkpoints.recognition import identify
-from memtool.contents import is_pickle
 from memtool.data import Dataset, told_shape, with_options
 from memtool.errors import one_line, some
 from memtool.models import ModelSpec, foreign_code
 from memtool.shards import check_shard, check_whole, is_index, shards_of
-from memtool.tensors import save_tensors
+from memtool.tensors import is_pickled, save_tensors
 
 logger = logging.getLogger("memtool")
 
@@ -85,7 +84,7 @@ def _check_dataset(checkpoint: Checkpoint, network: Network, dataset: Dataset) -
 
 def _read(path: Path, model: ModelSpec | None, trust: bool) -> tuple[Checkpoint, dict[str, Tensor]]:
     """The checkpoint that `path` is, or would be, and its tensors by their names in the model."""
-    if not _is_pickled(path):
+    if not is_pickled(path):
         checkpoint = Checkpoint.open(path, model, trust)
         return checkpoint, checkpoint.tensors()
     check_whole(path)
@@ -93,11 +92,6 @@ def _read(path: Path, model: ModelSpec | None, trust: bool) -> tuple[Checkpoint,
     shapes = {name: tuple(tensor.shape) for name, tensor in stored.items()}
     checkpoint = Checkpoint.from_match(path, identify(path, shapes, model))
     return checkpoint, checkpoint.of_model(stored)
-
-
-def _is_pickled(path: Path) -> bool:
-    """Whether a file, or what an index lists, is a pickle."""
-    return any(map(is_pickle, shards_of(path))) if is_index(path) else is_pickle(path)
 
 
 def unpickle(path: Path) -> dict[str, Tensor]:

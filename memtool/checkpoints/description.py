@@ -30,8 +30,8 @@ def file_rows(paths: Sequence[Path], model: ModelSpec | None) -> Iterator[FileRo
     safetensors file, and for one whose metadata are broken.
     """
     for path in paths:
-        metadata = find_metadata(path)
-        if metadata is None or model:
+        metadata = None if model else find_metadata(path)
+        if metadata is None:
             yield _foreign_row(path, model)
         elif "model" in declared(metadata):
             yield _row(path, metadata, recorded_model(path, metadata), "metadata")

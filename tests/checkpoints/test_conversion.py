@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import shlex
 import zipfile
 from pathlib import Path
 
@@ -43,6 +44,38 @@ LAYOUTS = {
     "an average": lambda w: {"model_ema": wrapped(w, "module.")},
     "with a number": lambda w: {**w, "best": 0.5},
 }
+
+
+SMALL = "resnet18?num_classes=10&width=4"
+COMMANDS = {
+    "info": ("info", "{}", "--model", SMALL),
+    "layers": ("info", "--layers", "{}", "--model", SMALL),
+    "cka": ("cka", "{}", "{}", "--data", "digits", "--model", SMALL),
+    "reference": ("cka", "{}", "{}", "--data", "digits", "--model-reference", SMALL),
+    "stitch": ("stitch", "{}", "{}", "--data", "digits", "--model", SMALL),
+    "no model": ("info", "{}"),
+}
+
+
+@pytest.mark.parametrize("arguments", COMMANDS.values(), ids=COMMANDS)
+@pytest.mark.parametrize("is_index", [False, True], ids=["file", "index"])
+def test_the_way_out_has_the_model_that_was_typed(run, tmp_path, weights, arguments, is_index):
+    source = tmp_path / "my weights.v2.pth"
+    torch.save(weights, source)
+    if is_index:
+        index = json.dumps({"weight_map": dict.fromkeys(weights, source.name)})
+        source = tmp_path / "my weights.v2.bin.index.json"
+        source.write_text(index)
+    converted = tmp_path / "my weights.v2.safetensors"
+    if "--model-reference" in arguments:  # the other is a checkpoint already
+        save_file(weights, tmp_path / "front.safetensors")
+        arguments = (arguments[0], tmp_path / "front.safetensors", *arguments[2:])
+    result = run(*(source if word == "{}" else word for word in arguments))
+    assert result.code == 1
+    _, *command = shlex.split(result.stderr.splitlines()[-1].rpartition(": ")[2])
+    model = ["--model", SMALL] if SMALL in arguments else []
+    assert command == ["convert", str(source), *model, "-o", str(converted)]
+    assert run(*command).code == 0 and converted.exists()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
