@@ -108,7 +108,8 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
             weights[name] = tensor.to(dtype)
         elif not name.endswith(UNCOUNTED):
             raise MemtoolError(
-                f"{path}: its tensor {name} is of type {tensor.dtype}, the model's is of {dtype}"
+                f"{path}: its tensor {name} is of type {tensor.dtype}, the model's is of {dtype}, "
+                f"and conversion may change its numbers; save it as {dtype}"
             )
     _check_shared(tied_names(model), weights, path)
     # In place: this dict also carries the versions of the modules' layouts, which mnasnet needs.
@@ -141,13 +142,19 @@ def _warn_if_not_finite(weights: Mapping[str, Tensor], path: Path) -> None:
 
 def _is_convertible(tensor: Tensor, dtype: torch.dtype) -> bool:
     """Whether a tensor may be converted to a type: floating point to such, complex numbers to such,
-    others to others, and floating point to others if its numbers are of them, as the indices are of
-    a model that was converted to half precision as a whole."""
-    found, wanted = ((one.is_floating_point, one.is_complex) for one in (tensor.dtype, dtype))
-    if found == wanted or not tensor.is_floating_point() or dtype.is_complex:
+    and real numbers to any other type that has them all, as the indices are of a model that was
+    converted to half precision as a whole, unless they may have been rounded then."""
+    if dtype.is_floating_point or dtype.is_complex:
+        found, wanted = ((one.is_floating_point, one.is_complex) for one in (tensor.dtype, dtype))
         return found == wanted
-    numbers = tensor.double()
-    return bool(numbers.isfinite().all()) and torch.equal(numbers.to(dtype).double(), numbers)
+    if tensor.is_complex():
+        return False
+    if tensor.is_floating_point():
+        exact_below = 2 / torch.finfo(tensor.dtype).eps  # which itself may be the next one, rounded
+        tensor = tensor.double()
+        if not bool((tensor.abs() < exact_below).all()):
+            return False
+    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
 
 
 def is_incomplete(model: nn.Module) -> bool:

@@ -68,6 +68,39 @@ def test_whole_numbers_may_be_of_a_floating_type(count, loaded):
             load_weights(model, wrong, Path("x"))
 
 
+@pytest.mark.parametrize(
+    "largest, saved, wanted, is_taken",
+    [
+        (255, torch.bfloat16, torch.int64, True),
+        (256, torch.bfloat16, torch.int64, False),  # or 257, rounded
+        (-256, torch.bfloat16, torch.int64, False),
+        (1020, torch.bfloat16, torch.int32, False),
+        (2047, torch.float16, torch.int64, True),
+        (2048, torch.float16, torch.int64, False),
+        (15, torch.float8_e4m3fn, torch.int64, True),
+        (16, torch.float8_e4m3fn, torch.int64, False),
+        (2**24 - 1, torch.float32, torch.int64, True),
+        (2**24, torch.float32, torch.int64, False),
+        (200, torch.float32, torch.int8, False),
+        (255, torch.int64, torch.uint8, True),
+        (256, torch.int64, torch.uint8, False),
+        (2**31, torch.int64, torch.int32, False),
+        (2, torch.uint8, torch.bool, False),
+        (1, torch.complex64, torch.int64, False),
+    ],
+)
+def test_indices_of_another_type_are_taken_if_they_are_sure(largest, saved, wanted, is_taken):
+    model = nn.Module()
+    model.register_buffer("index", torch.zeros(2, dtype=wanted))
+    tensors = {"index": torch.tensor([1, largest]).to(saved)}
+    if is_taken:
+        load_weights(model, tensors, Path("x"))
+        assert model.index.dtype == wanted and model.index.tolist() == [1, largest]
+    else:
+        with pytest.raises(MemtoolError, match=f"x: its tensor index .* save it as {wanted}"):
+            load_weights(model, tensors, Path("x"))
+
+
 def test_a_network_takes_images_with_channels_last_where_it_can_do_with_it():
     class Viewing(nn.Conv2d):
         def forward(self, x):
