@@ -15,10 +15,10 @@ from memtool.checkpoints.archives import Archive
 from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.checkpoints.network import Network
 from memtool.checkpoints.rebuilding import called, entries, is_array, is_module, is_tensor, tensor
-from memtool.checkpoints.recognition import identify
+from memtool.checkpoints.recognition import identify, known_classes
 from memtool.data import Dataset, told_shape, with_options
 from memtool.errors import one_line, some
-from memtool.models import ModelSpec, foreign_code
+from memtool.models import ModelSpec, foreign_code, shapes_of
 from memtool.shards import check_shard, check_whole, is_index, shards_of
 from memtool.tensors import is_pickled, save_tensors
 
@@ -46,7 +46,7 @@ def convert(
     on record. The metadata record the data set that `dataset_for` gives as what the network was
     trained on. With `trust`, the code that the metadata of a checkpoint name may run. Raises
     MemtoolError unless the weights are exactly those of the model, and if that does not take the
-    images of the data set, or tells another number of classes apart.
+    images of the data set, or is known to tell another number of classes apart.
     """
     checkpoint, tensors = _read(path, model, trust)
     dataset = dataset_for(checkpoint) if dataset_for else None
@@ -64,7 +64,8 @@ def convert(
 @torch.no_grad()
 def _check_dataset(checkpoint: Checkpoint, network: Network, dataset: Dataset) -> None:
     """Raise MemtoolError if the network cannot have been trained on the data set, by what it gives
-    for two of its images. One that gives no logits may have been, in a way of its own."""
+    for two of its images. One that gives no logits may have been, in a way of its own; so may one,
+    with a warning, that is not known to have a head, whose features look like logits."""
     shape, classes = dataset.image_shape, len(dataset.classes)
     told = f"{checkpoint.told} does not take {told_shape(shape)}"
     if options := checkpoint.helpful_options(shape):
@@ -75,7 +76,15 @@ def _check_dataset(checkpoint: Checkpoint, network: Network, dataset: Dataset) -
         found = replace(network, classes=classes).logits_in(result).shape[1]
     except MemtoolError:  # it gives none
         return
-    if found != classes:
+    if found == classes:
+        return
+    if known_classes(checkpoint.spec, shapes_of(network.model)) in (None, 0, classes):
+        logger.warning(
+            f"{checkpoint.path}: gives {found} numbers for each image, {dataset.name} has "
+            f"{classes} classes: took them for features; if they are logits, name the data set that it was "
+            "trained on (--data)"
+        )
+    else:
         raise MemtoolError(
             f"{checkpoint.path}: gives {found} logits, {dataset.name} has {classes} classes; name "
             "the data set that it was trained on (--data)"

@@ -154,6 +154,16 @@ def complete_from_shapes(spec: ModelSpec, shapes: Shapes) -> ModelSpec:
     return spec
 
 
+def known_classes(spec: ModelSpec, shapes: Shapes) -> int | None:
+    """How many classes a model tells apart, as its options say or the shapes of its tensors show;
+    0 if it was made without a head, None if that cannot be told."""
+    if "num_classes" in spec.options:
+        option = spec.options["num_classes"]
+        return option if isinstance(option, int) else None
+    accepted = models.accepted_options(spec) or []
+    return _read_off(spec, "num_classes", shapes) if "num_classes" in accepted else None
+
+
 def _may_tell(option: str, spec: ModelSpec, shapes: Shapes) -> bool:
     """Whether another value may make the shapes fit: a size of images does not change names."""
     return option == "aux_logits" or have_same_names(outline_of(spec, shapes).shapes, shapes)

@@ -7,6 +7,7 @@ import pickle
 import shlex
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,6 +151,44 @@ def test_a_network_without_logits_may_be_of_any_data_set(run, tmp_path, folder, 
     torch.save(torch.nn.Conv2d(3, 3, 1).state_dict(), "w.pt")
     convert = ("convert", "w.pt", "--model", "net.py:make", "-o", "w.safetensors")
     assert run(*convert, "--data", f"folder:{folder}").code == 0
+
+
+ENCODERS = """
+from torch import nn
+def make(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 5), nn.ReLU())
+class Unused(nn.Module):
+    def __init__(self, num_classes=10):
+        super().__init__()
+        self.body, self.head = make(), nn.Linear(5, num_classes)
+    def forward(self, images): return self.body(images)
+class Head(Unused):
+    def forward(self, images): return self.head(self.body(images))
+"""
+
+
+@pytest.mark.parametrize(
+    "factory, options, is_taken",
+    [
+        ("make", {}, True),
+        ("Unused", {}, True),
+        ("Unused", {"num_classes": 7}, False),
+        ("Head", {}, True),
+        ("Head", {"num_classes": 7}, False),  # its tensors say so where the option is left out
+    ],
+)
+def test_an_encoder_may_be_of_any_data_set(run, tmp_path, monkeypatch, factory, options, is_taken):
+    monkeypatch.chdir(tmp_path)
+    Path("net.py").write_text(ENCODERS)
+    models: dict[str, Any] = {}
+    exec(ENCODERS, models)
+    torch.save(models[factory](**options).state_dict(), "w.pt")
+    convert = ("convert", "w.pt", "--model", f"net.py:{factory}", "-o", "w.safetensors")
+    result = run(*convert, "--data", "digits")
+    assert result.code == (0 if is_taken else 1), result.stderr
+    assert ("gives 5 numbers" in result.stderr) == (is_taken and factory != "Head")
+    if is_taken:
+        cka = ("cka", "w.safetensors", "w.safetensors", "--data", "digits", "--trust")
+        assert run(*cka, "--layers", "*0*" if factory == "make" else "body").code == 0
 
 
 def test_equal_weights_give_equal_bytes(run, tmp_path, weights):
