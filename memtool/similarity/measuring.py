@@ -155,28 +155,42 @@ class Setting:
             self.tried[selection] = misplaced(network.model, network.run, axes, images)
         return network, self.tried[selection]
 
-    def gram_recorder(self, names: list[str], sigma: Tensor | None) -> Recorder:
+    def gram_recorder(self, names: list[str], sigmas: Mapping[str, Tensor] | None) -> Recorder:
+        """With the rbf kernel, tensors that have no sigma are unaligned."""
         plan, device = self.plan, self.images.device
+        sigma, without = None, set[str]()
+        if sigmas is not None:
+            one, without = wide(torch.ones((), device=device)), set(names) - sigmas.keys()
+            sigma = torch.stack([sigmas.get(name, one) for name in names])
+        recorder: Recorder
         if plan.estimator is Estimator.minibatch:
-            return MinibatchRecorder(names, device, sigma)
-        return TileRecorder(names, device, plan.batches, plan.estimator, plan.capacity, sigma)
+            recorder = MinibatchRecorder(names, device, sigma)
+        else:
+            tiles = plan.batches, plan.estimator, plan.capacity
+            recorder = TileRecorder(names, device, *tiles, sigma)
+        recorder.mark_unaligned(without)
+        return recorder
 
     def feature_recorder(self, names: list[str]) -> Recorder:
         plan, mine = self.plan, self.plan.kept_in_feature_space(self.processes)
         return FeatureRecorder(names, self.images.device, plan.batches, plan.estimator, mine)
 
-    def sigma(self, network: Network, selection: Selection, names: list[str]) -> Tensor | None:
-        """Sigma of the rbf kernel for each tensor; None if the kernel is linear."""
-        settings = self.plan.settings
+    def sigmas(
+        self, network: Network, selection: Selection, names: list[str]
+    ) -> dict[str, Tensor] | None:
+        """Sigma of the rbf kernel for each tensor that gives one row for each image of the sample,
+        which runs as the batches do, several or one at a time; None if the kernel is linear."""
+        plan, settings = self.plan, self.plan.settings
         if settings.kernel is Kernel.linear:
             return None
         images = self.images[sample(len(self.images))]
         most = settings.memory // (4 * len(images))
         found: dict[str, Tensor] = {}
-        for some in _portions(names, selection.widths, most):
-            batches = images.split(self.plan.portion)
-            found |= _median_distances(network, some, selection, batches)
-        return settings.bandwidth * torch.stack([found[name] for name in names])
+        for size in sorted({plan.portion, min(plan.portion, plan.batch_size)}, reverse=True):
+            missing = [name for name in names if name not in found]
+            for some in _portions(missing, selection.widths, most):
+                found |= _median_distances(network, some, selection, images.split(size))
+        return {name: settings.bandwidth * distance for name, distance in found.items()}
 
 
 def _portions(names: Sequence[str], widths: dict[str, int], most: int) -> Iterator[list[str]]:
@@ -187,13 +201,14 @@ def _portions(names: Sequence[str], widths: dict[str, int], most: int) -> Iterat
             yield portion
             portion = []
         portion.append(name)
-    yield portion
+    if portion:
+        yield portion
 
 
 def _median_distances(
     network: Network, names: list[str], selection: Selection, batches: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """The median distance between the images at each layer; 1 for one that is not aligned."""
+    """The median distance between the images at each layer that gives one row for each."""
     kept: dict[str, list[Tensor]] = {name: [] for name in names}
 
     def keep(name: str, activation: Tensor) -> None:
@@ -203,10 +218,10 @@ def _median_distances(
     with observed(network.model, names, keep):
         for batch in batches:
             network.run(batch)
-    one = wide(torch.ones((), device=batches[0].device))
     return {
-        name: median_distance(torch.cat(parts)) if len(parts) == len(batches) else one
+        name: median_distance(torch.cat(parts))
         for name, parts in kept.items()
+        if len(parts) == len(batches)
     }
 
 
@@ -232,8 +247,8 @@ class Participant:
         with foreign_code(selection.checkpoint.told):
             network, (another_order, mixed, _) = setting.prepared(selection)
             if names := tensors[Route.gram]:
-                sigma = setting.sigma(network, selection, names)
-                recorders[Route.gram] = setting.gram_recorder(names, sigma)
+                sigmas = setting.sigmas(network, selection, names)
+                recorders[Route.gram] = setting.gram_recorder(names, sigmas)
         if names := tensors[Route.covariance]:
             recorders[Route.covariance] = setting.feature_recorder(names)
         for recorder in recorders.values():

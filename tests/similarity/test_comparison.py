@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 import memtool
-from memtool import models
+from memtool import cka, models
 from memtool.checkpoints.checkpoint import Checkpoint
 from memtool.data.datasets import load, normalize
 from memtool.similarity import measuring
@@ -468,10 +468,41 @@ class Chunked(nn.Module):
         self.first, self.body = nn.Linear(64, 64), nn.Linear(64, 16)
         self.fc = nn.Linear(16, num_classes)
 
-    def forward(self, x):
+    def activations(self, x):
         x = x.flatten(1)
         x = torch.cat([self.first(x[:4]), x[4:]])
-        return self.fc(torch.cat([self.body(some) for some in x.split(64)]).relu())
+        return torch.cat([self.body(some) for some in x.split(64)])
+
+    def forward(self, x):
+        return self.fc(self.activations(x).relu())
+
+
+@pytest.mark.parametrize("estimator", ["exact", "unbiased", "minibatch"])
+def test_sigma_is_that_of_a_layer_that_sees_so_many_images_at_a_time(run, tmp_path, estimator):
+    models = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        models.append(Chunked().eval())
+        save_file(models[-1].state_dict(), tmp_path / f"{seed}.safetensors")
+    command = ("cka", tmp_path / "0.safetensors", tmp_path / "1.safetensors", "--data", "digits")
+    command += ("--model", f"{__file__}:Chunked", "--batch-size", 50, "--kernel", "rbf")
+    result = run(*command, "--layers", "first,body", "--estimator", estimator)
+    first, body = rows(result.stdout)
+    assert first["cka"] == "" and "first does not give one row for each image" in result.stderr
+    dataset = load("digits")
+    images = normalize(torch.as_tensor(dataset.test.images), dataset.mean, dataset.std)
+    with torch.no_grad():
+        kept = [[model.activations(some) for some in images.split(50)] for model in models]
+    x, y = map(torch.cat, kept)
+    close = 0.01 if estimator == "minibatch" else 1e-4  # the batches there are others
+    assert float(body["cka"]) == pytest.approx(cka(x, y, estimator, "rbf").item(), abs=close)
+
+
+def test_a_layer_whose_sigma_is_not_known_has_no_cka(run, runs, monkeypatch):
+    monkeypatch.setattr(measuring, "_median_distances", lambda *_: {})
+    result = run("cka", runs.noisy, runs.clean, "--layers", "fc", "--kernel", "rbf")
+    assert rows(result.stdout)[0]["cka"] == ""
+    assert "fc does not give one row for each image" in result.stderr
 
 
 @pytest.mark.parametrize("estimator", ["exact", "unbiased"])
