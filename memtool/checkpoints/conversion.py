@@ -81,8 +81,8 @@ def _check_dataset(checkpoint: Checkpoint, network: Network, dataset: Dataset) -
     if known_classes(checkpoint.spec, shapes_of(network.model)) in (None, 0, classes):
         logger.warning(
             f"{checkpoint.path}: gives {found} numbers for each image, {dataset.name} has "
-            f"{classes} classes: took them for features; if they are logits, name the data set that it was "
-            "trained on (--data)"
+            f"{classes} classes: took them for features; if they are logits, name the data set "
+            "that it was trained on (--data)"
         )
     else:
         raise MemtoolError(
