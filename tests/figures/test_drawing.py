@@ -6,11 +6,19 @@ import pytest
 from matplotlib.figure import Figure
 
 from memtool import MemtoolError
+from memtool.checkpoints.provenance import NOISE, Provenance
 from memtool.figures import Kind, Options, draw, recognize, save
 from memtool.figures.drawing import FIGURES
 from memtool.figures.training import TITLES
 
-from .examples import convergence_rows, divergence_rows, each_kind, training_rows
+from .examples import (
+    convergence_rows,
+    divergence_rows,
+    each_kind,
+    stitch_rows,
+    supplement_rows,
+    training_rows,
+)
 
 
 def svg(figure: Figure) -> bytes:
@@ -87,6 +95,41 @@ def test_columns_that_are_not_declared_change_nothing(kind, rows):
     declared = [{name: row[name] for name in needs.names if name in row} for row in rows]
     assert recognize(declared) is kind
     assert svg(draw(kind, declared)) == svg(draw(kind, rows))
+
+
+TWO_SEEDS = {
+    "training": training_rows(seeds=(0, 1)),
+    "convergence": convergence_rows(seeds=(0, 1)),
+    "divergence": divergence_rows(seeds=(0, 1)),
+    "stitching": stitch_rows(seeds=(0, 1)),
+    "supplement": supplement_rows(seeds=(0, 1)),
+}
+
+
+@pytest.mark.parametrize("kind", TWO_SEEDS)
+def test_clean_runs_with_and_without_a_label_file_are_of_one_condition(kind):
+    """The kind and the seed of the noise are those of the file, even at a ratio of 0."""
+
+    def noise(row, end, has_file):
+        """The columns that say the noise of a network, with a label file if it is noisy or so."""
+        ratio = row[f"{end}noise_ratio"]
+        kind, seed = ("uniform", 7) if ratio or has_file else (None, None)
+        return {"noise_ratio": ratio, "noise_kind": kind, "noise_seed": seed}
+
+    def with_noise(row, has_file):
+        ends = [end for end in ("front_", "back_", "reference_", "") if f"{end}noise_ratio" in row]
+        found = {end: noise(row, end, has_file) for end in ends}
+        if "front_layer" in row and "" in ends:  # a stitched model, as cka has it
+            own = Provenance.of({"front": found["front_"], "back": found["back_"]})
+            found[""] = {name: getattr(own, name) for name in NOISE}
+        return row | {f"{end}{name}": one for end in ends for name, one in found[end].items()}
+
+    def points(has_file):
+        rows = TWO_SEEDS[kind]
+        own = "reference_seed" if kind == "supplement" else "seed"
+        return draw(kind, [with_noise(row, has_file[row[own]]) for row in rows]).points
+
+    assert points([True, False]) == points([False, False]) == points([True, True])
 
 
 def test_a_kind_may_be_named_as_text():

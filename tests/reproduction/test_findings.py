@@ -301,6 +301,32 @@ def test_runs_that_not_all_seeds_have_are_left_out_and_named():
     assert row["why"].endswith("; left out, since not all runs have it: layer neck")
 
 
+def test_a_clean_run_may_have_a_label_file_or_none():
+    world = World(seeds=(0, 1))
+
+    def with_noise(row, has_file):
+        found = {}
+        for end in ("", "reference_", "front_", "back_"):
+            if (ratio := row.get(f"{end}noise_ratio")) is not None:
+                kind, seed = ("uniform", 7) if ratio or has_file else (None, None)
+                found |= {f"{end}noise_kind": kind, f"{end}noise_seed": seed}
+        return row | found
+
+    def told(*seeds):
+        """The findings where the clean runs of these seeds have a label file."""
+        tables = {"training": world.training(), "cka": world.cka(), "stitching": world.stitching()}
+        seed = {"training": "seed", "cka": "reference_seed", "stitching": "back_seed"}
+        return findings(
+            world,
+            **{
+                name: [with_noise(row, row[seed[name]] in seeds) for row in rows]
+                for name, rows in tables.items()
+            },
+        )
+
+    assert told() == told(0) == told(0, 1) == findings(world)
+
+
 def test_what_cannot_be_compared_is_refused():
     world = World()
     mixed = [*world.cka(), {**world.cka()[0], "estimator": "minibatch"}]
