@@ -108,10 +108,9 @@ def described(path: Path, weights: bool = True) -> str | None:
 def conversion(path: Path, model: str | None = None) -> str:
     """The command, for a shell, that makes a checkpoint beside a pickle, or an index of pickles, of
     the `model` that was typed, if any."""
-    name = Path(path.name.removesuffix(".index.json")).stem
+    target = os.path.splitext(str(path).removesuffix(".index.json"))[0] + ".safetensors"
     typed = ["--model", model] if model else []
-    target = path.with_name(f"{name}.safetensors")
-    return shlex.join(["memtool", "convert", str(path), *typed, "-o", str(target)])
+    return shlex.join(["memtool", "convert", str(path), *typed, "-o", target])
 
 
 def is_pickle(path: Path) -> bool:
