@@ -110,7 +110,7 @@ class GramBatch(Batch):
         self.recorder.set_scale(i, [x])
         x = self.recorder.to_scale(i, x)
         norms = torch.linalg.vector_norm(x, dim=1).square()
-        gram = wide(rbf(x @ x.T, norms, norms, sigma * self.recorder.scale(i))).fill_diagonal_(0)
+        gram = wide(rbf(x, x, norms, norms, sigma * self.recorder.scale(i))).fill_diagonal_(0)
         self._gram(i, gram.numel(), gram.dtype, x.device).copy_(gram.flatten())
 
     def _gram(self, i: int, size: int, type_: torch.dtype, device: torch.device) -> Tensor:

@@ -9,9 +9,20 @@ from torch import Tensor
 
 from memtool.layers import evenly_spaced
 from memtool.similarity.hsic import wide
-from memtool.similarity.recorder import magnitude, mean_of, scale_of, scaled, type_of_mean
+from memtool.similarity.recorder import (
+    ROUNDING,
+    magnitude,
+    mean_of,
+    scale_of,
+    scaled,
+    type_of_mean,
+)
 
 SAMPLE = 512  # examples whose distances set sigma
+CHUNK = 2048  # features at a time in float64
+# What rounding leaves of squared distances, in units of the precision of the squared norms; what
+# part of the variance it may be; up to how many variances the kernel is more than 1e-9.
+OF_PRODUCTS, PART, NEAR = 16, 1e-3, 40
 
 
 def sample(n: int) -> list[int]:
@@ -23,24 +34,60 @@ def sample(n: int) -> list[int]:
     return evenly_spaced(n, SAMPLE)
 
 
-def squared_distances(products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-    """Squared distances (n, m) from inner products (n, m) and squared norms (n,) and (m,)."""
-    return (rows[:, None] + columns - 2 * products).clamp_min_(0)
-
-
-def rbf(products: Tensor, rows: Tensor, columns: Tensor, sigma: Tensor) -> Tensor:
-    """Values of the kernel (n, m), from what `squared_distances` takes; NaN if sigma is 0."""
-    return torch.exp(squared_distances(products, rows, columns) / (-2 * sigma**2))
+def rbf(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, sigma: Tensor) -> Tensor:
+    """Values of the kernel (n, m) for features x (n, p) and y (m, p), relative to the same origin,
+    whose squared norms are `rows` (n,) and `columns` (m,). There is no kernel if sigma is 0."""
+    return torch.exp(_squared_distances(x, y, rows, columns, sigma.square()) / (-2 * sigma**2))
 
 
 def median_distance(x: Tensor) -> Tensor:
     """The median of the distances between two different ones of the examples x (n, p), n > 1, a
-    float64 of dimension 0."""
-    n = len(x)
+    float64 of dimension 0. Those that differ by no more than rounding have a distance of 0."""
     with torch.autocast(x.device.type, enabled=False):
         x = x.to(type_of_mean(x)) - mean_of(x)
         x = scaled(x, scale := scale_of(magnitude([x])))
         norms = torch.linalg.vector_norm(x, dim=1).square()
-        squared = squared_distances(x @ x.T, norms, norms)
-    apart = squared.flatten()[1:].view(n - 1, n + 1)[:, :-1]  # all but the diagonal
-    return wide(apart.flatten().median().sqrt()) / scale
+        typical = _between_different(_of_products(x @ x.T, norms, norms)).median()
+        squared = _squared_distances(x, x, norms, norms, typical)
+        of_features, of_products = (torch.finfo(z.dtype).eps for z in (x, squared))
+        rounding = max((ROUNDING * of_features) ** 2, OF_PRODUCTS * of_products)
+        squared = squared.masked_fill(squared <= rounding * (norms[:, None] + norms), 0)
+    return wide(_between_different(squared).median().sqrt()) / scale
+
+
+def _squared_distances(
+    x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, variance: Tensor
+) -> Tensor:
+    """Squared distances (n, m), right to a small part of the variance of the kernel.
+
+    Those of near examples far from the origin are small differences of large inner products: where
+    a kernel would show that, they are computed in float64.
+    """
+    squared = _of_products(x @ y.T, rows, columns)
+    if x.dtype == torch.float64 or not _loses_digits(squared, rows, columns, variance):
+        return squared
+    x_norms, y_norms = (wide(z.new_zeros(len(z))) for z in (x, y))
+    products = wide(x.new_zeros(len(x), len(y)))
+    for a, b in zip(x.split(CHUNK, dim=1), y.split(CHUNK, dim=1), strict=True):
+        a, b = wide(a), wide(b)
+        products.addmm_(a, b.T)
+        x_norms += a.square().sum(1)
+        y_norms += b.square().sum(1)
+    return _of_products(products, x_norms, y_norms)
+
+
+def _of_products(products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Squared distances (n, m) from inner products (n, m) and squared norms (n,) and (m,)."""
+    return (rows[:, None] + columns - 2 * products).clamp_min_(0)
+
+
+def _loses_digits(squared: Tensor, rows: Tensor, columns: Tensor, variance: Tensor) -> bool:
+    """Whether rounding of squared distances changes a value of the kernel by more than PART."""
+    rounding = OF_PRODUCTS * torch.finfo(squared.dtype).eps * (rows[:, None] + columns)
+    return bool(((rounding > PART * variance) & (squared <= NEAR * variance)).any())
+
+
+def _between_different(squared: Tensor) -> Tensor:
+    """A matrix (n, n) without its diagonal, (n (n - 1),)."""
+    n = len(squared)
+    return squared.flatten()[1:].view(n - 1, n + 1)[:, :-1].flatten()

@@ -271,8 +271,8 @@ class PairSums(ABC):
 
     @abstractmethod
     def hsic(self, advance: Advance = unseen) -> Hsic:
-        """HSIC of all pairs, in their order; that of a constant or unaligned layer with itself is
-        NaN.
+        """HSIC of all pairs, in their order; that of a constant, unaligned or coincident layer with
+        itself is NaN.
 
         `advance` is told of each pair that is done.
         """
@@ -286,7 +286,9 @@ class PairSums(ABC):
         """The table from HSIC of the pairs, (replicates, pairs), and from that of the layers of
         either network with themselves, (replicates, layers)."""
         xx, yy = (
-            own.masked_fill(recorder.constant() | recorder.unaligned(), math.nan)
+            own.masked_fill(
+                recorder.constant() | recorder.unaligned() | recorder.coincident(), math.nan
+            )
             for own, recorder in ((xx, self.x), (yy, self.y))
         )
         rows, columns = self.products.rows, self.products.columns

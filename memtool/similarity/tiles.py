@@ -81,11 +81,11 @@ class TileRecorder(OffsetRecorder):
         diagonal, rows = self.rows_without(None)
         return diagonal.sum(1) - rows.sum(1) / self.n
 
-    def gram(self, i: int, products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Entries of the Gram matrix of layer i from inner products and squared norms."""
+    def gram(self, i: int, x: Tensor, y: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Entries of the Gram matrix of layer i from features and their squared norms."""
         if self.sigma is None:
-            return products
-        return rbf(products, rows, columns, self.sigma[i] * self.scale(i))
+            return x @ y.T
+        return rbf(x, y, rows, columns, self.sigma[i] * self.scale(i))
 
     def diagonal(self, square: Tensor) -> Tensor:
         """The diagonal of a Gram matrix; that of rbf is 1, whatever rounding made of it."""
@@ -159,9 +159,9 @@ class Tiles(Batch):
         norms = torch.linalg.vector_norm(x, dim=1).square()
         if self._start:
             kept, kept_norms = block.features[i][: self._start], block.norms[i][: self._start]
-            self._tiles[i] = recorder.gram(i, kept @ x.T, kept_norms, norms)
+            self._tiles[i] = recorder.gram(i, kept, x, kept_norms, norms)
         if self.visit.in_block:
-            square = recorder.gram(i, x @ x.T, norms, norms)
+            square = recorder.gram(i, x, x, norms, norms)
             self._diagonals[i] = recorder.diagonal(square)
             self._squares[i] = square.fill_diagonal_(0)
             block.keep(i, x, norms, recorder.capacity)

@@ -78,6 +78,17 @@ def test_equals_the_published_formula(estimator, n):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("offset", [100, 1e4])
+@pytest.mark.parametrize("p", [3, 300])
+def test_rbf_of_groups_that_are_near_within_and_far_between(estimator, offset, p):
+    # Inner products, about offset^2, leave no digit in float32 of a distance of 1.
+    x, y = pair(90, p, p)
+    x[::5] += offset
+    expected = reference(x, y, estimator, gram=rbf)
+    assert cka(x, y, estimator, "rbf").item() == pytest.approx(expected, abs=1e-5)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
 @pytest.mark.parametrize("bandwidth", [0.5, 1.0])
 def test_rbf_kernel(estimator, bandwidth):
     x, y = pair(60)
