@@ -19,7 +19,7 @@ a vector for each. Of C, a part at a time is enough. The diagonal of Kc is |x|^2
 """
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -47,6 +47,9 @@ from memtool.similarity.recorder import (
 from memtool.similarity.settings import Estimator
 
 PART = 2**17  # elements of C at a time
+# What part of the terms of an HSIC has to be left when they cancel, so that rounding of products
+# in float32, and in float64, is less than 1e-4 of CKA.
+IN_FLOAT32, IN_FLOAT64 = 1 / 16, 2.0**-33
 # What it takes to add up an element of a tile, in float64 in several sums, and an element of the
 # covariances of all groups; in products of features, as measured on two processors.
 TILE, COVARIANCE = 800, 4000
@@ -95,8 +98,10 @@ class FeatureRecorder(OffsetRecorder):
             features = self.state[f"features {i}"]
             largest = magnitude(features[slice(*part)] for part in self.batches)
             features = scaled(features, scale_of(largest))
-            norms = torch.linalg.vector_norm(features, dim=1).square()
-            self._layers[i] = LayerFeatures(features, norms, self.batches, self.estimator)
+            layer = LayerFeatures(features, self.batches, self.estimator, features.dtype)
+            if layer.loses_digits():
+                layer = replace(layer, type_=wide(features[:0]).dtype)
+            self._layers[i] = layer
         return self._layers[i]
 
 
@@ -148,16 +153,16 @@ class FeatureSums(OffsetSums):
 
 @dataclass
 class LayerFeatures:
-    """The features of one layer for all examples, (n, p), and their squared norms, (n,).
+    """The features of one layer for all examples, (n, p), and the type that their products are in.
 
     In the results, one value or row for each replicate: all examples, then those without each
     group of batches.
     """
 
     x: Tensor
-    norms: Tensor
     batches: Sequence[tuple[int, int]]
     estimator: Estimator
+    type_: torch.dtype
 
     @property
     def width(self) -> int:
@@ -190,22 +195,32 @@ class LayerFeatures:
             sums[group] += wide(self.x[part]).sum(0)
         means = counted @ sums / (counted @ sizes)[:, None]
         squares = means.square().sum(1)
-        diagonals = [
-            (
-                wide(self.norms[part])[:, None]
-                - 2 * wide(self.x[part] @ means.T.to(self.x))
-                + squares
+        diagonals = []
+        for group, part in self.of_batches():
+            x = self.x[part].to(self.type_)
+            norms = torch.linalg.vector_norm(x, dim=1).square()
+            products = x @ means.T.to(self.type_)
+            diagonals.append(
+                (wide(norms)[:, None] - 2 * wide(products) + squares) * counted[:, group]
             )
-            * counted[:, group]
-            for group, part in self.of_batches()
-        ]
         return means, torch.cat(diagonals)
 
     @cached_property
     def own_hsic(self) -> Tensor:
         """HSIC of the layer with itself, (r,)."""
-        own, biased = self._hsic(self, self.estimator, Estimator.exact)
-        return beyond_rounding(own, biased, self.x.dtype)
+        own, biased = self._own
+        return beyond_rounding(own, biased, self.type_, IN_FLOAT64)
+
+    @cached_property
+    def _own(self) -> Tensor:
+        """HSIC of the layer with itself by its estimator and by `exact`, (2, r)."""
+        return self._hsic(self, self.estimator, Estimator.exact)
+
+    def loses_digits(self) -> bool:
+        """Whether so much of the terms of an HSIC cancels, as where a single example is far from
+        all others, that rounding in float32 would be seen in CKA."""
+        own, biased = self._own
+        return bool((own < IN_FLOAT32 * biased).any())
 
     def hsic(self, other: "LayerFeatures") -> Tensor:
         """HSIC with another layer, (r,)."""
@@ -242,7 +257,7 @@ class LayerFeatures:
         how often the part is to be counted. Of the symmetric C of a layer with itself, the upper
         triangle is computed, in parts that reach beyond the diagonal: those are taken off again."""
         p, q = self.width, other.width
-        type_ = torch.promote_types(self.x.dtype, other.x.dtype)
+        type_ = torch.promote_types(self.type_, other.type_)
         step = max(1, PART // max(q, 1))
         for start in range(0, p, step):
             rows = slice(start, min(start + step, p))

@@ -85,11 +85,13 @@ def hsic_from_sums(estimator: Estimator, s: Tensor, d: Tensor, t: Tensor, n: int
     return _formula(estimator, s, d, t, n)
 
 
-def beyond_rounding(own: Tensor, biased: Tensor, type_: torch.dtype) -> Tensor:
+def beyond_rounding(
+    own: Tensor, biased: Tensor, type_: torch.dtype, least: float = OF_FEATURES
+) -> Tensor:
     """HSIC of layers with themselves, 0 where rounding may have left it of terms that cancel, which
-    are of a type. `biased`, of the same shape, tells their size: it is HSIC by `exact`, in which
-    nothing cancels."""
-    part = max(OF_TERMS * torch.finfo(type_).eps, OF_FEATURES)
+    are of a type: what is not `least` of them. `biased`, of the same shape, tells their size: it is
+    HSIC by `exact`, in which nothing cancels."""
+    part = max(OF_TERMS * torch.finfo(type_).eps, least)
     return own.masked_fill(own <= part * biased, 0)
 
 

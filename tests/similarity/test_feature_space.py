@@ -44,6 +44,23 @@ def by_gram_matrices(x, y, estimator, sizes):
         return stream.compute().item(), stream.standard_error().item()
 
 
+@pytest.mark.parametrize("sizes", [[300], [50] * 6])
+@pytest.mark.parametrize("factor", [300, 1e3, 1e4])
+@pytest.mark.parametrize("p", [1, 5])
+def test_one_example_is_far_from_all_others(sizes, factor, p):
+    # All but a part in factor^2 of the terms of the unbiased HSIC cancels.
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, p, generator=generator)
+    y = x + torch.randn(300, p, generator=generator)
+    x[7] *= factor
+    expected = by_gram_matrices(x.double(), y.double(), "unbiased", sizes)
+    value, error = in_feature_space([x], [y], "unbiased", sizes)
+    assert value.item() == pytest.approx(expected[0], abs=1e-5)
+    assert error.item() == pytest.approx(expected[1], abs=1e-4, nan_ok=True)
+    x[7] *= 1e6
+    assert in_feature_space([x], [y], "unbiased", sizes)[0].isnan()
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     estimator=st.sampled_from(ESTIMATORS),
