@@ -1,6 +1,5 @@
 """The one exception meant for users, and other people's exceptions in one line."""
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -65,18 +64,17 @@ def shortened(text: object, most: int = 60) -> str:
     return said if len(said) <= most else said[: most - 3] + "..."
 
 
-# Controls, halves of characters (bytes of a file name that are no text), ends of lines and
-# reversals of the direction.
-UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
 def printable(text: str) -> str:
-    """The text with what would act on a terminal, or cannot be written, as escapes.
+    """The text with what would act on a terminal, is not seen or cannot be written, as escapes.
 
     >>> printable("a\\x1b[2J\\n\\udcff")
     'a\\\\x1b[2J\\\\n\\\\udcff'
     """
-    return UNSEEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+    if text.isprintable():
+        return text
+    return "".join(
+        one if one.isprintable() else one.encode("unicode_escape").decode() for one in text
+    )
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

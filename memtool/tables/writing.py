@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol, TextIO
 
 from memtool import MemtoolError
-from memtool.errors import UNSEEN, printable
+from memtool.errors import printable
 from memtool.files import replacing
 from memtool.paths import is_special
 from memtool.tables.schema import Column, columns
@@ -156,7 +156,7 @@ def _writer_to(stream: Stream, declared: Mapping[str, Column], format: Format) -
 
 def _printable_json(line: str) -> str:
     """JSON of equal meaning, without what would act on a terminal."""
-    return UNSEEN.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
 
 
 def _checked(row: Mapping[str, object], declared: Mapping[str, Column]) -> Row:

@@ -150,7 +150,7 @@ def test_a_terminal_gets_a_table_and_a_pipe_csv(monkeypatch, terminal, format):
 def test_controls_in_names_do_not_act_on_a_terminal(monkeypatch, capsys, format, rows):
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
     monkeypatch.setenv("NO_COLOR", "1")
-    name = "a\x1b[31m\x07\x9b\x7f\u202e\r\nü"
+    name = "a\x1b[31m\x07\x9b\x7f\u202e\r\nü\xa0\U000f3a23"
     with tables.writer(("layer", "loss"), None, format) as write:
         for loss in range(rows):
             write({"layer": name, "loss": loss})
@@ -161,7 +161,7 @@ def test_controls_in_names_do_not_act_on_a_terminal(monkeypatch, capsys, format,
     if format is Format.jsonl:
         assert json.loads(told.splitlines()[-1])["layer"] == name
     else:
-        assert "a\\x1b[31m\\x07\\x9b\\x7f\\u202e\\r\\nü" in told
+        assert "a\\x1b[31m\\x07\\x9b\\x7f\\u202e\\r\\nü\\xa0\\U000f3a23" in told
 
 
 @pytest.mark.parametrize("format", STREAMED)
