@@ -63,17 +63,18 @@ def _with_folders(
     classes: Sequence[str],
     files: Sequence[str],
 ) -> dict[tuple[str, ...], Labels]:
-    """The pairs of columns that name the files: the folder, or the number of the class that it is
-    called by, and one of those `named`."""
+    """The pairs of columns that name the files: the folder, or else the number of the class that it
+    is called by, and one of those `named`."""
     called = {str(number): name for number, name in enumerate(classes)}
     found: dict[tuple[str, ...], Labels] = {}
     for folder, file in product(columns, named):
-        cells = columns[folder]
-        if called.keys() >= set(cells):
-            cells = [called[cell] for cell in cells]
-        paths = ["/".join(pair) for pair in zip(cells, columns[file], strict=True)]
-        if (order := _order(paths, files)) is not None:
-            found[folder, file] = order
+        as_names = columns[folder]
+        as_numbers = [called.get(cell, cell) for cell in as_names]
+        for folders in (as_names, as_numbers):
+            paths = ["/".join(pair) for pair in zip(folders, columns[file], strict=True)]
+            if (order := _order(paths, files)) is not None:
+                found[folder, file] = order
+                break
     return found
 
 

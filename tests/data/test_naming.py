@@ -46,6 +46,22 @@ def test_a_folder_and_a_file_name_an_image_together(columns) -> None:
     assert order.tolist() == PLACES.tolist()
 
 
+@pytest.mark.parametrize("counts", [[3] * 11, range(2, 13)], ids=["equal", "unequal"])
+def test_numbers_are_names_of_folders_before_they_are_numbers_of_classes(counts) -> None:
+    classes = sorted(map(str, range(11)))  # 0, 1, 10, 2, ...
+    pairs = [
+        (name, f"{n}.png")
+        for name, count in zip(classes, counts, strict=True)
+        for n in range(count)
+    ]
+    order = np.random.default_rng(0).permutation(len(pairs))
+    folders, names = zip(*(pairs[n] for n in order), strict=True)
+    _, places = named_order(
+        {"folder": folders, "file": names}, classes, ["/".join(pair) for pair in pairs], "y.csv"
+    )
+    assert places.tolist() == np.argsort(order).tolist()
+
+
 def test_all_columns_that_name_images_are_told() -> None:
     names, order = found({"path": PATHS, "id": [path[:-4] for path in PATHS], "class": FOLDERS})
     assert (names, order.tolist()) == (["path", "id"], PLACES.tolist())
