@@ -540,19 +540,20 @@ def _is_header(rows: Sequence[Sequence[str]], wanted: Wanted) -> bool:
     """Whether the first of some rows, one more than examples, is their header.
 
     It is none if it goes on with a numbering, nor if it has a label in a column of labels. Where
-    it looks like a header all the same, labels without it have to agree with the true ones as often
-    as those without the last row."""
+    it looks like a header all the same, labels without it have to agree with the true ones more
+    often than with it: all of them, if there may be so many, or those without the last row."""
     columns = [*zip(*rows, strict=False)]
     if any(numbering(cells) is not None for cells in columns):
         return False
     labels = [found for cells in columns if (found := _as_labels(cells, wanted)) is not None]
     if not labels or not (_is_default(rows) or any(map(_has_name, columns))):
         return not labels
-    first, last = (
+    end = len(rows) if len(rows) in wanted.sizes else -1
+    with_it, without = (
         sum(int((wanted.of(its[part]) == wanted.true).sum()) for its in labels)
-        for part in (slice(-1), slice(1, None))
+        for part in (slice(end), slice(1, None))
     )
-    return last >= first
+    return without > with_it
 
 
 def _as_labels(cells: Sequence[str], wanted: Wanted) -> Labels | None:

@@ -725,3 +725,17 @@ def test_one_more_row_is_a_header_or_an_example_that_was_not_chosen(tmp_path, he
     (tmp_path / "y.txt").write_text(header + rows(GIVEN[chosen]))
     given, _ = given_labels(str(tmp_path / "y.txt"), CLASSES, TRUE[chosen], chosen=chosen)
     assert given.tolist() == GIVEN[chosen].tolist()
+
+
+@pytest.mark.parametrize("left_out", [0, 3, 59])
+def test_the_first_of_all_labels_is_no_header(tmp_path, left_out):
+    """Without a header, there are as many rows as with one above the labels of those chosen."""
+    chosen = np.arange(60) != left_out
+    labels = np.roll(GIVEN, 1)
+    for first in (0, 1, 2):
+        labels[0] = first
+        (tmp_path / "y.txt").write_text(rows(labels))
+        given, _ = given_labels(
+            str(tmp_path / "y.txt"), CLASSES, np.roll(TRUE, 1)[chosen], chosen=chosen
+        )
+        assert given.tolist() == labels[chosen].tolist()
