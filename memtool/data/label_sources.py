@@ -84,6 +84,10 @@ class Wanted:
         n, all_ = self.sizes
         return labels[self.chosen] if n != all_ == len(labels) else labels
 
+    def agreement(self, labels: Labels) -> int:
+        """How many of the n labels that are wanted, of n or of N, are the true ones."""
+        return int((self.of(labels) == self.true).sum())
+
     def told(self) -> str:
         n, all_ = self.sizes
         return f"{n} training examples" + (f", chosen from {all_}" if n != all_ else "")
@@ -112,12 +116,13 @@ def given_labels(
     arrays = _read(path, key, wanted)
     size = _size([array for name, array in arrays.items() if key in (None, name)], wanted)
     texts = {name: cells for name, array in arrays.items() if (cells := _cells(array, size))}
-    named = _named_order(arrays, texts, key, wanted, str(path))
+    columns = {name: cells for name, cells in texts.items() if name != key and len(arrays) > 1}
+    named = named_order(columns, classes, files, str(path)) if files else None
     name = _chosen(arrays, key, named[0] if named else (), texts, str(path))
     what = f"{path}: its labels {name!r}" if name else f"{path}: its labels"
     given = numbered(values(arrays[name], what), classes, what)
     if named and len(given) == size:
-        given = given[named[1]]
+        given = _in_named_order(given, named, texts, wanted, str(path))
     elif len(given) != len(wanted.of(given)):
         logger.info(f"{path}: has labels of {len(given)} examples, of which {len(true)} are chosen")
         given = wanted.of(given)
@@ -224,23 +229,27 @@ def _text(cell: Any) -> str:
     return cell.decode(errors="surrogateescape") if isinstance(cell, bytes) else str(cell)
 
 
-def _named_order(
-    arrays: Arrays, texts: Mapping[str, list[str]], key: str | None, wanted: Wanted, file: str
-) -> Order | None:
-    """What `named_order` finds in the columns beside the labels; numbers in an array that number
-    its rows are no names."""
-    if not wanted.files or len(arrays) < 2:
-        return None
-    columns = {
-        name: cells
-        for name, cells in texts.items()
-        if name != key and (arrays[name].dtype.kind not in "iu" or numbering(cells) is None)
-    }
-    found = named_order(columns, wanted.classes, wanted.files, file)
-    if found:
-        told = f"{' and '.join(map(repr, found[0]))} {'say' if len(found[0]) > 1 else 'says'}"
-        logger.info(f"{file}: its {told} which image each label is of")
-    return found
+def _in_named_order(
+    given: Labels, named: Order, texts: Mapping[str, list[str]], wanted: Wanted, file: str
+) -> Labels:
+    """Labels of rows in the order of the images that columns name.
+
+    Where these columns number the rows, it may be in the order of the data set, whatever the images
+    are called. What they mean is then what agrees with the true labels more often."""
+    names, order = named
+    told = f"{' and '.join(map(repr, names))} {'say' if len(names) > 1 else 'says'}"
+    logger.info(f"{file}: its {told} which image each label is of")
+    by_name = given[order]
+    if any(numbering(texts[name]) is None for name in names):
+        return by_name
+    by_number = wanted.of(given[np.argsort([int(plain(cell)) for cell in texts[names[0]]])])
+    margin = wanted.agreement(by_name) - wanted.agreement(by_number)
+    if not margin and (by_name != by_number).any():
+        raise MemtoolError(
+            f"{file}: its {names[0]!r} may number the examples in the order of the data set or be "
+            f"names of images, such as {wanted.files[0]}; leave it out, or give whole paths"
+        )
+    return by_number if margin < 0 else by_name
 
 
 def _chosen(
@@ -550,8 +559,7 @@ def _is_header(rows: Sequence[Sequence[str]], wanted: Wanted) -> bool:
         return not labels
     end = len(rows) if len(rows) in wanted.sizes else -1
     with_it, without = (
-        sum(int((wanted.of(its[part]) == wanted.true).sum()) for its in labels)
-        for part in (slice(end), slice(1, None))
+        sum(wanted.agreement(its[part]) for its in labels) for part in (slice(end), slice(1, None))
     )
     return without > with_it
 

@@ -163,11 +163,30 @@ def test_numbers_that_are_names_of_images(tmp_path, names):
         given_labels(f"{tmp_path / 'y.npz'}:label", CLASSES, TRUE, files)
 
 
-def test_an_array_that_numbers_its_rows_names_no_images(tmp_path):
+@pytest.mark.parametrize("name", ["y.npz", "y.csv"])
+@pytest.mark.parametrize("as_names", [True, False], ids=["names", "places"])
+@pytest.mark.parametrize("in_order", [True, False])
+def test_numbers_are_names_of_images_or_their_places(tmp_path, name, as_names, in_order):
+    """The true labels tell which, in any order of the rows."""
     files = [f"data/{CLASSES[n % 3]}/{59 - n}.jpg" for n in range(60)]
-    np.savez(tmp_path / "y.npz", index=np.arange(60), label=GIVEN)
-    given, _ = given_labels(str(tmp_path / "y.npz"), CLASSES, TRUE, files)
+    ids = 59 - np.arange(60) if as_names else np.arange(60)
+    order = np.argsort(ids) if in_order else np.random.default_rng(0).permutation(60)
+    np.savez(tmp_path / "y.npz", id=ids[order], label=GIVEN[order])
+    (tmp_path / "y.csv").write_text("id,label\n" + rows(ids[order], GIVEN[order]))
+    given, _ = given_labels(str(tmp_path / name), CLASSES, TRUE, files)
     assert given.tolist() == GIVEN.tolist()
+
+
+@pytest.mark.parametrize("name", ["y.npz", "y.csv"])
+def test_numbers_that_may_be_names_or_places_are_refused(tmp_path, name):
+    """Within a class, every order agrees with the true labels equally often."""
+    true = np.sort(TRUE)
+    files = sorted(f"{CLASSES[label]}/{n}.jpg" for n, label in enumerate(true))
+    given = np.where(np.arange(60) == 3, 1, true)
+    np.savez(tmp_path / "y.npz", id=np.arange(60), label=given)
+    (tmp_path / "y.csv").write_text("id,label\n" + rows(range(60), given))
+    with pytest.raises(MemtoolError, match="its 'id' may number the examples .* whole paths"):
+        given_labels(f"{tmp_path / name}:label", CLASSES, true, files)
 
 
 @pytest.mark.parametrize("key", ["", ":given"])
