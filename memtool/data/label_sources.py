@@ -548,14 +548,16 @@ def _is_default(rows: Sequence[Sequence[str]]) -> bool:
 def _is_header(rows: Sequence[Sequence[str]], wanted: Wanted) -> bool:
     """Whether the first of some rows, one more than examples, is their header.
 
-    It is none if it goes on with a numbering, nor if it has a label in a column of labels. Where
-    it looks like a header all the same, labels without it have to agree with the true ones more
-    often than with it: all of them, if there may be so many, or those without the last row."""
+    It is none if it is one of the rows that a column numbers, nor if it has a label in a column of
+    labels. Where it looks like a header all the same, labels without it have to agree with the true
+    ones more often than with it: all of them, if there may be so many, or those without the last
+    row."""
     columns = [*zip(*rows, strict=False)]
-    if any(numbering(cells) is not None for cells in columns):
+    is_default = _is_default(rows)
+    if not is_default and any(numbering(cells) is not None for cells in columns):
         return False
     labels = [found for cells in columns if (found := _as_labels(cells, wanted)) is not None]
-    if not labels or not (_is_default(rows) or any(map(_has_name, columns))):
+    if not labels or not (is_default or any(map(_has_name, columns))):
         return not labels
     end = len(rows) if len(rows) in wanted.sizes else -1
     with_it, without = (
@@ -573,9 +575,10 @@ def _as_labels(cells: Sequence[str], wanted: Wanted) -> Labels | None:
 
 
 def _has_name(cells: Sequence[str]) -> bool:
-    """Whether a column has numbers, or names of images, below a cell that is none."""
+    """Whether a column has numbers, names with digits, or names of images below a cell that is
+    none."""
     first, *others = cells
-    kinds = (NUMBER.fullmatch, is_picture)
+    kinds = (NUMBER.fullmatch, re.compile(r"\d").search, is_picture)
     return any(not is_kind(first) and all(map(is_kind, others)) for is_kind in kinds)
 
 

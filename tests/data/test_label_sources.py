@@ -589,6 +589,8 @@ NUMBERED = [*enumerate(NAMES)]
         [f"{n},{name}" for n, name in [*NUMBERED, (60, "cat")]],
         [f"{n},{name}" for n, name in [*NUMBERED, (60, "cat")][::-1]],
         [f"{n},{given}" for n, given in enumerate([*GIVEN, 2], 1)],
+        [f"{n},{given}" for n, given in enumerate([1, *GIVEN[1:], 2])],
+        [f"row{n},{given}" for n, given in enumerate([*GIVEN, 2])],
         [f"{given},{given}" for given in [*GIVEN, 2]],
         [f"{file},{name}" for file, name in zip([*FILES, "x.png"], [*NAMES, "cat"], strict=True)],
         [f"{NAMES[0]},?", *(f"{name},0.5" for name in [*NAMES[1:], "cat"])],
@@ -612,6 +614,9 @@ def test_a_label_too_many_is_no_header(tmp_path, lines):
         ("ant,bee,given", [TRUE == 0, TRUE == 1, NAMES], "given"),
         ("2024", [GIVEN], "2024"),
         ("id,1", [range(60), GIVEN], "1"),
+        ("0,1", [range(1, 61), GIVEN], "1"),
+        ("0,1", [range(1, 61), NAMES], "1"),
+        ("id,1,0", [[f"row{n}" for n in range(60)], GIVEN, TRUE], "1"),
     ],
 )
 def test_a_header_may_look_like_labels(tmp_path, header, columns, key):
