@@ -95,8 +95,9 @@ def _order(cells: Sequence[str], files: Sequence[str]) -> Labels | None:
 
 
 def _are_names(cells: Sequence[str], files: Sequence[str], classes: Sequence[str]) -> bool:
-    """Whether cells evidently name images: by the suffix of one, or by a name that a file has, too.
-    Of numbers, most have to be names of files; nearly all where they recur, as ages do."""
+    """Whether cells evidently name images: by the suffix of one, or by names that files have, too.
+    Of words, a tenth has to be names of files: one may be so by chance. Of numbers, most; nearly
+    all where they recur, as ages do."""
     labels = {*classes, *map(str, range(len(classes)))}
     if labels.issuperset(map(plain, cells)) or numbering(cells) is not None:
         return False
@@ -104,8 +105,9 @@ def _are_names(cells: Sequence[str], files: Sequence[str], classes: Sequence[str
         return True
     named, known = (Counter(_parts(text, False)[-1:] for text in texts) for texts in (cells, files))
     shared = named & known
-    least = 0.5 if len(set(cells)) == len(cells) else 0.9
-    return shared.total() > least * len(files) or not all(is_number(name) for (name,) in shared)
+    of_numbers = 0.5 if len(set(cells)) == len(cells) else 0.9
+    least = of_numbers if all(is_number(name) for (name,) in shared) else 0.1
+    return shared.total() > least * len(files)
 
 
 def _misfit(cells: Sequence[str], files: Sequence[str]) -> str:

@@ -140,3 +140,16 @@ def test_other_columns_name_no_images(cells) -> None:
     assert found({"more": cells}) is None
     names, _ = found({"more": cells, "path": PATHS})
     assert names == ["path"]
+
+
+@pytest.mark.parametrize("word", ["train", "train/easy"])
+def test_a_word_that_is_the_name_of_one_image_names_no_images(word) -> None:
+    files = [*FILES, f"data/train/bee/{word.rpartition('/')[2]}.jpg"]
+    assert found({"split": [word] * 61}, files) is None
+
+
+def test_words_that_recur_name_images_if_files_are_called_so_as_often() -> None:
+    files = [f"{name}/img{number}.png" for name in CLASSES for number in range(30)]
+    cells = [f"img{number}" for _ in CLASSES for number in range(20, 50)]
+    with pytest.raises(MemtoolError, match="'id' names images that are not in the data set, 40 of"):
+        found({"id": cells}, files)
