@@ -60,7 +60,7 @@ def _names(labels: NDArray[Any], what: str) -> Values:
     except UnicodeDecodeError as error:
         raise MemtoolError(f"{what} are bytes, but not UTF-8 ({error})") from error
     if (empty := np.flatnonzero(names == "")).size:
-        raise MemtoolError(f"{what}: that of example {empty[0]} is empty")
+        raise MemtoolError(f"{what}: that in row {empty[0]} (from 0) is empty")
     return names
 
 

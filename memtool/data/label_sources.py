@@ -36,7 +36,7 @@ from memtool.contents import (
 from memtool.data.arrays import read_array
 from memtool.data.classes import NUMBER, Values, composed, is_number, plain, values
 from memtool.data.listing import Labels
-from memtool.data.naming import Order, is_picture, named_order, numbering
+from memtool.data.naming import IF_HEADER, Order, is_picture, named_order, numbering
 from memtool.device import machine_memory
 from memtool.errors import last_line, some, told_size
 from memtool.paths import expanded
@@ -188,12 +188,12 @@ def _no_class(labels: Sequence[str], classes: Sequence[str], what: str) -> Memto
             + (last if [*classes] == [*map(str, range(count))] else "")
         )
     valid = {*map(composed, classes), *map(str, range(count))}
-    example = next(
-        (n for n, label in enumerate(labels) if not {composed(label), plain(label)} & valid), 0
-    )
+    wrong = [n for n, label in enumerate(labels) if not {composed(label), plain(label)} & valid]
+    row = wrong[0] if wrong else 0
     return MemtoolError(
-        f"{what}: that of example {example} is {labels[example]!r:.40}; it should be a class "
+        f"{what}: that in row {row} (from 0) is {labels[row]!r:.40}; it should be a class "
         f"({some(classes, 5)}), or, in all labels, the number of one (0 to {count - 1})"
+        + (f"; {IF_HEADER}" if wrong == [0] else "")
     )
 
 
@@ -508,7 +508,7 @@ def _columns(path: Path, wanted: Wanted) -> Arrays:
     for number, row in enumerate(rows):
         if len(row) != len(names):
             raise MemtoolError(
-                f"{path}: has {len(row)} cells for example {number}, not {len(names)}"
+                f"{path}: has {len(row)} cells in row {number} (from 0), not {len(names)}"
             )
     if len(set(names)) < len(names):
         raise MemtoolError(f"{path}: two of its columns have one name ({', '.join(names)})")

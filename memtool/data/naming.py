@@ -17,6 +17,7 @@ from memtool.data.listing import Labels
 from memtool.errors import counted
 
 Order = tuple[list[str], Labels]  # the columns that tell an order, and the row of each image, (n,)
+IF_HEADER = "if it is a header, the row of an example is missing"
 
 
 def named_order(
@@ -126,9 +127,10 @@ def _misfit(cells: Sequence[str], files: Sequence[str]) -> str:
         return f"lacks {told} of the data set, such as {next(lacks)}; add what is missing"
     absent = [cell for cell, parts in zip(cells, named, strict=True) if parts[-depth:] not in there]
     if absent and len(cells) == len(files):
+        way_out = f"correct it ({IF_HEADER})" if absent == [cells[0]] else "correct them"
         return (
             f"names images that are not in the data set, {len(absent)} of {len(cells)}, such as "
-            f"{absent[0]!r:.80} (one that is: {files[0]}); correct them"
+            f"{absent[0]!r:.80} (one that is: {files[0]}); {way_out}"
         )
     cell = max(zip(cells, named, strict=True), key=lambda one: rows[one[1][-depth:]])[0]
     path = "/".join(_parts(files[0], True)[-needed:])

@@ -88,7 +88,7 @@ def test_classes_are_those_of_both_splits(tmp_path: Path, saved, caplog) -> None
         (np.full((6, 3), 1 / 3), "of soft labels, save the most likely ones"),
         (np.ones((6, 3)), "row 0 has 3 ones; one class per example"),
         (np.zeros((6, 3)), "row 0 has 0 ones"),
-        (np.array(["", "a", "b"])[LABELS], "that of example 0 is empty"),
+        (np.array(["", "a", "b"])[LABELS], "that in row 0 (from 0) is empty"),
         (np.array([b"\xe4"] * 6), "not UTF-8"),
         (np.array([("a", 1)] * 6, dtype=object), "never opened; save text as array.astype(str)"),
         (LABELS[:4], "6 images, 4 labels"),

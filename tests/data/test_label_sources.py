@@ -232,12 +232,12 @@ def test_labels_as_in_another_order_get_a_warning(tmp_path, caplog):
         (GIVEN[:-1], "are 59, the data set has 60 training examples"),
         (np.repeat(GIVEN, 2), "are 120, the data set has 60"),
         (GIVEN + 1, "count the classes from 1 to 3; subtract 1, they count from 0$"),
-        (np.where(GIVEN == 2, 99, GIVEN), "that of example 1 is '99'; it should be a class"),
-        (np.where(GIVEN == 2, -1, GIVEN), "that of example 1 is '-1'"),
+        (np.where(GIVEN == 2, 99, GIVEN), "that in row 1 .from 0. is '99'; it should be a class"),
+        (np.where(GIVEN == 2, -1, GIVEN), "that in row 1 .from 0. is '-1'"),
         (np.where(GIVEN == 2, np.nan, GIVEN), "not whole numbers or names"),
         (GIVEN + 0.5, "not whole numbers or names"),
-        (np.where(NAMES == "cat", "cow", NAMES), "that of example 1 is 'cow'"),
-        (np.where(NAMES == "cat", "1" * 5000, NAMES), "that of example 1 is '111"),
+        (np.where(NAMES == "cat", "cow", NAMES), "that in row 1 .from 0. is 'cow'"),
+        (np.where(NAMES == "cat", "1" * 5000, NAMES), "that in row 1 .from 0. is '111"),
         (np.full((60, 3), 1 / 3), "neither one per example nor one-hot"),
         (np.zeros((60, 2, 2)), "not one per example"),
         (GIVEN * 1j, "not whole numbers or names"),
@@ -265,7 +265,7 @@ def test_what_are_no_labels_of_the_data_set_is_told(tmp_path, array, problem):
         ("y.csv", b"\xff\xfe\x00", "cannot be read"),
         ("y.csv", rows(GIVEN[:50]).encode(), "has 50 rows"),
         ("y.csv", ("a,a\n" + rows(GIVEN, GIVEN)).encode(), "two of its columns have one name"),
-        ("y.csv", ("a,b\n" + rows(GIVEN)).encode(), "has 1 cells for example 0, not 2"),
+        ("y.csv", ("a,b\n" + rows(GIVEN)).encode(), "has 1 cells in row 0 .from 0., not 2"),
     ],
 )
 def test_other_files_are_one_error(tmp_path, name, content, problem):
@@ -361,8 +361,34 @@ def test_an_empty_label_is_told_and_moves_no_others(tmp_path, header, missing):
     lines = [header, *map(str, GIVEN)]
     lines[1 + missing] = '""'
     (tmp_path / "y.csv").write_text("\n".join(lines) + "\n")
-    with pytest.raises(MemtoolError, match=f"that of example {missing} is empty"):
+    with pytest.raises(MemtoolError, match=f"that in row {missing} .from 0. is empty"):
         found(tmp_path / "y.csv")
+
+
+def test_a_row_of_the_file_is_told_where_names_give_another_order(tmp_path):
+    labels = [*NAMES[::-1]]
+    for wrong, told in (("", "is empty"), ("cow", "is 'cow'")):
+        labels[7] = wrong
+        (tmp_path / "y.csv").write_text("file,label\n" + rows(FILES[::-1], labels))
+        with pytest.raises(MemtoolError, match=rf"that in row 7 \(from 0\) {told}"):
+            given_labels(str(tmp_path / "y.csv"), CLASSES, TRUE, FILES)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (
+            "label\n" + rows(NAMES[1:]),
+            "is 'label'; .*; if it is a header, the row of an",
+        ),
+        ("label\n" + rows(NAMES[:-1]) + "\n\n", "is 'label'; .*; if it is a header, the row of an"),
+        ("f,label\n" + rows(FILES[1:], NAMES[1:]), "1 of 60, such as 'f' .*if it is a header, the"),
+    ],
+)
+def test_a_header_may_stand_where_a_row_is_missing(tmp_path, text, told):
+    (tmp_path / "y.csv").write_text(text)
+    with pytest.raises(MemtoolError, match=told):
+        given_labels(str(tmp_path / "y.csv"), CLASSES, TRUE, FILES)
 
 
 @pytest.mark.parametrize("header", ["0", "0,1", ",0"])
@@ -372,7 +398,7 @@ def test_an_empty_line_may_be_a_label_and_moves_no_others(tmp_path, header, miss
     cells = [f"{i},{given}" if "," in header else str(given) for i, given in enumerate(GIVEN)]
     cells[missing] = f"{missing}," if header == ",0" and missing == 59 else empty
     (tmp_path / "y.csv").write_text("\n".join([header, *cells]) + "\n")
-    with pytest.raises(MemtoolError, match='write "" for a label that|that of example 59 is empt'):
+    with pytest.raises(MemtoolError, match='write "" for a label that|row 59 .from 0. is empty'):
         found(f"{tmp_path / 'y.csv'}:{header.split(',')[-1]}")
 
 
@@ -445,7 +471,7 @@ def test_names_of_several_words_are_one_column(tmp_path, header, words):
 
 def test_a_column_more_than_names_that_numbers_nothing_is_refused(tmp_path):
     (tmp_path / "y.csv").write_text("given,true\n" + rows(GIVEN, TRUE, [""] * 60))
-    with pytest.raises(MemtoolError, match="has 3 cells for example 0, not 2"):
+    with pytest.raises(MemtoolError, match="has 3 cells in row 0 .from 0., not 2"):
         found(f"{tmp_path / 'y.csv'}:given")
 
 
@@ -634,7 +660,7 @@ def test_a_long_cell_takes_no_more_memory_than_it_has(tmp_path, name, where):
         (tmp_path / name).write_text("label,comment\n" + rows(*columns.values()))
     else:
         torch.save(columns, tmp_path / name)
-    found_or_not = pytest.raises(MemtoolError, match="that of example 7 is 'xxx")
+    found_or_not = pytest.raises(MemtoolError, match="that in row 7 .from 0. is 'xxx")
     tracemalloc.start()
     with found_or_not if where == "label" else nullcontext():
         found(f"{tmp_path / name}:label")
