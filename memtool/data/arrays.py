@@ -206,32 +206,38 @@ def _bytes(arrays: Mapping[str, NDArray[Any]], path: Path) -> dict[str, Images]:
     truth values times 255.
 
     Raises MemtoolError for other values, and where one split ends at 1 and another does not."""
-    if all(array.dtype == np.uint8 for array in arrays.values()):
-        return dict(arrays)
     for name, array in arrays.items():
         _check_range(array, f"{path}: {name}")
     of_truth = {name for name, array in arrays.items() if array.dtype == np.bool_}
-    highest = {name: 255 if name in of_truth else array.max() for name, array in arrays.items()}
+    highest = {
+        name: 255 if name in of_truth else array.max(initial=0) for name, array in arrays.items()
+    }
     numbers = {name: array for name, array in arrays.items() if name not in of_truth}
     if all(array.dtype.kind == "f" and highest[name] <= 1 for name, array in numbers.items()):
         return {name: _rounded(array, scale=255) for name, array in arrays.items()}
     above = max(highest, key=lambda name: float(highest[name]))
     for name, array in numbers.items():
-        is_whole = all((array[part] == np.rint(array[part])).all() for part in _parts(array))
+        is_whole = array.dtype.kind != "f" or all(
+            (array[part] == np.rint(array[part])).all() for part in _parts(array)
+        )
         if not is_whole or highest[name] == 1 < highest[above]:
             told = "only values of 0 and 1" if is_whole else "fractions"
             most = "truth values" if above in of_truth else f"values up to {highest[above]:g}"
             raise MemtoolError(
-                f"{path}: {name} has {told}, and {above} {most}; save all as uint8, or as floats "
-                "in [0, 1]"
+                f"{path}: {name} has {told}, and {above} {most}; save all as uint8 in 0..255, or "
+                "as floats in [0, 1]"
             )
     return {name: _rounded(array, 255 if name in of_truth else 1) for name, array in arrays.items()}
 
 
 def _rounded(array: NDArray[Any], scale: int = 1) -> Images:
-    """The values times `scale` as uint8, a part of the examples after the other: copies of all of
-    them would take several times the memory of what is read. The product is of float32 or wider:
-    in float16 it would be rounded itself, now and then across the middle of two levels."""
+    """The values times `scale` as uint8; values that are so already are not copied.
+
+    One part of the examples is computed after the other: copies of all would take several times
+    the memory of what is read. The product is of float32 or wider: in float16 it would be rounded
+    itself, now and then across the middle of two levels."""
+    if array.dtype == np.uint8 and scale == 1:
+        return array
     result = np.empty(array.shape, np.uint8)
     type_ = np.result_type(array.dtype, np.float32)
     for part in _parts(array):
@@ -247,8 +253,10 @@ def _parts(array: NDArray[Any]) -> list[slice]:
 
 def _check_range(array: NDArray[Any], what: str) -> None:
     """Raise MemtoolError unless all values are numbers in 0..255."""
-    if array.dtype.kind not in "buif" or not array.size:
+    if array.dtype.kind not in "buif":
         raise MemtoolError(f"{what} is {array.dtype} {array.shape}, not uint8 or float")
+    if not array.size:
+        return
     low, high = array.min(), array.max()
     if not (low >= 0 and high <= 255):
         raise MemtoolError(

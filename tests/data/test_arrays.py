@@ -235,11 +235,19 @@ def test_truth_values_are_black_and_white_beside_other_types(saved, tmp_path, su
         (BLACK_AND_WHITE, BLACK_AND_WHITE.astype(np.int64), "train_images truth values"),
         (PIXELS, BLACK_AND_WHITE.astype(np.float32), "train_images values up to 255"),
         (PIXELS * 1.0, BLACK_AND_WHITE.astype(np.int16), "train_images values up to 255"),
+        (PIXELS, BLACK_AND_WHITE.astype(np.uint8), "train_images values up to 255"),
     ],
 )
 def test_splits_that_end_at_1_and_at_more_are_refused(saved, refused, tmp_path, train, test, told):
     path = saved(tmp_path / "x.npz", train_images=train, test_images=test, **SPLIT_LABELS)
     assert f"test_images has only values of 0 and 1, and {told}; save all as" in refused(path)
+
+
+@pytest.mark.parametrize("type_", [np.uint8, np.int64, np.float32])
+def test_a_split_may_be_black(saved, tmp_path, type_):
+    arrays = {"train_images": PIXELS.astype(type_), "test_images": 0 * PIXELS.astype(type_)}
+    found = data.load(str(saved(tmp_path / "x.npz", **arrays, **SPLIT_LABELS)))
+    assert (found.train.images == PIXELS).all() and not found.test.images.any()
 
 
 def test_the_array_that_does_not_fit_the_others_is_named(saved, refused, tmp_path):
