@@ -13,10 +13,10 @@ import pickletools
 import re
 import warnings
 import zipfile
-from collections.abc import Container, Iterable, Mapping, Sequence, Set
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from hashlib import file_digest
-from itertools import chain, islice
+from itertools import chain, islice, product
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -548,17 +548,20 @@ def _is_default(rows: Sequence[Sequence[str]]) -> bool:
 def _is_header(rows: Sequence[Sequence[str]], wanted: Wanted) -> bool:
     """Whether the first of some rows, one more than examples, is their header.
 
-    It is none if it is one of the rows that a column numbers, nor if it has a label in a column of
-    labels. Where it looks like a header all the same, labels without it have to agree with the true
-    ones more often than with it: all of them, if there may be so many, or those without the last
-    row."""
+    It is one above names of images. It is none if it is one of the rows that a column numbers, nor
+    if it has a label in a column of labels. Where it looks like a header all the same, labels
+    without it have to agree with the true ones more often than with it: all of them, if there may
+    be so many, or those without the last row."""
     columns = [*zip(*rows, strict=False)]
     is_default = _is_default(rows)
     if not is_default and any(numbering(cells) is not None for cells in columns):
         return False
     labels = [found for cells in columns if (found := _as_labels(cells, wanted)) is not None]
-    if not labels or not (is_default or any(map(_has_name, columns))):
-        return not labels
+    if not labels or any(_is_name_of(cells, is_picture) for cells in columns):
+        return True
+    kinds = (NUMBER.fullmatch, re.compile(r"\d").search)  # names of examples have digits, too
+    if not is_default and not any(_is_name_of(*pair) for pair in product(columns, kinds)):
+        return False
     end = len(rows) if len(rows) in wanted.sizes else -1
     with_it, without = (
         sum(wanted.agreement(its[part]) for its in labels) for part in (slice(end), slice(1, None))
@@ -574,12 +577,9 @@ def _as_labels(cells: Sequence[str], wanted: Wanted) -> Labels | None:
         return None
 
 
-def _has_name(cells: Sequence[str]) -> bool:
-    """Whether a column has numbers, names with digits, or names of images below a cell that is
-    none."""
-    first, *others = cells
-    kinds = (NUMBER.fullmatch, re.compile(r"\d").search, is_picture)
-    return any(not is_kind(first) and all(map(is_kind, others)) for is_kind in kinds)
+def _is_name_of(cells: Sequence[str], is_kind: Callable[[str], Any]) -> bool:
+    """Whether a column has cells of a kind below one that is of another."""
+    return not is_kind(cells[0]) and all(map(is_kind, cells[1:]))
 
 
 def _lines(text: str, classes: Set[str]) -> list[list[str]]:

@@ -651,6 +651,14 @@ def test_a_header_may_look_like_labels(tmp_path, header, columns, key):
     assert found(f"{tmp_path / 'y.csv'}:{key}")[1] == key
 
 
+@pytest.mark.parametrize("seed", range(4))
+def test_a_number_above_labels_in_another_order_is_the_header_of_names(tmp_path, seed):
+    order = np.random.default_rng(seed).permutation(60)
+    (tmp_path / "y.csv").write_text("file,0\n" + rows(np.array(FILES)[order], GIVEN[order]))
+    given, _ = given_labels(str(tmp_path / "y.csv"), CLASSES, TRUE, FILES)
+    assert given.tolist() == GIVEN.tolist()
+
+
 @pytest.mark.parametrize("name", ["y.csv", "y.pt"])
 @pytest.mark.parametrize("where", ["comment", "label"])
 def test_a_long_cell_takes_no_more_memory_than_it_has(tmp_path, name, where):
