@@ -17,7 +17,7 @@ from memtool.specs import matches
 
 logger = logging.getLogger("memtool")
 
-MASKED = 1e3  # what masks put in place of numbers is beyond, such as -1e4 or -1e9
+MASKED = 100  # what a mask such as -1e4 makes is at least so many times as large as all else
 
 
 @dataclass(frozen=True)
@@ -131,20 +131,22 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 def computed_scale(x: Tensor) -> float:
-    """The largest absolute value among the finite numbers that were computed: one beyond MASKED
-    that stands in several places is what a mask has put there, next to which differences between
-    all others would be none. 0 if there is no number.
+    """The largest absolute value among the finite numbers that were computed, 0 if there is none.
 
-    >>> computed_scale(torch.tensor([0.5, -2.0, -1e9, -1e9])), computed_scale(torch.tensor([3e4]))
+    Numbers MASKED times as large as all smaller ones, and as 1, do not count: a mask has put them
+    there, or was added, next to which differences between all others would be none. A feature may
+    be that large by itself; what rounding leaves of the others is small beside them even then.
+
+    >>> computed_scale(torch.tensor([0.5, -2.0, -1e9])), computed_scale(torch.tensor([3e4]))
     (2.0, 30000.0)
     """
     sizes = x[x.isfinite()].abs()
     largest = float(sizes.max()) if len(sizes) else 0.0
-    if largest < MASKED:
+    if largest <= MASKED:
         return largest
-    values, counts = sizes.unique(return_counts=True)
-    computed = values[(counts == 1) | (values < MASKED)]
-    return float(computed.max()) if len(computed) else largest
+    sizes = sizes.clamp(min=1).unique()  # in ascending order
+    below_gap = sizes[:-1][sizes[1:] / sizes[:-1] > MASKED]
+    return float(below_gap[0]) if len(below_gap) else largest
 
 
 def axes_in_memory(tensor: Tensor) -> list[int]:

@@ -52,15 +52,25 @@ def test_rows_that_are_those_of_other_images(change, back, expected, n):
 class Masking(nn.Module):
     """Puts a mask beside what it is given, (n, 6)."""
 
-    def __init__(self, value) -> None:
+    def __init__(self, mask, value) -> None:
         super().__init__()
-        self.value = value
+        self.mask, self.value = mask, value
 
     def forward(self, x):
-        return torch.cat([x, torch.full_like(x[:, :2], self.value)], 1)
+        return torch.cat([x, self.mask(x[:, :2], self.value)], 1)
 
 
-@pytest.mark.parametrize("value", [-1e4, -1e9, torch.finfo(torch.float32).min, -torch.inf])
+MASKS = {
+    "filled": torch.full_like,
+    "added": torch.add,
+    "an outlier": torch.mul,  # no mask, but as large
+}
+
+
+@pytest.mark.parametrize("mask", MASKS.values(), ids=MASKS)
+@pytest.mark.parametrize(
+    "value", [-999, -1e4, -65504, -1e6, -1e9, torch.finfo(torch.float32).min, -torch.inf]
+)
 @pytest.mark.parametrize(
     ("change", "back", "moved", "mixed"),
     [
@@ -70,9 +80,9 @@ class Masking(nn.Module):
     ],
     ids=["as they come", "sorted", "mixed"],
 )
-def test_a_mask_hides_nothing(value, change, back, moved, mixed):
+def test_a_mask_hides_nothing(mask, value, change, back, moved, mixed):
     model = Net(change, lambda y, x: back(y[:, :6], x)).eval()
-    model.inner, model.outer = Masking(value), nn.Linear(6, 4)
+    model.inner, model.outer = Masking(mask, value), nn.Linear(6, 4)
     images = torch.randn(33, 6, generator=torch.Generator().manual_seed(0))
     assert misplaced(model, model, {"inner": 0, "outer": 0}, images) == (moved, mixed, set())
 

@@ -78,9 +78,20 @@ def test_nearly_equal_looks_at_what_is_not_masked(mask):
 
 
 def test_nearly_equal_measures_large_values_by_themselves():
-    values = torch.tensor([1.0, 2e4, 2e6])
+    values = torch.tensor([1e3, 2e4, 2e6])
     assert nearly_equal(values, values + torch.tensor([100.0, 0, 0]))
     assert nearly_equal(torch.full((3,), 2e6), torch.full((3,), 2e6 + 100))
+
+
+@pytest.mark.parametrize("factor", [1e5, 1e6, 1e7])
+def test_nearly_equal_looks_beside_an_outlier_and_not_at_rounding(factor):
+    generator = torch.Generator().manual_seed(0)
+    x, weight = (torch.randn(n, 512, generator=generator) for n in (8, 16))
+    weight[7] *= factor
+    values, others = x @ weight.T, x.flip(1) @ weight.flip(1).T  # summed in another order
+    assert not torch.equal(others, values) and nearly_equal(others, values)
+    others[:, 0] += 0.01 * others[:, 1].abs().max()
+    assert not nearly_equal(others, values)
 
 
 def test_nearly_equal_takes_what_is_no_number_or_infinite_in_the_same_places():
