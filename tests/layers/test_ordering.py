@@ -162,3 +162,41 @@ def test_rows_that_mix_images_though_the_result_does_not():
     axes = {"norm": 0, "after": 0, "after_1": 0}
     model = Mixed()
     assert misplaced(model, model, axes, images) == (set(), {"norm", "after"}, set())
+
+
+MIXTURES = {
+    "with the one before": lambda x: x + x.roll(1, 0) / 2,
+    "of pairs": lambda x: x - x.view(-1, 2, x.shape[1]).mean(1).repeat_interleave(2, 0),
+    "with the mean": lambda x: x - x.mean(0),
+}
+
+
+@pytest.mark.parametrize("mix", MIXTURES.values(), ids=MIXTURES)
+@pytest.mark.parametrize("width", [1, 2])
+def test_on_a_line_too_a_mixture_is_in_no_other_order(mix, width):
+    class Gate(nn.Module):
+        """One number or two of an image, of which the result makes nothing."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.gate = nn.Identity()
+
+        def forward(self, images):
+            self.gate(mix(images[:, :width]))
+            return images
+
+    model = Gate()
+    for seed in range(5):
+        images = torch.randn(65, 6, generator=torch.Generator().manual_seed(seed))
+        assert misplaced(model, model, {"gate": 0}, images) == (set(), {"gate"}, set())
+
+
+@pytest.mark.parametrize("width", [1, 2, 6])
+def test_another_order_of_few_features_is_found(width):
+    sort, _, _ = NETS["sorted"]
+    model = Net(lambda x: sort(x)[:, :width], lambda y, x: x).eval()
+    model.inner, model.outer = nn.Identity(), nn.Linear(6, 4)
+    for n in (5, 65):
+        images = torch.randn(n, 6, generator=torch.Generator().manual_seed(0))
+        found = misplaced(model, model, {"inner": 0, "outer": 0}, images)
+        assert found == ({"inner"}, set(), set())
