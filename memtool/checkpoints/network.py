@@ -103,13 +103,14 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], path: Path) ->
         raise MemtoolError(f"{path}: its tensors do not fit the model: {problems}")
     expected, weights = model.state_dict(), dict[str, Tensor]()
     for name, tensor in tensors.items():
-        dtype = expected[name].dtype
-        if _is_convertible(tensor, dtype):
-            weights[name] = tensor.to(dtype)
+        if (converted := _converted(tensor, expected[name])) is not None:
+            weights[name] = converted
         elif not name.endswith(UNCOUNTED):
+            dtype = expected[name].dtype
             raise MemtoolError(
                 f"{path}: its tensor {name} is of type {tensor.dtype}, the model's is of {dtype}, "
-                f"and conversion may change its numbers; save it as {dtype}"
+                "and its numbers may have changed when it was converted; take it from the "
+                f"original, where it is of {dtype}"
             )
     _check_shared(tied_names(model), weights, path)
     # In place: this dict also carries the versions of the modules' layouts, which mnasnet needs.
@@ -140,21 +141,27 @@ def _warn_if_not_finite(weights: Mapping[str, Tensor], path: Path) -> None:
         )
 
 
-def _is_convertible(tensor: Tensor, dtype: torch.dtype) -> bool:
-    """Whether a tensor may be converted to a type: floating point to such, complex numbers to such,
-    and real numbers to any other type that has them all, as the indices are of a model that was
-    converted to half precision as a whole, unless they may have been rounded then."""
-    if dtype.is_floating_point or dtype.is_complex:
-        found, wanted = ((one.is_floating_point, one.is_complex) for one in (tensor.dtype, dtype))
-        return found == wanted
+def _converted(tensor: Tensor, own: Tensor) -> Tensor | None:
+    """A tensor in the type of the model's `own`, None if its numbers are not sure to be the same
+    then: floating point is taken for such, complex numbers for such, and real numbers for any other
+    type that has them all, as the indices are of a model that was converted to half precision as a
+    whole. If they may have been rounded then, they have to be the model's own, rounded, which are
+    given instead."""
+    if own.is_floating_point() or own.is_complex():
+        found, wanted = ((one.is_floating_point(), one.is_complex()) for one in (tensor, own))
+        return tensor.to(own.dtype) if found == wanted else None
     if tensor.is_complex():
-        return False
+        return None
+    numbers = tensor
     if tensor.is_floating_point():
+        numbers = tensor.double()
+        if not own.is_meta and torch.equal(own.to(tensor.dtype).double(), numbers):
+            return own
         exact_below = 2 / torch.finfo(tensor.dtype).eps  # which itself may be the next one, rounded
-        tensor = tensor.double()
-        if not bool((tensor.abs() < exact_below).all()):
-            return False
-    return torch.equal(tensor.to(dtype).to(tensor.dtype), tensor)
+        if not bool((numbers.abs() < exact_below).all()):
+            return None
+    converted = tensor.to(own.dtype)
+    return converted if torch.equal(converted.to(numbers.dtype), numbers) else None
 
 
 def is_incomplete(model: nn.Module) -> bool:

@@ -97,8 +97,28 @@ def test_indices_of_another_type_are_taken_if_they_are_sure(largest, saved, want
         load_weights(model, tensors, Path("x"))
         assert model.index.dtype == wanted and model.index.tolist() == [1, largest]
     else:
-        with pytest.raises(MemtoolError, match=f"x: its tensor index .* save it as {wanted}"):
+        with pytest.raises(MemtoolError, match=f"x: its tensor index .* original, .* of {wanted}"):
             load_weights(model, tensors, Path("x"))
+
+
+@pytest.mark.parametrize(
+    "saved, n", [(torch.bfloat16, 300), (torch.float16, 3000), (torch.float8_e4m3fn, 40)]
+)
+def test_rounded_indices_are_the_models_own(saved, n):
+    own = torch.arange(n)
+    model = nn.Module()
+    model.register_buffer("index", own.clone())
+    rounded = own.to(saved)
+    assert not torch.equal(rounded.long(), own)
+    load_weights(model, {"index": rounded}, Path("x"))
+    assert torch.equal(model.index, own) and model.index.dtype == torch.int64
+    refused = "is of type .*, the model's is of torch.int64, and its numbers may have changed"
+    for others in (rounded.double().flip(0).to(saved), rounded.double().sub(1).to(saved)):
+        with pytest.raises(MemtoolError, match=refused):
+            load_weights(model, {"index": others}, Path("x"))
+    model.to("meta")
+    with pytest.raises(MemtoolError, match=refused):
+        load_weights(model, {"index": rounded}, Path("x"))
 
 
 def test_a_network_takes_images_with_channels_last_where_it_can_do_with_it():
