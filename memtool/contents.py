@@ -107,10 +107,12 @@ def described(path: Path, weights: bool = True) -> str | None:
 
 def conversion(path: Path, model: str | None = None) -> str:
     """The command, for a shell, that makes a checkpoint beside a pickle, or an index of pickles, of
-    the `model` that was typed, if any."""
-    target = os.path.splitext(str(path).removesuffix(".index.json"))[0] + ".safetensors"
+    the `model` that was typed, if any; under a name that is not taken, as by a pickle that is
+    called .safetensors itself."""
+    stem = os.path.splitext(str(path).removesuffix(".index.json"))[0]
+    ending = ".converted.safetensors" if os.path.lexists(f"{stem}.safetensors") else ".safetensors"
     typed = ["--model", model] if model else []
-    return shlex.join(["memtool", "convert", str(path), *typed, "-o", target])
+    return shlex.join(["memtool", "convert", str(path), *typed, "-o", stem + ending])
 
 
 def is_pickle(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shlex
 import struct
 import tracemalloc
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from memtool import MemtoolError
 from memtool.checkpoints import Checkpoint
+from memtool.models import nets
 from memtool.tensors import (
     check_kept,
     find_metadata,
@@ -97,6 +99,19 @@ def test_a_pickle_is_told_by_its_first_bytes(run, tmp_path):
         result = run("info", path)
         assert result.code == 1
         assert f"memtool convert {path} -o {path.with_suffix('.safetensors')}" in result.stderr
+
+
+@pytest.mark.parametrize("is_listed", [False, True])
+def test_the_command_for_a_pickle_called_safetensors_works(run, tmp_path, is_listed):
+    path = tmp_path / "a b.safetensors"
+    torch.save(nets.digits_cnn(4).state_dict(), path)
+    if is_listed:
+        names = dict.fromkeys(nets.digits_cnn(4).state_dict(), path.name)
+        path = tmp_path / "a b.safetensors.index.json"
+        path.write_text(json.dumps({"weight_map": names}))
+    command = shlex.split(run("info", path).stderr.partition(": memtool ")[2])
+    assert command[-1] == str(tmp_path / "a b.converted.safetensors")
+    assert run(*command).code == 0 and run("info", command[-1]).code == 0
 
 
 METADATA = {
