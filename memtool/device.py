@@ -10,6 +10,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
+from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -121,10 +122,14 @@ def computed_by(device: "torch.device") -> dict[str, str | int]:
 
 def processors() -> int:
     """How many processors this process may use: in a container or a cluster's job, fewer than the
-    machine has."""
+    machine has. Where time is shared out, a part of one counts as one."""
     if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1  # macOS and Windows
+        available = len(os.sched_getaffinity(0))
+    else:
+        available = os.cpu_count() or 1  # macOS and Windows
+    # The microseconds that the group may compute in each period, in which all processors do.
+    limits = _limits_of_groups("cpu", ["cpu.max"], ["cpu.cfs_quota_us", "cpu.cfs_period_us"])
+    return min([available, *(ceil(quota / period) for quota, period in limits if quota > 0)])
 
 
 def machine_memory() -> int:
@@ -134,12 +139,16 @@ def machine_memory() -> int:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):  # not a POSIX system
         return sys.maxsize
-    return min([physical, *_limits_of_groups(Path("/"))])
+    limits = _limits_of_groups("memory", ["memory.max"], ["memory.limit_in_bytes"])
+    return min([physical, *(size for (size,) in limits)])
 
 
-def _limits_of_groups(root: Path) -> Iterator[int]:
-    """The limits of memory of the control groups that this process is in, and of those around them
-    (Linux, man 7 cgroups), below the directory `root` of the system."""
+def _limits_of_groups(
+    controller: str, files: list[str], files_of_first: list[str], root: Path = Path("/")
+) -> Iterator[list[int]]:
+    """The numbers in files of the control groups that this process is in, and of those around them
+    (Linux, man 7 cgroups), below the directory `root` of the system: those in `files` together, or
+    of groups of version 1 those in `files_of_first`. Limits that are not set are left out."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:  # not Linux
@@ -147,15 +156,16 @@ def _limits_of_groups(root: Path) -> Iterator[int]:
     for line in lines:
         _, controllers, group = line.split(":", 2)
         if not controllers:  # version 2
-            tree, name = root / "sys/fs/cgroup", "memory.max"
-        elif "memory" in controllers.split(","):
-            tree, name = root / "sys/fs/cgroup/memory", "memory.limit_in_bytes"
+            tree, names = root / "sys/fs/cgroup", files
+        elif controller in controllers.split(","):
+            tree, names = root / "sys/fs/cgroup" / controller, files_of_first
         else:
             continue
         inside = Path(group.lstrip("/"))
         for folder in (inside, *inside.parents):  # a container may see its own as the root
             with suppress(OSError, ValueError):  # not there, or "max"
-                yield int((tree / folder / name).read_text())
+                texts = [(tree / folder / name).read_text() for name in names]
+                yield [int(word) for word in " ".join(texts).split()]
 
 
 def memory_of(device: "torch.device") -> int:

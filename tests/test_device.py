@@ -5,6 +5,7 @@ import os
 import platform
 import subprocess
 import sys
+from functools import partial
 from unittest.mock import Mock
 
 import pytest
@@ -204,11 +205,27 @@ def test_what_pytorch_keeps_of_a_gpu_is_there_for_more_tensors(monkeypatch):
 
 def test_a_process_has_the_processors_that_it_may_use(monkeypatch):
     assert 1 <= processors() <= (os.cpu_count() or 1)
+    monkeypatch.setattr(device_module, "_limits_of_groups", lambda *names: [])
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: {3, 5}, raising=False)
     assert processors() == 2
     monkeypatch.delattr(os, "sched_getaffinity")
     monkeypatch.setattr(os, "cpu_count", lambda: None)
     assert processors() == 1
+
+
+@pytest.fixture
+def in_groups(tmp_path, monkeypatch):
+    """Puts this process into a control group, of a system that has these files of groups."""
+
+    def put(group, limits):
+        files = {"proc/self/cgroup": group, **{f"sys/fs/cgroup/{k}": v for k, v in limits.items()}}
+        for name, text in files.items():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_text(f"{text}\n" if text else "")
+        below = partial(device_module._limits_of_groups, root=tmp_path)
+        monkeypatch.setattr(device_module, "_limits_of_groups", below)
+
+    return put
 
 
 @pytest.mark.parametrize(
@@ -223,21 +240,42 @@ def test_a_process_has_the_processors_that_it_may_use(monkeypatch):
         ("", {}, None),
     ],
 )
-def test_a_process_has_the_memory_that_its_groups_allow(
-    tmp_path, monkeypatch, group, limits, found
-):
-    files = {"proc/self/cgroup": group, **{f"sys/fs/cgroup/{k}": v for k, v in limits.items()}}
-    for name, text in files.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(f"{text}\n" if text else "")
-    of_groups = device_module._limits_of_groups
-    monkeypatch.setattr(device_module, "_limits_of_groups", lambda root: of_groups(tmp_path))
+def test_a_process_has_the_memory_that_its_groups_allow(in_groups, group, limits, found):
+    in_groups(group, limits)
     pages = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     assert machine_memory() == (found or pages)
 
 
-def test_a_system_without_groups_has_the_memory_of_the_machine(tmp_path):
-    assert list(device_module._limits_of_groups(tmp_path)) == []
+@pytest.mark.parametrize(
+    ("group", "limits", "found"),
+    [
+        ("0::/", {"cpu.max": "200000 100000"}, 2),  # docker run --cpus=2
+        ("0::/", {"cpu.max": "10000 100000"}, 1),
+        ("0::/", {"cpu.max": "250000 100000"}, 3),
+        ("0::/", {"cpu.max": "max 100000"}, 16),
+        ("0::/", {"cpu.max": "3200000 100000"}, 16),
+        ("0::/job/step", {"job/cpu.max": "400000 100000", "job/step/cpu.max": "max 100000"}, 4),
+        (
+            "4:cpuacct,cpu:/job",
+            {"cpu/job/cpu.cfs_quota_us": "150000", "cpu/job/cpu.cfs_period_us": "50000"},
+            3,
+        ),
+        ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, 16),
+        ("4:cpu:/", {"cpu/cpu.cfs_quota_us": "100000"}, 16),
+        ("4:memory:/", {"cpu.max": "200000 100000"}, 16),
+        ("", {}, 16),
+    ],
+)
+def test_a_process_has_the_processors_that_its_groups_allow(
+    in_groups, monkeypatch, group, limits, found
+):
+    in_groups(group, limits)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)), raising=False)
+    assert processors() == found
+
+
+def test_a_system_without_groups_has_all_of_the_machine(tmp_path):
+    assert list(device_module._limits_of_groups("cpu", ["cpu.max"], [], tmp_path)) == []
 
 
 SHORTER = {
