@@ -190,9 +190,9 @@ class Recorder(ABC):
 
 
 class OffsetRecorder(Recorder):
-    """A recorder of all examples, whose features are taken relative to the mean of the first batch
-    that is visited, so that an offset costs no digits. Every process must visit that batch first.
-    """
+    """A recorder of all examples, whose features are taken relative to an origin among those of the
+    first batch that is visited, so that an offset costs no digits. Every process must visit that
+    batch first."""
 
     def __init__(
         self,
@@ -222,7 +222,9 @@ class OffsetRecorder(Recorder):
         """Features x (n, p) of layer i relative to the origin, in memory that the next call uses
         again; they are judged."""
         if i not in self._origin:
-            self._origin[i] = mean_of(x)
+            distances = torch.linalg.vector_norm(self.centered(x, mean_of(x)), dim=1)
+            # Of the nearer half: one example far away would move the mean away from all others.
+            self._origin[i] = mean_of(x[distances.argsort()[: (len(x) + 1) // 2]])
         x = self.centered(x, self._origin[i])
         self.judge(i, x, self._origin[i])
         return x

@@ -61,6 +61,19 @@ def test_one_example_is_far_from_all_others(sizes, factor, p):
     assert in_feature_space([x], [y], "unbiased", sizes)[0].isnan()
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("place", [0, 7, 77])
+@pytest.mark.parametrize("p", [1, 5, 40])
+def test_one_example_far_away_in_whichever_batch_costs_the_others_no_digits(estimator, place, p):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, p, generator=generator)
+    y = x + torch.randn(300, p, generator=generator)
+    x[place] *= 1e5
+    sizes = [50] * 6
+    expected = by_gram_matrices(x.double(), y.double(), estimator, sizes)
+    assert by_gram_matrices(x, y, estimator, sizes) == pytest.approx(expected, abs=1e-5)
+
+
 @settings(deadline=None, max_examples=60)
 @given(
     estimator=st.sampled_from(ESTIMATORS),
