@@ -4,6 +4,7 @@ from .drawing import check_options as check_options
 from .drawing import draw as draw
 from .drawing import points as points
 from .drawing import recognize as recognize
+from .layer_axis import on_main_path as on_main_path
 from .options import Options as Options
 from .options import as_options as as_options
 from .rows import Needs as Needs

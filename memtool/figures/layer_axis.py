@@ -112,3 +112,9 @@ def is_side(layer: str) -> bool:
 def without_shortcuts(rows: Iterable[Row]) -> list[Row]:
     """The rows of the layers along the main path."""
     return [row for row in rows if not is_side(row["layer"])]
+
+
+def on_main_path(rows: Rows) -> list[Row]:
+    """The rows of the layers along the main path, of each tensor those of one layer."""
+    layers = {*one_per_tensor(rows)}
+    return [row for row in without_shortcuts(rows) if row["layer"] in layers]

@@ -1,6 +1,7 @@
 """The claims of the paper, each with the number that decides it.
 
-Layers, and cuts, are taken by the first, middle and last third of the depth, in order of execution.
+Layers, and cuts, are taken by the first, middle and last third of the depth, in order of execution;
+as in the figures, shortcuts are at no depth, and layers with the very same output at one.
 
 The paper gives no bounds; those in `CLAIMS` are ours, and the same for all data. A difference of
 CKA or of accuracy is small up to `LITTLE` and large from `MUCH` on; a rank correlation is strong

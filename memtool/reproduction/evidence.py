@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from memtool.figures import Needs, cut_name, same_run
+from memtool.figures import Needs, cut_name, on_main_path, same_run
 from memtool.reproduction.samples import Cell, Missing, Sample, sample
 from memtool.tables import CkaRow, Row, StitchingRow, TrainingRow
 
@@ -21,7 +21,8 @@ CKA = Needs(
     columns=("layer", "reference_layer", "epoch", "noise_ratio", "seed", "cka"),
     conditions=("estimator", "kernel", "bandwidth", "data", "n"),
     optional=(
-        *("noise_kind", "noise_seed", "order_seed", "front_layer", "front_noise_ratio"),
+        *("same_as", "noise_kind", "noise_seed", "order_seed"),
+        *("front_layer", "front_noise_ratio"),
         *("reference_epoch", "reference_noise_ratio", "reference_noise_kind"),
         *("reference_noise_seed", "reference_seed", "reference_order_seed"),
     ),
@@ -97,15 +98,18 @@ def _is_reordered(row: Row) -> bool:
 
 
 def _similarities(tables: Tables) -> list[Row]:
-    """CKA of corresponding layers of networks of a known noise ratio that are not stitched."""
-    return [
-        row
-        for row in tables.cka
-        if row["layer"] == row["reference_layer"]
-        and row["front_layer"] is None
-        and row["epoch"] is not None
-        and row["noise_ratio"] is not None
-    ]
+    """CKA of corresponding layers of networks of a known noise ratio that are not stitched, where
+    each place along the depth counts once, as in the figures."""
+    return on_main_path(
+        [
+            row
+            for row in tables.cka
+            if row["layer"] == row["reference_layer"]
+            and row["front_layer"] is None
+            and row["epoch"] is not None
+            and row["noise_ratio"] is not None
+        ]
+    )
 
 
 def _cka(rows: Rows, what: str) -> Sample:

@@ -205,6 +205,21 @@ def test_stitched_models_pairs_of_layers_and_unknown_networks_do_not_count():
     assert findings(world, stitching=[*stitched, *world.stitching()]) == findings(world)
 
 
+def test_shortcuts_and_repeated_tensors_are_no_depth():
+    world = World()
+
+    def with_others(row):
+        """The row, with those of two layers around it that are at no other depth."""
+        first, last = row["layer"] == "stem", row["layer"] == "<head>"
+        name = "stem.downsample" if first else "<head>.out" if last else None
+        other = {"layer": name, "reference_layer": name, "cka": row["cka"] if last else 0.3}
+        return [row, {**row, **other, "same_as": "<head>" if last else None}] if name else [row]
+
+    rows = [one for row in world.cka() for one in with_others(row)]
+    assert len({row["layer"] for row in rows}) == len(world.layers) + 2
+    assert findings(world, cka=rows) == findings(world)
+
+
 MISSING = {
     "no table at all": (
         {"training": [], "cka": [], "stitching": []},
