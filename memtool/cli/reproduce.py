@@ -157,7 +157,11 @@ def reproduce(
     ] = None,
     cka: Annotated[
         str | None,
-        _option("--cka", "OPTIONS", "Those of memtool cka, instead of '--estimator exact'"),
+        _option(
+            "--cka",
+            "OPTIONS",
+            "Those of memtool cka, instead of the study's own, such as '--estimator exact'",
+        ),
     ] = None,
     stitch: Annotated[
         str | None, _option("--stitch", "OPTIONS", "Further ones of memtool stitch")

@@ -45,7 +45,7 @@ LAST = (
     "-o $(DIR) --data '$(DATA)' --model '$(MODEL)' --ratios '$(RATIOS:%=%%)'"
     " --supplement '$(COMPARED:%=%%)' --seeds $(SEEDS) --epochs $(EPOCHS) --save-at '$(SAVED)'"
     " --layers '$(LAYERS)' --cuts '$(CUTS)' --train '$(TRAIN)' --cka '$(CKA)'"
-    " --stitch '$(STITCH)' -q"
+    " $(samples) --stitch '$(STITCH)' -q"
 )
 # What means something else to make or the shell in a path, which stands without quotes.
 UNQUOTED = ' :;=%&|<>()[]{}*?~`"'

@@ -21,7 +21,7 @@ CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
 GIVEN = {  # the options that the steps give each command themselves, or need as they are
     "train": "--model --data --labels --epochs --seed --order-seed --save-at --table --output -o"
     " --dry-run --help -h",
-    "cka": "--reference --layers --pairs --output -o --dry-run --help -h",
+    "cka": "--reference --layers --pairs --samples --output -o --dry-run --help -h",
     "stitch": "--at --seed --save --output -o --dry-run --help -h",
 }
 
@@ -45,7 +45,8 @@ class Recipe:
 
     The clean model, which the others are compared with, is that of noise ratio 0. Seeds are counted
     from 0. `saved` are the epochs whose checkpoints are compared, besides the last one's. `train`,
-    `cka` and `stitch` are further options of these commands. `supplement` are the noise ratios
+    `cka` and `stitch` are further options of these commands. `samples` limits the test images that
+    CKA takes. `supplement` are the noise ratios
     whose stitched models are compared with the clean one, None for a few, evenly chosen.
     """
 
@@ -59,6 +60,7 @@ class Recipe:
     seeds: int = 1
     train: str = ""
     cka: str = "--estimator exact"  # the paper's
+    samples: int | None = None  # memtool cka --samples
     stitch: str = ""
     supplement: tuple[float, ...] | None = None  # in percent
 
@@ -118,7 +120,7 @@ class Recipe:
     @property
     def is_tried(self) -> bool:
         """Whether its commands are those of a study, which are known to work."""
-        same = ("data", "model", "layers", "cuts", "train", "cka", "stitch")
+        same = ("data", "model", "layers", "cuts", "train", "cka", "samples", "stitch")
         return any(
             all(getattr(self, name) == getattr(study, name) for name in same)
             for study in RECIPES.values()
@@ -145,7 +147,7 @@ class Recipe:
             data=with_options(self.data, samples_train=5000),
             model=specs.join(name, {**width, **options}),
             layers="relu,layer?.?,avgpool,fc" if name.startswith("resnet") else None,
-            cka=f"{self.cka} --samples 2000",
+            samples=2000,
         )
 
     @staticmethod
@@ -172,7 +174,6 @@ def chosen_recipe(
     model: str | None,
     small: bool,
     samples_train: int | None,
-    samples: int | None,
     save_every: int | None,
     **chosen: Any,
 ) -> Recipe:
@@ -202,8 +203,6 @@ def chosen_recipe(
         epochs = chosen.get("epochs") or recipe.epochs
         chosen["saved"] = [*(chosen.get("saved") or ()), *every(save_every, epochs)]
     recipe = recipe.but(**chosen)
-    if samples:
-        recipe = recipe.but(cka=f"{recipe.cka} --samples {samples}")
     if samples_train:
         recipe = recipe.but(data=with_options(recipe.data, samples_train=samples_train))
     return recipe

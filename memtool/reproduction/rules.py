@@ -41,6 +41,7 @@ FUNCTIONS = {
     "ratio": "$(patsubst r%,%,$(firstword $(subst -s, ,$*)))",
     "seed": "$(lastword $(subst -s, ,$*))",
     "clean": "$(DIR)/runs/r0-s$(seed).safetensors",
+    "samples": "$(SAMPLES:%=--samples %)",
     "trust": "$(if $(findstring .py:,$(MODEL)),--trust)",
     "before": "$(filter-out $(shell printf %04d $(EPOCHS)),$(SAVED))",  # the last epoch
     "saved": "$(before:%=$(DIR)/runs/$*/epoch-%.safetensors)",
@@ -93,7 +94,7 @@ CKA = Rule(
     makes=("$(DIR)/tables/cka-%.csv",),
     needs=("$(DIR)/runs/%.safetensors", "$(clean)"),
     command="cka $(saved) $< --reference $< --reference $(clean)"
-    " --layers '$(LAYERS)' $(CKA) $(trust) -q -o $@",
+    " --layers '$(LAYERS)' $(CKA) $(samples) $(trust) -q -o $@",
 )
 STITCHING = Rule(
     kind="stitching",
@@ -108,7 +109,7 @@ SUPPLEMENT = Rule(
     makes=("$(DIR)/tables/supplement-%.csv",),
     needs=("$(DIR)/tables/stitching-%.csv", "$(clean)"),
     command="cka $< $(DIR)/runs/$*.safetensors --reference $(clean)"
-    " --layers '$(LAYERS)' $(CKA) $(trust) -q -o $@",
+    " --layers '$(LAYERS)' $(CKA) $(samples) $(trust) -q -o $@",
 )
 RUN_RULES = (LABELS, TRAIN, CKA, STITCHING, SUPPLEMENT)
 

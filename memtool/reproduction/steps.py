@@ -125,6 +125,7 @@ def variables(recipe: Recipe) -> dict[str, str]:
         "CUTS": recipe.cuts,
         "TRAIN": recipe.train,
         "CKA": recipe.cka,
+        "SAMPLES": str(recipe.samples or ""),
         "STITCH": recipe.stitch,
     }
 
@@ -151,10 +152,11 @@ def _names(recipe: Recipe, run: str, seed: int) -> dict[str, str | list[str]]:
     values = variables(recipe)
     options = {name: shlex.split(values[name]) for name in ("TRAIN", "CKA", "STITCH")}
     # Code runs when it is typed, as the model of a reproduction was.
+    samples = ["--samples", values["SAMPLES"]] if values["SAMPLES"] else []
     trust = ["--trust"] if code_file(specs.split(recipe.model, "model")[0]) else []
     saved = [f"{ROOT}/runs/{run}/epoch-{n}.safetensors" for n in values["SAVED"].split()]
     clean = f"{ROOT}/runs/r0-s{seed}.safetensors"
-    names: dict[str, str | list[str]] = {**values, **options, "trust": trust}
+    names: dict[str, str | list[str]] = {**values, **options, "samples": samples, "trust": trust}
     return {**names, "seed": str(seed), "before": values["SAVED"], "clean": clean, "saved": saved}
 
 

@@ -53,11 +53,11 @@ def test_no_command_with_control_characters_is_printed(option, capsys):
 
 CHOICES = {
     ("cifar10", "--small", "--data", "folder:c"): chosen_recipe(
-        Study.cifar10, "folder:c", None, True, None, None, None
+        Study.cifar10, "folder:c", None, True, None, None
     ),
     ("--data", "x.npz", "--model", "cnn", "--samples-train", "90", "--samples", "80"): Recipe.of(
         "x.npz?samples_train=90", "cnn"
-    ).but(cka="--estimator exact --samples 80"),
+    ).but(samples=80),
     ("svhn", "--ratios", "50%,0.25", "--epochs", "8", "--save-every", "3"): RECIPES[Study.svhn].but(
         ratios=(25, 50), epochs=8, saved=(3, 6)
     ),

@@ -56,18 +56,20 @@ def test_what_is_changed_in_the_makefile_is_what_would_be_chosen(tmp_path, monke
         "CUTS": "block1,block2",
         "TRAIN": "--batch-size 8",
         "CKA": "--estimator minibatch",
+        "SAMPLES": "100",
         "STITCH": "--epochs 2",
     }
     other = Recipe(
         *("x.npz", "cnn", 9, (3,), "block?", "block1,block2", (0, 12.5, 50), 3),
-        *("--batch-size 8", "--estimator minibatch", "--epochs 2", (50,)),
+        *("--batch-size 8", "--estimator minibatch", 100, "--epochs 2", (50,)),
     )
     *commands, last = printed(*(f"{name}={value}" for name, value in changed.items()))
     assert sorted(commands) == steps(other)
     # The last command is told the same choices.
     assert last[last.index("--ratios") + 1] == "0% 12.5% 50%"
     assert last[last.index("--supplement") + 1] == "50%"
-    for option in ("--data", "--model", "--seeds", "--epochs", "--layers", "--cuts", "--train"):
+    options = ("--data", "--model", "--seeds", "--epochs", "--layers", "--cuts", "--train")
+    for option in (*options, "--samples"):
         name = option.removeprefix("--").upper()
         assert last[last.index(option) + 1] == changed[name]
 

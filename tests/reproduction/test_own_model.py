@@ -38,7 +38,8 @@ def test_it_is_reproduced(run, tmp_path, own, monkeypatch):
     command = ("--data", "digits", "--model", own, "--samples-train", 60, "--samples", 40)
     command += ("--ratios", "0,50%", "--epochs", 2, "-o", tmp_path / "out")
     recipe = chosen_recipe(
-        *(None, "digits", own, False, 60, 40, None), epochs=2, ratios=[0, 50], cuts="all"
+        *(None, "digits", own, False, 60, None),
+        **{"samples": 40, "epochs": 2, "ratios": [0, 50], "cuts": "all"},
     )
     for step in steps_for(replace(recipe, saved=(1,)), tmp_path / "out"):
         result = run(*step.arguments)
@@ -85,7 +86,7 @@ def test_runs_that_no_record_knows_are_compared_with_what_is_chosen(run, tmp_pat
     write()
     command = ("--data", "x.npz", "--model", "digits-cnn", "--ratios", "0")
     options = {"epochs": 1, "ratios": [0]}
-    recipe = chosen_recipe(None, "x.npz", "digits-cnn", False, None, None, None, **options)
+    recipe = chosen_recipe(None, "x.npz", "digits-cnn", False, None, None, **options)
     for step in steps_for(recipe, Path("out"))[:2]:
         assert run(*step.arguments).code == 0
     training, record = steps_for(recipe, Path("out"))[1], Record(Path("out/steps.csv"))

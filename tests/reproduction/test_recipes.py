@@ -1,13 +1,14 @@
 """Recipes: what they name exists, and what is chosen takes the place of their own."""
 
 import json
+from pathlib import Path
 
 import pytest
 
 from memtool import MemtoolError
-from memtool.reproduction import FIGURES, RECIPES, Recipe, Study, chosen_recipe
+from memtool.reproduction import FIGURES, RECIPES, Recipe, Study, chosen_recipe, steps_for
 
-NOTHING = (None, None, False, None, None, None)  # data, model, small, samples, checkpoints
+NOTHING = (None, None, False, None, None)  # data, model, small, training images, checkpoints
 CIFAR = RECIPES[Study.cifar10]
 
 
@@ -53,16 +54,16 @@ def test_the_clean_network_is_always_there():
 
 
 def test_small_is_a_reduction_of_any_recipe():
-    small = chosen_recipe(Study.cifar10, "folder:x?image_size=32", None, True, None, None, None)
+    small = chosen_recipe(Study.cifar10, "folder:x?image_size=32", None, True, None, None)
     assert small == CIFAR.but(
         data="folder:x?image_size=32&samples_train=5000",
         model="resnet18?width=16",
         ratios=(0, 25, 50),
         layers="relu,layer?.?,avgpool,fc",
-        cka="--estimator exact --samples 2000",
+        samples=2000,
     )
     assert RECIPES[Study.svhn].small().model == "cnn?width=16"
-    own = chosen_recipe(None, "folder:x", "timm:vit_tiny_patch16_224", True, None, None, None)
+    own = chosen_recipe(None, "folder:x", "timm:vit_tiny_patch16_224", True, None, None)
     assert (own.model, own.layers) == ("timm:vit_tiny_patch16_224", "all")
     assert (
         chosen_recipe(None, "x.npz", "resnet18?width=8", *NOTHING[2:]).small().model.endswith("8")
@@ -71,11 +72,19 @@ def test_small_is_a_reduction_of_any_recipe():
 
 def test_what_is_chosen_counts_more_than_what_is_small():
     found = chosen_recipe(
-        *(Study.svhn, None, None, True, 100, 50, 10), ratios=[0, 50], train="--batch-size 16"
+        *(Study.svhn, None, None, True, 100, 10),
+        **{"samples": 50, "ratios": [0, 50], "train": "--batch-size 16"},
     )
     assert found.ratios == (0, 50) and found.saved == (10, 20, 30, 40)
-    assert found.data == "svhn?samples_train=100" and found.cka.endswith("--samples 50")
+    assert found.data == "svhn?samples_train=100" and found.samples == 50
     assert found.train == "--batch-size 16"
+
+
+def test_other_options_of_cka_leave_the_number_of_test_images_as_it_is():
+    options = "--estimator unbiased"
+    found = chosen_recipe(Study.cifar10, None, None, True, None, None, cka=options)
+    compared = [step for step in steps_for(found, Path()) if step.words[0] == "cka"]
+    assert compared and all(f"{options} --samples 2000 " in step.command for step in compared)
 
 
 def test_another_model_is_trained_as_it_is_by_default():
@@ -120,6 +129,7 @@ def test_augmented_images_are_trained_on_for_the_epochs_of_memtool_train():
         ("train", "--epochs 3", "--epochs"),
         ("cka", "--layers=fc", "--layers"),
         ("cka", "--pairs all", "--pairs"),
+        ("cka", "--samples 9", "--samples"),
         ("stitch", "-o x", "-o"),
     ],
 )
