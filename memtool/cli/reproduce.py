@@ -91,7 +91,8 @@ def reproduce(
         typer.Option(
             "--small",
             help="For two processor cores: noise ratios 0, 25 and 50 %, 5,000 training images, "
-            "2,000 test images in CKA, networks with a width of 16, the blocks of ResNets alone",
+            "2,000 test images in CKA, networks with a width of 16, the blocks alone of ResNet-18, "
+            "34 and 50",
         ),
     ] = False,
     ratios: Annotated[

@@ -15,7 +15,8 @@ from memtool.training.defaults import config_for
 from memtool.training.settings import Augment
 
 RATIOS = (0, 5, 10, 15, 20, 25, 37.5, 50, 67.5)  # noise ratios of the paper, in percent
-WITH_WIDTH = ("cnn", "resnet18", "resnet34", "resnet50")
+RESNETS = ("resnet18", "resnet34", "resnet50")
+WITH_WIDTH = ("cnn", *RESNETS)
 MOST_RATIOS, MOST_SEEDS, MOST_EPOCHS = 100, 1000, 100_000
 CHECKPOINTS = 25  # of a run, at most, unless something else is chosen
 GIVEN = {  # the options that the steps give each command themselves, or need as they are
@@ -139,14 +140,16 @@ class Recipe:
 
     def small(self) -> "Recipe":
         """For two processor cores: three noise ratios, 5,000 training images, 2,000 test images in
-        CKA, the blocks of ResNets alone, and a width of 16 for the networks that have one."""
+        CKA, the blocks alone of RESNETS (torchvision's too, whose layers have the same names), and
+        a width of 16 for the networks that have one."""
         name, options = specs.split(self.model, "model")
+        is_resnet = name.removeprefix("torchvision:") in RESNETS
         width = {"width": "16"} if name in WITH_WIDTH else {}
         return self.but(
             ratios=(0, 25, 50),
             data=with_options(self.data, samples_train=5000),
             model=specs.join(name, {**width, **options}),
-            layers="relu,layer?.?,avgpool,fc" if name.startswith("resnet") else None,
+            layers="relu,layer?.?,avgpool,fc" if is_resnet else None,
             samples=2000,
         )
 

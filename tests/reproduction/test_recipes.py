@@ -63,6 +63,8 @@ def test_small_is_a_reduction_of_any_recipe():
         samples=2000,
     )
     assert RECIPES[Study.svhn].small().model == "cnn?width=16"
+    theirs = chosen_recipe(Study.cifar10, None, "torchvision:resnet18", True, None, None)
+    assert (theirs.model, theirs.layers) == ("torchvision:resnet18", small.layers)
     own = chosen_recipe(None, "folder:x", "timm:vit_tiny_patch16_224", True, None, None)
     assert (own.model, own.layers) == ("timm:vit_tiny_patch16_224", "all")
     assert (
