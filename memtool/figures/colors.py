@@ -28,8 +28,9 @@ LIGHTEST, DARKEST = 0.12, 1.0  # of that map: what lies before is too light for 
 def noise_style(ratio: float) -> Style:
     """The colour and the marker of a noise ratio in [0, 1]."""
     place = float(np.interp(ratio, RATIOS, np.linspace(0, 1, len(RATIOS))))
-    # Steps of half a percent, so that ratios of a few percent more or less have other markers.
-    return {"color": _shades()(place), "marker": MARKERS[round(200 * ratio) % len(MARKERS)]}
+    # Of these steps the paper's ratios have a marker each, and ratios of a few percent more or less
+    # have other ones.
+    return {"color": _shades()(place), "marker": MARKERS[round(157 * ratio) % len(MARKERS)]}
 
 
 def epoch_colors(number: int) -> list[Color]:

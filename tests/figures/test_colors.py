@@ -59,6 +59,10 @@ def test_shades_grow_lighter_with_the_ratio_and_never_too_light_for_paper():
     assert (np.diff(epochs) < 0).all() and epochs[0] < 90
 
 
+def test_each_ratio_of_the_paper_has_its_own_marker():
+    assert len({noise_style(ratio)["marker"] for ratio in PAPER}) == len(PAPER)
+
+
 def test_ratios_close_by_have_other_markers():
     for step in (0.01, 0.025, 0.05, 0.1):
         ratios = np.arange(0, 0.8, step)
