@@ -52,7 +52,7 @@ def draw_floor(axes: Axes, rows: Rows, x: str, names: Sequence[str] | None = Non
     floor = _mean_floor(rows, x)
     if any(floor.mean):  # where it is 0, it is no line of its own, nor in the legend
         _draw(axes, floor, style=FLOOR, x=x)
-    record(axes, floor, y="cka_null", label=str(FLOOR["label"]), names=names)
+    record(axes, floor, y="cka_null", label=str(FLOOR["label"]), names=names, over_seeds=False)
 
 
 def _draw(axes: Axes, bound: Curve, style: Style, x: str) -> None:

@@ -190,9 +190,15 @@ def draw_error_bars(
 
 
 def record(
-    axes: Axes, curve: Curve, y: str, label: str, names: Sequence[str] | None = None
+    axes: Axes,
+    curve: Curve,
+    y: str,
+    label: str,
+    names: Sequence[str] | None = None,
+    over_seeds: bool = True,
 ) -> None:
-    """Add a curve that is drawn, or its like, to the points of the figure."""
+    """Add a curve that is drawn, or its like, to the points of the figure. Where its values are not
+    those `over_seeds`, their spread and their number would be taken for these, and are left out."""
     _drawing(axes).points += [
         {
             "panel": str(axes.get_label()),
@@ -200,8 +206,8 @@ def record(
             "x": names[int(x)] if names else f"{x:.9g}",
             "measure": y,
             "value": mean,
-            "deviation": spread if n > 1 else None,
-            "n": n,
+            "deviation": spread if over_seeds and n > 1 else None,
+            "n": n if over_seeds else None,
         }
         for x, mean, spread, n in zip(*curve, strict=True)
     ]

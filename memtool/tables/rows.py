@@ -299,11 +299,12 @@ class PointRow(TypedDict):
         str, Column("place on the x axis: an epoch, a noise ratio in percent, a layer or a cut")
     ]
     measure: Annotated[str, Column("what is drawn: a column of the table, such as cka")]
-    value: Annotated[float, Column("mean over the seeds")]
+    value: Annotated[float, Column("mean over the seeds; of a floor, over all curves, too")]
     deviation: Annotated[
-        float | None, Column("sample standard deviation over the seeds; empty for a single one")
+        float | None,
+        Column("sample standard deviation over the seeds; empty for a single one, or a floor"),
     ]
-    n: Annotated[int, Column("number of values; those of a floor are of all curves together")]
+    n: Annotated[int | None, Column("number of seeds; empty for a floor")]
 
 
 class FileRow(TypedDict):

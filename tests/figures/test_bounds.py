@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from memtool.figures import as_options, draw
+from memtool.figures import as_options, draw, points
 
 from .examples import EPOCHS, LAYERS, RATIOS, curves, divergence_rows, legend_labels
 
@@ -90,3 +90,10 @@ def test_bounds_that_are_not_drawn_are_not_listed():
     rows = [row | {"layer": f"layer1.downsample.{row['layer']}"} for row in rows_with_bounds()]
     figure = draw("divergence", rows, as_options(x="layer", epochs="last"))
     assert not {CEILING, FLOOR} & {*legend_labels(figure)}
+
+
+def test_the_values_of_a_floor_are_not_those_of_seeds():
+    """They are of several noise ratios."""
+    figure = draw("divergence", rows_with_bounds(), as_options(x="layer", epochs="last"))
+    spread = {(row["curve"] == FLOOR, row["deviation"], row["n"]) for row in points(figure)}
+    assert spread == {(True, None, None), (False, None, 1)}
