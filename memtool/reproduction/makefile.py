@@ -25,6 +25,7 @@ RUNS = """\
 ALL_SEEDS := $(shell seq 0 $$(($(SEEDS) - 1)))
 RUNS := $(foreach s,$(ALL_SEEDS),$(RATIOS:%=r%-s$(s)))
 CEILINGS := $(ALL_SEEDS:%=ceiling-s%)
+ALL_RUNS := $(RUNS) $(CEILINGS)
 # The noise ratios whose stitched models are compared with the clean one.
 COMPARED := $(or $(filter $(RATIOS),$(SUPPLEMENT)),$(filter-out 0,$(RATIOS)),0)
 SUPPLEMENTS := $(foreach s,$(ALL_SEEDS),$(COMPARED:%=r%-s$(s)))
@@ -37,8 +38,15 @@ SPECIAL = """\
 """
 # All that is made of one run, to be made where it is missing, and kept.
 MADE = """\
-MADE := $(RUNS:%=$(DIR)/labels/%.safetensors) $(RUNS:%=$(DIR)/runs/%.safetensors)
-MADE += $(CEILINGS:%=$(DIR)/runs/%.safetensors) {}
+MADE := $(RUNS:%=$(DIR)/labels/%.safetensors) $(ALL_RUNS:%=$(DIR)/runs/%.safetensors)
+MADE += {}
+"""
+# The pattern of networks matches these files, too, and would ask for labels that cannot be.
+SAVED = """\
+# Checkpoints that are written while a network is trained are not made alone.
+CHECKPOINTS := $(foreach e,$(before),$(ALL_RUNS:%=$(DIR)/runs/%/epoch-$e.safetensors))
+$(CHECKPOINTS):
+\t@echo '$@: comes with $(@D).safetensors; make that, once it is removed' >&2; exit 1
 """
 # How memtool is told of all choices, to find that all is done and write the findings.
 LAST = (
@@ -47,6 +55,7 @@ LAST = (
     " --layers '$(LAYERS)' --cuts '$(CUTS)' --train '$(TRAIN)' --cka '$(CKA)'"
     " $(samples) --stitch '$(STITCH)' -q"
 )
+LAST_MADE = ("report.html", "findings.csv")
 # What means something else to make or the shell in a path, which stands without quotes.
 UNQUOTED = ' :;=%&|<>()[]{}*?~`"'
 # Further options of commands, which the shell splits into words.
@@ -70,6 +79,7 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None, data_dir: Path | 
             raise MemtoolError(f"{value!r}: make cannot take blanks at an end of {name}")
     of_runs = (CEILING, *RUN_RULES)
     goals = " ".join(path.replace("%", "$(DIR)") for rule in FIGURES for path in rule.makes)
+    last_made = " ".join(f"$(DIR)/{name}" for name in LAST_MADE)
     last = " ".join(["reproduce", *([study] if study else []), LAST])
     environment = "".join(f"export {name} ?= {value}\n" for name, value in exported.items())
     parts = [
@@ -78,7 +88,8 @@ def to_makefile(recipe: Recipe, root: Path, study: str | None, data_dir: Path | 
         "# What depends on the name of a run, and the tables of all runs.\n" + _assigned(FUNCTIONS),
         MADE.format(" ".join(f"$({kind})" for kind in TABLES)),
         SPECIAL.format(" ".join(path for rule in of_runs for path in rule.makes)),
-        f"all: $(MADE) {goals}\n\t$(MEMTOOL) {last}\n",
+        f"all {last_made}: $(MADE) {goals}\n\t$(MEMTOOL) {last}\n",
+        SAVED,
         *map(_rule, (*of_runs, *FIGURES)),
     ]
     return "\n".join(parts)

@@ -112,6 +112,18 @@ def test_make_makes_what_is_missing_and_what_comes_of_that(made):
     assert {words[1] for words in commands} == {"train", "cka", "stitch", "plot"}
 
 
+def test_every_file_is_made_or_make_tells_how(made):
+    for path in ("out/report.html", "out/findings.csv"):
+        (last,) = printed(path)
+        assert last[:5] == ["memtool", "reproduce", "digits", "-o", "out"]
+    for network in ("out/runs/r50-s0", "out/runs/ceiling-s0"):
+        checkpoint = f"{network}/epoch-0002.safetensors"
+        done = subprocess.run(["make", checkpoint], capture_output=True, text=True)
+        told = f"{checkpoint}: comes with {network}.safetensors; make that, once it is removed"
+        assert done.returncode != 0 and told in done.stderr
+    assert [words[1] for words in printed("SAVED=")] == ["reproduce"]  # without any checkpoint
+
+
 def test_make_removes_no_network_when_it_is_stopped(tmp_path, monkeypatch):
     """The table that comes with it may not be there yet."""
     monkeypatch.chdir(tmp_path)
