@@ -61,7 +61,7 @@ def plot(
             "--layers",
             metavar="PATTERN",
             help="Show these layers or cuts alone: globs, in which * crosses dots, separated by "
-            "commas",
+            "commas; in a heatmap, name them all as well",
         ),
     ] = None,
     ratios: Annotated[
@@ -96,7 +96,7 @@ def plot(
             "--width",
             metavar="WIDTH",
             help="Width of the figure: column (3.3 inches), page (6.9) or a number of inches; by "
-            "default what the figure needs, up to a page",
+            "default what the figure needs, up to a page, or beyond for the names in a heatmap",
         ),
     ] = None,
     title: Annotated[

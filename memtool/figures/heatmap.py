@@ -42,6 +42,7 @@ NEEDS: Needs = Needs(
 COLORBAR = 0.6  # inches
 MOST_VALUES = 8  # layers up to which there is room to write the values into the cells
 MOST_NAMED = 40  # layers up to which all are named, unless it is asked for
+WIDEST = 30.0  # inches, of a figure for whose layers one asks, and for no width
 NARROWEST = 0.5  # inches, of a panel whatever the width and the names
 STAGE_LINE: Style = {"color": "white", "linewidth": 0.5, "alpha": 0.8}
 DIAGONAL: dict[str, Any] = {
@@ -72,7 +73,8 @@ def draw(rows: Rows, options: Options) -> Figure:
 
     Layers run from the first, at the bottom left, to the last. Cells without a value are grey, and
     those of corresponding layers framed. White lines are drawn after each stage of a network, such
-    as `layer1`. Of many layers, the ends of stages alone are named, unless layers are asked for.
+    as `layer1`. Of many layers, the ends of stages alone are named; where layers are asked for, all
+    are, and panels grow with them.
 
     Raises MemtoolError if two rows are about the same cell, since nothing is averaged here.
     """
@@ -81,7 +83,8 @@ def draw(rows: Rows, options: Options) -> Figure:
     margin = 0.5 + names_length([*positions(rows, "layer"), *positions(rows, "reference_layer")])
     layers = max(len(positions(group, "layer")) for group in pairs.values())
     width = options.width or PAGE_WIDTH
-    room = max(width - COLORBAR - margin, NARROWEST)
+    widest = WIDEST if options.layers and not options.width else width
+    room = max(widest - COLORBAR - margin, NARROWEST)
     side = max(min(2.0, room), min(0.09 * layers, room))
     figure, panels = _panels(len(pairs), side + margin, width)
     for axes, ((checkpoint, reference), group) in zip(panels, pairs.items(), strict=True):
