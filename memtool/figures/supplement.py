@@ -11,11 +11,11 @@ from memtool import MemtoolError
 from memtool.figures.bounds import draw_floor
 from memtool.figures.by_layer import draw_layers, finished
 from memtool.figures.colors import Style
-from memtool.figures.curves import curve, cut_name
+from memtool.figures.curves import curve, cut_name, run
 from memtool.figures.layer_axis import LayerAxis, without_shortcuts
-from memtool.figures.options import SUPPLEMENTED, Options
+from memtool.figures.options import LAST, SUPPLEMENTED, Options
 from memtool.figures.rows import Needs, Rows, groups, in_order, usable
-from memtool.figures.selection import few, of_layers, of_ratios
+from memtool.figures.selection import few, of_epochs, of_layers, of_ratios
 from memtool.figures.similarity import check_corresponding, is_stitched, networks
 from memtool.figures.stitching import NOISY
 from memtool.figures.style import CUT_COLORS, panel_grid, styles_of
@@ -46,7 +46,8 @@ STEP: dict[str, Any] = {"linestyle": ":", "linewidth": 0.8}  # from before the c
 
 
 def choose(rows: Rows, options: Options) -> list[Row]:
-    """The rows of stitched models, and of the noisy networks alone, that are asked for.
+    """The rows of stitched models, and of the noisy networks alone, that are asked for: of the
+    latter, those of the last epoch and of the references that the former are compared with.
 
     Unless noise ratios are named, they are of a few, evenly chosen, and clean networks stitched to
     clean ones are left out; a note says which ratios are shown.
@@ -59,6 +60,9 @@ def choose(rows: Rows, options: Options) -> list[Row]:
             "supplement: no row is of a stitched model; make some with memtool stitch --save, and "
             "compare them with the clean model by memtool cka"
         )
+    references = {row["reference"] for row in rows if is_stitched(row)}
+    alone = [row for row in rows if not is_stitched(row) and row["reference"] in references]
+    rows = [*filter(is_stitched, rows), *of_epochs(alone, [LAST], run)]
     rows = in_order(rows, networks, lambda row: row["reference_layer"])
     rows = of_layers(rows, options.layers, "reference_layer")
     if options.ratios:

@@ -108,8 +108,7 @@ SUPPLEMENT = Rule(
     kind="supplement",
     makes=("$(DIR)/tables/supplement-%.csv",),
     needs=("$(DIR)/tables/stitching-%.csv", "$(clean)"),
-    command="cka $< $(DIR)/runs/$*.safetensors --reference $(clean)"
-    " --layers '$(LAYERS)' $(CKA) $(samples) $(trust) -q -o $@",
+    command="cka $< --reference $(clean) --layers '$(LAYERS)' $(CKA) $(samples) $(trust) -q -o $@",
 )
 RUN_RULES = (LABELS, TRAIN, CKA, STITCHING, SUPPLEMENT)
 
@@ -128,7 +127,7 @@ PLOTS = {
     "figure2-stitching": Plot("stitching", ("stitching",)),
     "figure3-divergence": Plot("divergence", ("cka", "ceiling")),
     "divergence-final": Plot("divergence", ("cka", "ceiling"), {"x": "layer", "epochs": "last"}),
-    "supplement": Plot("supplement", ("supplement",)),
+    "supplement": Plot("supplement", ("supplement", "cka")),
     "training": Plot("training", ("training",)),
 }
 

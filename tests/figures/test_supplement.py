@@ -109,7 +109,9 @@ def test_noisy_networks_alone_are_dashed_beside_the_models_made_of_them():
         for ratio in (0.0, 0.25, 0.5)
         for layer in LAYERS
     ]
-    rows = supplement_rows() + alone
+    earlier = [{**row, "epoch": row["epoch"] - 1, "cka": 0.3} for row in alone]
+    own = [{**row, "reference": row["checkpoint"], "reference_noise_ratio": 0.25} for row in alone]
+    rows = supplement_rows() + earlier + own + alone  # as a table of whole runs has them
     assert recognize(rows) == "supplement"
     figure = draw("supplement", rows)
     assert "noisy model" in legend_labels(figure)
