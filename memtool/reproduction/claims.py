@@ -1,8 +1,8 @@
 """The claims of the paper, each with the number that decides it.
 
-Layers, and cuts, are taken by the first and last third of the depth, in order of execution, and
-clean fronts up to half of it; as in the figures, shortcuts are at no depth, and layers with the
-very same output at one.
+Layers, and cuts, are taken by the first and last third of the depth, in order of execution, or at
+half of it; as in the figures, shortcuts are at no depth, and layers with the very same output at
+one.
 
 The paper gives no bounds; those in `CLAIMS` are ours, and the same for all data. A difference of
 CKA or of accuracy is small up to `LITTLE` and large from `MUCH` on; a rank correlation is strong
@@ -33,7 +33,7 @@ FLAT = 0.01  # what ranges over less than this has no order
 
 Evidence = Callable[[Tables], Sample]
 Statistic = Callable[[Values, Sample], float]
-Part = Callable[[Values, Sample], Values]
+Third = Callable[[Values, Sample], Values]
 
 
 @dataclass(frozen=True)
@@ -77,25 +77,23 @@ def _ranks(values: ArrayLike) -> Values:
 # out.
 
 
-def _mean_over(is_inside: Callable[[int, int], bool]) -> Part:
-    """The mean over the layers of a part of the depth: values of shape (ratios, epochs).
+def _third(number: int) -> Third:
+    """The mean over the layers of a third of the depth, 0 to 2: values of shape (ratios, epochs).
 
-    `is_inside` tells whether the one at place i, from 0 on, of n layers is among them.
+    Of n layers, the one at place i, counted from 0, is at the depth (i + 1/2) / n.
     """
 
     def mean(values: Values, sample: Sample) -> Values:
         n = len(sample.layers)
         if n < 2:
             raise Missing(f"one layer alone ({sample.layers[0]}): no depth to compare")
-        return np.asarray(values[:, [is_inside(i, n) for i in range(n)]].mean(axis=1))
+        inside = np.minimum((3 * (2 * np.arange(n) + 1)) // (2 * n), 2) == number
+        return np.asarray(values[:, inside].mean(axis=1))
 
     return mean
 
 
-# A layer is at the depth (i + 1/2) / n; a front up to a cut is (i + 1) / n of the network.
-FIRST = _mean_over(lambda i, n: 3 * (2 * i + 1) < 2 * n)
-LAST = _mean_over(lambda i, n: 3 * (2 * i + 1) >= 4 * n)
-UP_TO_HALF = _mean_over(lambda i, n: 2 * (i + 1) <= n)
+FIRST, LAST = _third(0), _third(2)
 
 
 def _lowest(values: Values, _: Sample) -> float:
@@ -123,17 +121,17 @@ def _rank_of_accuracy(values: Values, sample: Sample) -> float:
     return _over_ratios(sample, values.ravel())
 
 
-def _range_of(part: Part) -> Statistic:
+def _range_of(third: Third) -> Statistic:
     def statistic(values: Values, sample: Sample) -> float:
         if len(sample.ratios) < 2:
             raise Missing("one noise ratio alone: nothing to compare")
-        return float(np.ptp(part(values, sample)))
+        return float(np.ptp(third(values, sample)))
 
     return statistic
 
 
-def _rank_of(part: Part) -> Statistic:
-    return lambda values, sample: _over_ratios(sample, part(values, sample).ravel())
+def _rank_of(third: Third) -> Statistic:
+    return lambda values, sample: _over_ratios(sample, third(values, sample).ravel())
 
 
 def _slowing_over_depth(values: Values, sample: Sample) -> float:
@@ -174,8 +172,17 @@ def _several(sample: Sample) -> tuple[int, ...]:
     return sample.epochs
 
 
-def _at_largest(part: Part) -> Statistic:
-    return lambda values, sample: float(part(values, sample)[-1, 0])
+def _at_largest(third: Third) -> Statistic:
+    return lambda values, sample: float(third(values, sample)[-1, 0])
+
+
+def _middle_cut(values: Values, sample: Sample) -> float:
+    """The value at the cut whose front is nearest to half of the network, (i + 1) / n of it, the
+    deeper one of two, and at the largest noise ratio."""
+    n = len(sample.layers)
+    if n < 3:
+        raise Missing("fewer than three cuts: none between the first and the last")
+    return float(values[-1, (n - 1) // 2, 0])
 
 
 def _first_cut(values: Values, sample: Sample) -> float:
@@ -290,10 +297,10 @@ CLAIMS = (
         fails=LITTLE,
     ),
     Claim(
-        "a clean front of up to half the depth repairs more than the control",
-        measure="gain of test accuracy, net of the control's, cuts up to half the depth, r = {r}",
+        "a clean front of half the depth repairs more than the control",
+        measure="gain of test accuracy, net of the control's, middle cut, r = {r}",
         evidence=gain,
-        statistic=_at_largest(UP_TO_HALF),
+        statistic=_middle_cut,
         holds=MUCH,
         fails=LITTLE,
     ),

@@ -30,7 +30,7 @@ class World:
     divergence: Any = lambda r, d, e, s: 1 - r * d * {1: 0.3, 2: 0.0, 4: 0.4}.get(e, 0.8)
     ceiling: Any = lambda d, e, s: 1 - 0.02 * d  # None: there is no second clean network
     drop: Any = lambda r, d, s: 0.4 * r * d
-    gain: Any = lambda r, d, s: 0.6 * r * min(2 * d, 1)  # net of the control
+    gain: Any = lambda r, d, s: 0.8 * r * d  # net of the control
 
     def depths(self):
         last = max(len(self.layers) - 1, 1)
