@@ -59,5 +59,4 @@ def test_the_recipe_of_svhn_up_to_its_tables(run, tmp_path, svhn):
         (0.5, 0.0),
         (0.0, 0.5),
         (0.5, 0.5),
-        (None, None),  # the noisy network alone
     }
