@@ -15,6 +15,10 @@ class MemtoolError(Exception):
     """
 
 
+class Stopped(SystemExit):
+    """A signal has asked the program to end."""
+
+
 def one_line(error: BaseException) -> str:
     """An exception of other people's code: its type, and the beginning of what it says."""
     text = str(error).strip().partition("\n")[0][:200]

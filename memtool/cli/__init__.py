@@ -25,9 +25,9 @@ from memtool import MemtoolError, __version__, compiler
 from memtool.cli import startup
 from memtool.cli.console import is_debugging, stderr, telling
 from memtool.device import is_first, is_first_to_fail
-from memtool.errors import ERROR, is_lack_of_memory, printable
+from memtool.errors import ERROR, Stopped, is_lack_of_memory, one_line, printable
 from memtool.paths import expanded
-from memtool.tables import discard
+from memtool.tables import discard, prints_aside
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
@@ -67,6 +67,11 @@ class Group(TyperGroup):
             if UNMAPPED not in str(error):
                 raise
             raise _failed(error, f"{error}: memory is limited (ulimit -v)") from error
+        except SystemExit as error:
+            if isinstance(error, Stopped):
+                raise
+            told = f"the code of a network ended the program: {one_line(error)}"
+            raise _failed(error, told) from error
         except typer.BadParameter as error:
             if not is_first():  # all processes of a torchrun find the same
                 raise typer.Exit(error.exit_code) from error
@@ -92,7 +97,7 @@ UNMAPPED = "failed to map segment"  # of a shared library, as the system's loade
 NO_MEMORY = "no memory is left; choose a smaller --memory or --batch-size, or stop what else runs"
 
 
-def _failed(error: Exception, told: object) -> typer.Exit:
+def _failed(error: BaseException, told: object) -> typer.Exit:
     """The end of a command that has failed, which one process of a torchrun tells."""
     if is_debugging():
         traceback.print_exc()
@@ -137,7 +142,8 @@ class Command(TyperCommand):
                 f"{', '.join(SHARED[:-1])} and {SHARED[-1]} take"
             )
         ctx.params = {name: _expanded(value) for name, value in ctx.params.items()}
-        return super().invoke(ctx)
+        with prints_aside():
+            return super().invoke(ctx)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         arguments = [p for p in self.params if p.param_type_name == "argument"]
@@ -215,7 +221,7 @@ class _Stop:
             return
         if number == signal.SIGINT:
             raise KeyboardInterrupt
-        sys.exit(128 + number)
+        raise Stopped(128 + number)
 
 
 def main(arguments: list[str] | None = None) -> None:

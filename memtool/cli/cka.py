@@ -9,6 +9,7 @@ from memtool.cli import app, inputs, options
 from memtool.cli.console import logger, progress
 from memtool.device import Precision
 from memtool.similarity.settings import CkaSettings, Estimator, Kernel, Pairs
+from memtool.tables import stdout
 from memtool.tables.schema import LARGEST
 
 
@@ -185,7 +186,7 @@ def cka(
         logger.info(str(plan))
         if dry_run:
             if not together.rank:
-                print(json.dumps(plan.json()))
+                print(json.dumps(plan.json()), file=stdout())
             return
         rows = compare(plan, images, set_.name, together, progress)
         if together.rank:

@@ -9,6 +9,7 @@ from memtool import MemtoolError
 from memtool.cli import app, inputs, options
 from memtool.cli.console import logger
 from memtool.data import NoiseKind, with_options
+from memtool.tables import stdout
 
 if TYPE_CHECKING:
     from memtool.data import Matrix
@@ -127,7 +128,10 @@ def make_noisy(
         }
     for path, labels in made.items():
         if dry_run:
-            print(json.dumps({"output": str(path), "data": set_.name, **labels.metadata["noise"]}))
+            print(
+                json.dumps({"output": str(path), "data": set_.name, **labels.metadata["noise"]}),
+                file=stdout(),
+            )
             continue
         labels.save(path)
         examples = len(labels.given)

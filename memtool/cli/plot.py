@@ -185,7 +185,8 @@ def plot(
         else:
             write(figures.points(figure), tables.PointRow, path, None)
     if terminal:
-        typer.echo(figures.as_text(figure, styled=sys.stdout.isatty()), nl=False)
+        out = tables.stdout()
+        typer.echo(figures.as_text(figure, styled=out.isatty()), file=out, nl=False)
 
 
 def _check_is_no_kind(name: str) -> None:

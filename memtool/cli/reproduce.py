@@ -17,6 +17,7 @@ from memtool.errors import printable
 from memtool.figures.options import SUPPLEMENTED
 from memtool.reproduction import Step, Study, chosen_recipe
 from memtool.reproduction.recipes import MOST_EPOCHS, MOST_SEEDS
+from memtool.tables import stdout
 
 MOST_JOBS = 8  # by default, since a step takes some 400 MB
 
@@ -252,7 +253,7 @@ def reproduce(
     )
     recipe = spelled_as_before(recipe, output / "reproduction.json")
     if makefile:
-        print(to_makefile(recipe, output, study, elsewhere), end="")
+        print(to_makefile(recipe, output, study, elsewhere), end="", file=stdout())
         return
     steps = steps_for(recipe, output)
     check_inputs(recipe, steps, lambda spec: inputs.load_data(spec, data_dir, options.MEMORY))
@@ -318,4 +319,4 @@ def _print_commands(steps: Iterable[Step], data_dir: Path | None) -> None:
         if printable(command) != command:
             raise MemtoolError(f"{command}: rename what has control characters")
     for command in commands:
-        print(command)
+        print(command, file=stdout())

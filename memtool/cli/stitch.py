@@ -10,6 +10,7 @@ from memtool.cli.console import progress
 from memtool.device import is_first
 from memtool.models import Connector
 from memtool.stitching import Init
+from memtool.tables import stdout
 
 
 @app.command()
@@ -186,7 +187,7 @@ def stitch(
     sweep = Sweep.of(fronts, back, cuts, settings, set_, where, save)
     if dry_run:
         if is_first():
-            print(json.dumps(sweep.json()))
+            print(json.dumps(sweep.json()), file=stdout())
         return
     with processes(where) as ranks:
         if ranks.rank:

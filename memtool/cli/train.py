@@ -12,6 +12,7 @@ from memtool.cli.console import progress
 from memtool.device import Precision
 from memtool.errors import counted
 from memtool.models import OURS
+from memtool.tables import stdout
 from memtool.tables.schema import LARGEST
 from memtool.training.defaults import config_for, told
 from memtool.training.settings import Augment, Optimizer, Schedule, TrainConfig
@@ -310,7 +311,10 @@ def train(
         run.check(resume)
         if dry_run:
             if not together.rank:
-                print(json.dumps({"output": str(output), **run.metadata()}, sort_keys=True))
+                print(
+                    json.dumps({"output": str(output), **run.metadata()}, sort_keys=True),
+                    file=stdout(),
+                )
             return
         if together.rank:
             options.take_part(run.train(where, resume))

@@ -21,7 +21,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from memtool import MemtoolError
-from memtool.errors import one_line, shortened
+from memtool.errors import Stopped, one_line, shortened
 from memtool.models.spec import ModelSpec, code_file, source_of
 
 if TYPE_CHECKING:
@@ -143,7 +143,9 @@ def _function_in(path: Path, source: bytes, wanted: str) -> "Factory":
     sys.modules[module.__name__] = module
     try:
         exec(compile(source, path, "exec"), vars(module))
-    except Exception as error:
+    except Stopped:
+        raise
+    except (Exception, SystemExit) as error:
         hint = _hint(path, error)
         raise MemtoolError(f"{path}: cannot be run ({one_line(error)}){hint}") from error
     namespace = vars(module)
@@ -162,8 +164,11 @@ def _function_in(path: Path, source: bytes, wanted: str) -> "Factory":
     return typing.cast("Factory", factory)
 
 
-def _hint(path: Path, error: Exception) -> str:
-    """How a module is found that is missing, but lies in a folder around the file of code."""
+def _hint(path: Path, error: BaseException) -> str:
+    """What helps where code is a script, or a part of a package, or needs a module that lies in a
+    folder around it."""
+    if isinstance(error, SystemExit):
+        return '; what it does as a script belongs below if __name__ == "__main__":'
     if isinstance(error, ImportError) and "relative import" in str(error):
         return "; the file is run by itself, as no part of a package: import by whole names"
     name = (getattr(error, "name", None) or "").partition(".")[0]

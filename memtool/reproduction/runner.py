@@ -26,6 +26,7 @@ from memtool.errors import ERROR, WARNING
 from memtool.reproduction.recipes import ENVIRONMENT
 from memtool.reproduction.record import Record
 from memtool.reproduction.steps import Step
+from memtool.tables import stdout
 
 Command = Callable[[list[str]], None]
 
@@ -244,7 +245,7 @@ def _execute(command: Command, arguments: list[str], log: Path, end: connection.
     is open meanwhile."""
     Thread(target=end_with_parent, daemon=True).start()
     gc.freeze()  # a collection would write to, and so copy, all memory shared with the parent
-    for path, stream in ((Path(os.devnull), sys.stdout), (log, sys.stderr)):
+    for path, stream in ((Path(os.devnull), stdout()), (log, sys.stderr)):
         try:
             with open(path, "wb") as file:
                 os.dup2(file.fileno(), stream.fileno())

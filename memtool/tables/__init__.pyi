@@ -19,4 +19,6 @@ from .writing import Row as Row
 from .writing import discard as discard
 from .writing import format_by_suffix as format_by_suffix
 from .writing import format_of as format_of
+from .writing import prints_aside as prints_aside
+from .writing import stdout as stdout
 from .writing import writer as writer

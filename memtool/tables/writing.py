@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TextIO
@@ -54,7 +54,7 @@ def format_of(path: Path | None, chosen: Format | None) -> Format:
     if chosen:
         return chosen
     if path is None:
-        return Format.table if sys.stdout.isatty() else Format.csv
+        return Format.table if stdout().isatty() else Format.csv
     if found := format_by_suffix(path):
         return found
     if path.suffix.lower() in ("", ".txt") or path.is_dir() or is_special(path):
@@ -84,7 +84,7 @@ def writer(
     format = format_of(path, chosen)
     declared = columns(table) if isinstance(table, type) else dict.fromkeys(table, Column(""))
     with ExitStack() as stack:
-        stream = sys.stdout
+        stream = stdout()
         if path:
             temporary = stack.enter_context(replacing(path))
             # Bytes of a file name that are no text are escaped, as on stdout.
@@ -92,6 +92,30 @@ def writer(
             stream = stack.enter_context(file)
         target = _Leaky(stream) if byproduct else stream
         yield stack.enter_context(_writer_to(target, declared, format))
+
+
+_stdout: TextIO | None = None  # within `prints_aside`
+
+
+def stdout() -> TextIO:
+    """Where what a command gives goes."""
+    return _stdout or sys.stdout
+
+
+@contextmanager
+def prints_aside() -> Iterator[None]:
+    """Within the block, what others print, as the code of a network may, goes to stderr: a file or
+    a pipe gets from stdout nothing but what a command gives."""
+    global _stdout
+    if stdout().isatty():  # where the bar of `progress` keeps both apart
+        yield
+        return
+    before, _stdout = _stdout, stdout()
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _stdout = before
 
 
 def discard(stream: TextIO) -> None:
