@@ -1,7 +1,7 @@
 """Comparing checkpoints with references, layer by layer, in one pass of each network."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from math import inf
 
@@ -10,9 +10,10 @@ from torch import Tensor
 from memtool.checkpoints import NOT_STITCHED
 from memtool.data import HostImages
 from memtool.device import Precision, Processes
+from memtool.errors import told_names
 from memtool.layers import Layer
 from memtool.progress import Progress, silent
-from memtool.similarity.measuring import Outcome, Setting, Value, image_order, measure
+from memtool.similarity.measuring import Outcome, Setting, Value, Values, image_order, measure
 from memtool.similarity.pairs import Comparison, Selection
 from memtool.similarity.planning import Plan
 from memtool.similarity.settings import Kernel
@@ -49,13 +50,9 @@ def compare(
                 _tell(outcome)
         told |= measured.networks.keys()
         for comparison, values in zip(group, measured.values, strict=True):
-            mine, theirs = (
-                measured.networks[one] for one in (comparison.selection, comparison.reference)
-            )
+            _tell_missing(comparison, values, measured.networks)
             for layer, other in comparison.layers:
                 value = values[layer.same_as, other.same_as]
-                if value.cka is None:
-                    _tell_missing(mine, theirs, layer, other)
                 yield _row(comparison, layer, other, value, plan, data)
 
 
@@ -99,45 +96,56 @@ def _change(
 
 
 def _tell(outcome: Outcome) -> None:
-    path, layers = outcome.selection.checkpoint.path, outcome.selection.layers
-    names: dict[str, list[str]] = {}
-    for layer in layers:
-        names.setdefault(layer.same_as, []).append(layer.name)
-    for tensor in outcome.selection.tensors:
-        named = ", ".join(names.get(tensor, []))
-        if tensor in outcome.unaligned:
-            logger.warning(
-                f"{path}: {named} does not give one row for each image, all of one length and in "
-                "the order of the images (it sees, or is called for, some of them alone, or sorts "
-                "them?): no CKA with it"
-            )
-        elif tensor in outcome.mixed:
-            logger.warning(
-                f"{path}: {named} depends on the other images of a batch, which the result of the "
-                "model does not: so does its CKA (--batch-size)"
-            )
-        elif tensor in outcome.constant:
-            logger.warning(
-                f"{path}: {named} is the same for all images, or differs no more than by rounding: "
-                "no CKA with it"
-            )
-        elif tensor in outcome.coincident:
-            logger.warning(
-                f"{path}: {named} is the same for so many images that their median distance is 0: "
-                "no CKA with it for --kernel rbf"
-            )
+    """Say of which layers of a network there is no CKA, or one that depends on the batches."""
+    layers: dict[str, list[str]] = {}  # by what is said of them
+    for layer in outcome.selection.layers:
+        if told := _remark(outcome, layer.same_as):
+            layers.setdefault(told, []).append(layer.name)
+    for told, names in layers.items():
+        logger.warning(f"{outcome.selection.checkpoint.path}: {told.format(told_names(names))}")
 
 
-def _tell_missing(outcome: Outcome, reference: Outcome, layer: Layer, other: Layer) -> None:
-    """Say why there is no CKA of two layers, unless it has been said of one of them."""
-    if layer.same_as in outcome.explained or other.same_as in reference.explained:
-        return
-    logger.warning(
-        f"{outcome.selection.checkpoint.path}: no CKA of {layer.name} with {other.name}: an HSIC "
-        "with itself is not positive and finite (too few images for this estimator, activations "
-        "that are not finite, or some in a later batch so much larger than in the first that their "
-        "squares are not, for which a larger --batch-size may help)"
-    )
+def _remark(outcome: Outcome, tensor: str) -> str | None:
+    """What is to be said of layers with this tensor, whose names go into the braces."""
+    if tensor in outcome.unaligned:
+        return (
+            "no CKA of {}: not one row for each image, all of one length and in the order of the "
+            "images (seen, or called for, only some of them, or sorted?)"
+        )
+    if tensor in outcome.mixed:
+        return (
+            "CKA of {} depends on the other images of a batch, unlike the result of the model "
+            "(--batch-size)"
+        )
+    if tensor in outcome.constant:
+        return "no CKA of {}: the same for all images, or differing no more than by rounding"
+    if tensor in outcome.coincident:
+        return (
+            "no CKA of {} for --kernel rbf: the same for so many images that their median distance "
+            "is 0"
+        )
+    return None
+
+
+def _tell_missing(
+    comparison: Comparison, values: Values, networks: Mapping[Selection, Outcome]
+) -> None:
+    """Say of which pairs of layers there is no CKA, unless it has been said of one of the two."""
+    mine, theirs = networks[comparison.selection], networks[comparison.reference]
+    pairs = [
+        f"{layer.name} with {other.name}"
+        for layer, other in comparison.layers
+        if values[layer.same_as, other.same_as].cka is None
+        and layer.same_as not in mine.explained
+        and other.same_as not in theirs.explained
+    ]
+    if pairs:
+        logger.warning(
+            f"{comparison.selection.checkpoint.path}: no CKA of {told_names(pairs)}: an HSIC with "
+            "itself is not positive and finite (too few images for this estimator, activations "
+            "that are not finite, or some in a later batch so much larger than in the first that "
+            "their squares are not, for which a larger --batch-size may help)"
+        )
 
 
 def _row(

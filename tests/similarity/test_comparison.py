@@ -290,14 +290,45 @@ def test_a_dead_layer_is_told_once_and_its_cells_are_empty(run, runs, tmp_path):
 
     dead = rewritten(runs.clean, tmp_path / "dead.safetensors", kill)
     half = run("cka", dead, runs.clean, "--layers", "block3", "--precision", "bf16")
-    assert half.code == 0 and "block3 is the same for all images" in half.stderr
+    assert half.code == 0 and "no CKA of block3: the same for all images" in half.stderr
     result = run("cka", dead, runs.clean, "--pairs", "all")
     assert result.code == 0
     empty = {row["layer"] for row in rows(result.stdout) if row["cka"] == ""}
     assert {"block3.norm", "block3.relu", "block3"} <= empty and "block2" not in empty
     assert "nan" not in result.stdout.lower()
-    assert result.stderr.count("block3.norm is the same for all images") == 1
-    assert "block3.relu, block3 is the same for all images" in result.stderr
+    assert result.stderr.count("warning: ") == 1
+    assert "no CKA of block3.norm, block3.relu, block3, block4.conv, " in result.stderr
+
+
+class Dead(nn.Module):
+    """`body` has eight layers whose output is constant."""
+
+    def __init__(self, num_classes=10, scale=0.0) -> None:
+        super().__init__()
+        self.scale, self.body = scale, nn.Sequential(*(nn.Linear(64, 64) for _ in range(7)))
+        self.fc = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        x = images.flatten(1)
+        return self.fc(x + self.body(x * self.scale))
+
+
+@pytest.mark.parametrize(
+    "scale, named",
+    [
+        (0.0, "body.0, body.1, body.2, body.3, body.4 and 3 more: the same for all images"),
+        (1e39, "body.0 with body.0, body.1 with body.1, body.2 with body.2, "),
+    ],
+)
+def test_one_warning_names_the_first_of_many_layers_without_cka(run, tmp_path, scale, named):
+    """Layers that are constant, and pairs of layers that are not finite."""
+    save_file(Dead().state_dict(), path := tmp_path / "dead.safetensors")
+    command = ("cka", path, path, "--data", "digits", "--layers", "body*", "--format", "csv")
+    result = run(*command, "--model", f"{__file__}:Dead?scale={scale}")
+    assert result.code == 0, result.stderr
+    assert len(found := rows(result.stdout)) == 8 and not any(row["cka"] for row in found)
+    (told,) = [line for line in result.stderr.splitlines() if "warning: " in line]
+    assert f"dead.safetensors: no CKA of {named}" in told and " and 3 more: " in told
 
 
 NO_FEATURES = """
@@ -324,7 +355,7 @@ def test_cells_of_a_layer_without_features_are_empty(run, tmp_path, estimator, k
     save_file(weights, path := tmp_path / "net.safetensors")
     command = ("cka", path, path, "--model", f"{tmp_path}/net.py:Net", "--data", "digits")
     result = run(*command, "--pairs", "all", "--estimator", estimator, "--kernel", kernel)
-    assert result.code == 0 and "rest is the same for all images" in result.stderr
+    assert result.code == 0 and "no CKA of rest: the same for all images" in result.stderr
     cells = {(row["layer"], row["reference_layer"]): row["cka"] for row in rows(result.stdout)}
     assert {pair for pair, value in cells.items() if not value} == {
         pair for pair in cells if "rest" in pair
@@ -421,9 +452,9 @@ def test_layers_that_do_not_see_all_images_in_order_have_no_cka(
         assert (row["cka"] != "") == has_cka, row
     others = {row["layer"] for row in table} - full
     assert {"tokens", "sorted"} <= others
-    for name in others:
-        told = f"0.safetensors: {name} does not give one row for each image"
-        assert result.stderr.count(told) == 1
+    named = [name for name in dict.fromkeys(row["layer"] for row in table) if name in others]
+    told = f"0.safetensors: no CKA of {', '.join(named)}: not one row for each image"
+    assert result.stderr.count(told) == 1
     assert "not positive" not in result.stderr
     alone = run(*command, "--pairs", pairs, "--batch-size", 50, "--layers", "stem,gate,fc")
     expected = {(row["layer"], row["reference_layer"]): row["cka"] for row in rows(alone.stdout)}
@@ -455,8 +486,8 @@ def test_rows_that_rarely_are_those_of_other_images_and_rows_that_mix_them(run, 
     command = ("cka", tmp_path / "0.safetensors", tmp_path / "1.safetensors", "--data", "digits")
     result = run(*command, "--model", f"{__file__}:Rows")
     assert {row["layer"] for row in rows(result.stdout) if row["cka"] == ""} == {"sorted"}
-    assert "0.safetensors: sorted does not give one row for each image" in result.stderr
-    assert "0.safetensors: mixed depends on the other images of a batch" in result.stderr
+    assert "0.safetensors: no CKA of sorted: not one row for each image" in result.stderr
+    assert "0.safetensors: CKA of mixed depends on the other images of a batch" in result.stderr
     assert result.stderr.count("warning") == 4  # of both networks
 
 
@@ -505,7 +536,7 @@ def test_a_layer_whose_sigma_is_not_known_has_no_cka(run, runs, monkeypatch):
     monkeypatch.setattr(measuring, "_median_distances", lambda *_: {})
     result = run("cka", runs.noisy, runs.clean, "--layers", "fc", "--kernel", "rbf")
     assert rows(result.stdout)[0]["cka"] == ""
-    assert "fc does not give one row for each image" in result.stderr
+    assert "no CKA of fc: not one row for each image" in result.stderr
 
 
 @pytest.mark.parametrize("estimator", ["exact", "unbiased"])
@@ -564,7 +595,7 @@ def test_each_network_is_tried_though_others_are_equal_but_for_their_weights(run
     for pair in ((sorts, plain), (plain, sorts)):
         result = run("cka", *pair, *model)
         assert {row["layer"] for row in rows(result.stdout) if row["cka"] == ""} == {"enc"}
-        assert f"{sorts}: enc does not give one row for each image" in result.stderr
+        assert f"{sorts}: no CKA of enc: not one row for each image" in result.stderr
     looked: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         look = measuring.misplaced
