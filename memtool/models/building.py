@@ -57,8 +57,8 @@ def _build_from_factory(spec: ModelSpec) -> nn.Module:
     model = _unwrapped(factory_of(spec)(**options))
     if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
         raise MemtoolError(
-            f"model {spec.name!r}: gives a {type(model).__name__}, not a torch.nn.Module whose "
-            "layers run in Python"
+            f"model {spec.name!r}: gives an object of type {type(model).__name__}, not a "
+            "torch.nn.Module whose layers run in Python"
         )
     for key, value in model.state_dict().items():
         if not isinstance(value, torch.Tensor):

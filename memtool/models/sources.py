@@ -92,6 +92,8 @@ def factory_of(spec: ModelSpec) -> "Factory":
     if source == "timm" and (bare := name.partition(".")[0]) in _timm_names():
         entry: Factory = _timm().models.model_entrypoint(bare)
         return entry
+    if spec.name.endswith(".py"):
+        raise MemtoolError(f"model {spec.name!r}: name its function, too: {spec.name}:FACTORY")
     raise MemtoolError(_unknown(spec.name))
 
 
@@ -160,6 +162,13 @@ def _function_in(path: Path, source: bytes, wanted: str) -> "Factory":
         nearest = get_close_matches(wanted, callables, n=3) or callables[:3]
         raise MemtoolError(
             f"{path}: has no function or class {wanted!r}; it has: {', '.join(nearest) or 'none'}"
+        )
+    from torch import nn
+
+    if isinstance(factory, nn.Module):
+        raise MemtoolError(
+            f"{path}: {wanted!r} is a network, not a function or class that makes one; name one "
+            "that does"
         )
     return typing.cast("Factory", factory)
 

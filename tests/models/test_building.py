@@ -114,7 +114,7 @@ def test_what_is_wrapped_around_a_model_is_taken_off(tmp_path, name):
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*")
 def test_a_scripted_model_is_refused(tmp_path):
-    with pytest.raises(MemtoolError, match="gives a RecursiveScriptModule, not a torch.nn.Module"):
+    with pytest.raises(MemtoolError, match="of type RecursiveScriptModule, not a torch.nn.Module"):
         models.build(models.parse(f"{factories(tmp_path)}:scripted"))
 
 

@@ -63,6 +63,7 @@ def test_a_timm_option_of_another_meaning_is_left_alone():
         ("timm:hf-hub:someone/something", "unknown model"),
         ("resnet18?width", "options go as NAME"),
         ("nowhere.py:make", "nowhere.py: cannot be read"),
+        ("net.py?width=6", "model 'net.py': name its function, too: net.py:FACTORY"),
         ("nowhere.json", "nowhere.json: cannot be read"),
     ],
 )
@@ -111,10 +112,17 @@ def test_a_factory_of_ones_own_is_called_with_the_options_typed(own):
         models.parse(f"{own}?depth=3")
 
 
+def test_a_network_in_place_of_its_factory_is_told_apart(tmp_path):
+    path = tmp_path / "nets.py"
+    path.write_text("from torch import nn\nnet = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n")
+    with pytest.raises(MemtoolError, match="nets.py: 'net' is a network, not a function or class"):
+        models.parse(f"{path}:net")
+
+
 def test_what_goes_wrong_in_ones_own_factory_is_told_in_a_line(own, tmp_path):
     with pytest.raises(MemtoolError, match="net.py: has no function or class 'mak'; it has: make"):
         models.parse("net.py:mak")
-    with pytest.raises(MemtoolError, match="gives a int, not a torch.nn.Module"):
+    with pytest.raises(MemtoolError, match="gives an object of type int, not a torch.nn.Module"):
         models.build(models.parse("net.py:number"))
     with pytest.raises(MemtoolError, match="cannot be built: ValueError: no such$"):
         models.build(models.parse("net.py:broken"))
