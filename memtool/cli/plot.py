@@ -114,6 +114,7 @@ def plot(
         bool,
         typer.Option("--terminal", help="Show the figure on the terminal, too, drawn with letters"),
     ] = False,
+    quiet: options.Quiet = False,
 ) -> None:
     """Draw the figures of the paper from tables
 
