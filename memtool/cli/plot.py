@@ -9,7 +9,7 @@ import typer
 
 from memtool import MemtoolError, tables
 from memtool.cli import app
-from memtool.cli.options import comma_separated, write
+from memtool.cli.options import Quiet, comma_separated, write
 from memtool.cli.options import ratios as as_ratios
 from memtool.figures.options import XAxis
 
@@ -114,7 +114,7 @@ def plot(
         bool,
         typer.Option("--terminal", help="Show the figure on the terminal, too, drawn with letters"),
     ] = False,
-    quiet: options.Quiet = False,
+    quiet: Quiet = False,
 ) -> None:
     """Draw the figures of the paper from tables
 

@@ -34,6 +34,17 @@ def test_the_option_net_of_control_draws_the_difference(run, tmp_path):
     assert not figure.exists()
 
 
+def test_quiet_means_no_notes(run, tmp_path):
+    rows = with_control(stitch_rows())
+    rows[0]["control_accuracy"] = None  # a cut that a note says is left out
+    source, figure = tmp_path / "rows.jsonl", tmp_path / "f.svg"
+    source.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = ("plot", source, "--net-of-control", "-o", figure)
+    loud, quiet = run(*command), run(*command, "-q")
+    assert loud.code == quiet.code == 0, loud.stderr + quiet.stderr
+    assert "left out where there is no control" in loud.stderr and quiet.stderr == ""
+
+
 @pytest.mark.parametrize(
     ("name", "options", "message"),
     [
