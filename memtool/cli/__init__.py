@@ -67,9 +67,9 @@ class Group(TyperGroup):
             if UNMAPPED not in str(error):
                 raise
             raise _failed(error, f"{error}: memory is limited (ulimit -v)") from error
+        except Stopped:
+            raise
         except SystemExit as error:
-            if isinstance(error, Stopped):
-                raise
             told = f"the code of a network ended the program: {one_line(error)}"
             raise _failed(error, told) from error
         except typer.BadParameter as error:

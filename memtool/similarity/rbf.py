@@ -37,7 +37,10 @@ def sample(n: int) -> list[int]:
 def rbf(x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, sigma: Tensor) -> Tensor:
     """Values of the kernel (n, m) for features x (n, p) and y (m, p), relative to the same origin,
     whose squared norms are `rows` (n,) and `columns` (m,). There is no kernel if sigma is 0."""
-    return torch.exp(_squared_distances(x, y, rows, columns, sigma.square()) / (-2 * sigma**2))
+    squared = _of_products(x @ y.T, rows, columns)
+    if _loses_digits(squared, rows, columns, sigma**2):
+        squared = _in_float64(x, y)
+    return torch.exp(squared / (-2 * sigma**2))
 
 
 def median_distance(x: Tensor) -> Tensor:
@@ -47,25 +50,17 @@ def median_distance(x: Tensor) -> Tensor:
         x = x.to(type_of_mean(x)) - mean_of(x)
         x = scaled(x, scale := scale_of(magnitude([x])))
         norms = torch.linalg.vector_norm(x, dim=1).square()
-        typical = _between_different(_of_products(x @ x.T, norms, norms)).median()
-        squared = _squared_distances(x, x, norms, norms, typical)
+        squared = _of_products(x @ x.T, norms, norms)
+        if _loses_digits(squared, norms, norms, _between_different(squared).median()):
+            squared = _in_float64(x, x)
         of_features, of_products = (torch.finfo(z.dtype).eps for z in (x, squared))
         rounding = max((ROUNDING * of_features) ** 2, OF_PRODUCTS * of_products)
         squared = squared.masked_fill(squared <= rounding * (norms[:, None] + norms), 0)
     return wide(_between_different(squared).median().sqrt()) / scale
 
 
-def _squared_distances(
-    x: Tensor, y: Tensor, rows: Tensor, columns: Tensor, variance: Tensor
-) -> Tensor:
-    """Squared distances (n, m), right to a small part of the variance of the kernel.
-
-    Those of near examples far from the origin are small differences of large inner products: where
-    a kernel would show that, they are computed in float64.
-    """
-    squared = _of_products(x @ y.T, rows, columns)
-    if x.dtype == torch.float64 or not _loses_digits(squared, rows, columns, variance):
-        return squared
+def _in_float64(x: Tensor, y: Tensor) -> Tensor:
+    """Squared distances (n, m) between features x (n, p) and y (m, p)."""
     x_norms, y_norms = (wide(z.new_zeros(len(z))) for z in (x, y))
     products = wide(x.new_zeros(len(x), len(y)))
     for a, b in zip(x.split(CHUNK, dim=1), y.split(CHUNK, dim=1), strict=True):
@@ -82,7 +77,11 @@ def _of_products(products: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 def _loses_digits(squared: Tensor, rows: Tensor, columns: Tensor, variance: Tensor) -> bool:
-    """Whether rounding of squared distances changes a value of the kernel by more than PART."""
+    """Whether rounding of squared distances in float32 changes a value of a kernel of that variance
+    by more than PART: those of near examples far from the origin are small differences of large
+    inner products."""
+    if squared.dtype == torch.float64:
+        return False
     rounding = OF_PRODUCTS * torch.finfo(squared.dtype).eps * (rows[:, None] + columns)
     return bool(((rounding > PART * variance) & (squared <= NEAR * variance)).any())
 
