@@ -171,11 +171,11 @@ def _findings(findings: Sequence[FindingRow]) -> Markup:
     return joined(
         element(
             "p",
-            "Each claim is decided by one number. First, middle and last third are those of the "
-            "depth; convergence is the CKA to the own final model, averaged over the epochs; "
-            "Spearman is the rank correlation. A claim holds, or does not, only if the whole "
-            "interval over the seeds is beyond a bound; with one seed there is no interval, and "
-            "the number alone decides.",
+            "Each claim is decided by one number. First and last third are those of the depth, and "
+            "the middle cut is at half of it; convergence is the CKA to the own final model, "
+            "averaged over the epochs; Spearman is the rank correlation. A claim holds, or does "
+            "not, only if the whole interval over the seeds is beyond a bound; with one seed there "
+            "is no interval, and the number alone decides.",
         ),
         _table("cards", ("Claim", "Verdict", "Why"), rows),
     )
